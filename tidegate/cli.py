@@ -1,4 +1,4 @@
-"""``tidegate``: the command line. Each verb is a file of its own, imported when it is called."""
+"""``tidegate``: the command line. Each verb is a file in ``commands/``, imported when used."""
 
 import errno
 import importlib
@@ -9,26 +9,27 @@ from typing import Any
 
 import click
 
+from tidegate.commands import exit_code
+from tidegate.commands.exit_code import ExitCode
+
 TRACEBACK = "TIDEGATE_TRACEBACK"
-# Exit codes of every verb; docs/operating.md lists them too.
-DONE, FAILED, WRONG_USAGE, NOTHING, STOPPED = 0, 1, 2, 3, 130
-VERBS = {
-    "up": "tidegate.commands.up",
-    "status": "tidegate.commands.status",
-    "convert": "tidegate.commands.convert",
-    "prove": "tidegate.commands.prove",
-    "publish": "tidegate.commands.publish",
-    "rollback": "tidegate.commands.rollback",
-    "versions": "tidegate.commands.versions",
-    "prune": "tidegate.commands.prune",
-    "canary": "tidegate.commands.canary",
-    "promote": "tidegate.commands.promote",
-    "lint": "tidegate.commands.lint",
-    "optimize": "tidegate.commands.optimize",
-    "keys": "tidegate.commands.keys",
-    "audit": "tidegate.commands.audit",
-    "demo": "tidegate.commands.demo",
-}
+VERBS = (
+    "up",
+    "status",
+    "demo",
+    "convert",
+    "prove",
+    "optimize",
+    "publish",
+    "versions",
+    "rollback",
+    "canary",
+    "promote",
+    "prune",
+    "lint",
+    "keys",
+    "audit",
+)
 
 
 class LazyGroup(click.Group):
@@ -40,7 +41,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        module = importlib.import_module(VERBS[cmd_name])
+        module = importlib.import_module(f"tidegate.commands.{cmd_name}")
         command: click.Command = module.command
         return command
 
@@ -49,31 +50,17 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:  # SIGTERM too, see ``signals``
             click.echo("tidegate: stopped", err=True)
-            ctx.exit(STOPPED)
+            ctx.exit(ExitCode.STOPPED)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup, epilog=exit_code.HELP, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(package_name="tidegate")
 def cli() -> None:
     """Put trained models into a Triton repository, prove each conversion, serve behind one gateway.
 
-    \b
-    tidegate up                          convert missing pipelines, serve, print how to call them
-    tidegate status                      what is running here, its health, and its logs
-    tidegate convert text_embedding      convert one model, prove it, publish it
-    tidegate prove NAME --against SOURCE does the published model still match the original?
-    tidegate optimize NAME               measure its candidates here, pick one, tune its config
-    tidegate publish FOLDER              check and serve a pipeline built elsewhere
-    tidegate rollback NAME               back to the version before (see tidegate versions NAME)
-    tidegate canary NAME --weight 10     part of the traffic to another version, then promote
-    tidegate prune NAME --keep 3         delete old versions
-    tidegate lint                        check the whole repository without a server
-    tidegate keys create my-app          create an API key
-    tidegate demo                        send real sentences through the running stack
-
-    Each takes --json (one document on stdout) and --repository. Exit codes: 0 done; 1 refused,
-    failed, or a check did not hold; 2 wrong usage; 3 nothing there: no stack is running, or no
-    candidate could be picked; 130 stopped by Ctrl-C or SIGTERM.
+    Each takes --json (one document on stdout) and --repository.
     """
 
 
@@ -92,12 +79,12 @@ def main() -> None:
             "pip install 'tidegate[gateway,convert,server]'"
         )
         click.secho(message, fg="red", err=True)
-        sys.exit(FAILED)
+        sys.exit(ExitCode.FAILED)
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
         click.secho(f"tidegate: {_unforeseen(error)}", fg="red", err=True)
-        sys.exit(FAILED)
+        sys.exit(ExitCode.FAILED)
 
 
 def _unforeseen(error: Exception) -> str:
@@ -129,7 +116,7 @@ def _where(error: OSError) -> str:
 def _code(error: Exception) -> int:
     from tidegate.app.claim import NothingRuns
 
-    return NOTHING if isinstance(error, NothingRuns) else FAILED
+    return ExitCode.NOTHING if isinstance(error, NothingRuns) else ExitCode.FAILED
 
 
 def _foreseen() -> tuple[type[Exception], ...]:

@@ -23,11 +23,11 @@ from tests.converters.tasks.test_tensors import linear
 from tests.converters.tensorrt import fake_trt
 from tests.converters.tensorrt.trt_machine import child_environment, machine, plant_gpu
 from tests.running import environment
+from tidegate.app.convert import ConvertOptions, run
 from tidegate.app.engines import is_on, on_engine, why_not_here
 from tidegate.app.paths import Paths
 from tidegate.app.pipelines import Built
-from tidegate.commands.convert import ConvertOptions, run
-from tidegate.commands.prove import ProveOptions, prove
+from tidegate.app.prove import ProveOptions, prove
 
 __all__ = ["machine"]
 BACKEND = '''

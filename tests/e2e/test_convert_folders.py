@@ -19,8 +19,8 @@ from serving.errors import ServingError
 from tests.command_line import tidegate
 from tests.running import environment, launch, stop, wait_ready
 from tests.tiny_models import LABELS, save_classifier
+from tidegate.app.convert import ConvertOptions, run
 from tidegate.app.paths import Paths
-from tidegate.commands.convert import ConvertOptions, run
 
 TEXTS = (
     "Where is my parcel?",

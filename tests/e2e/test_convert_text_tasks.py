@@ -13,8 +13,8 @@ from converters.tasks.text.samples import default_texts, multilingual_texts
 from tests.command_line import tidegate
 from tests.running import launch, stop, wait_ready
 from tests.tiny_models import save_embedder, save_encoder, save_tagger
+from tidegate.app.convert import ConvertOptions, run
 from tidegate.app.paths import Paths
-from tidegate.commands.convert import ConvertOptions, run
 
 TEXTS = [
     "Where is my parcel?",

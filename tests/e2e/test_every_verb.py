@@ -5,12 +5,13 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import click
-import psutil
 import pytest
 
 from serving.publish.publish import publish
@@ -21,8 +22,8 @@ from tidegate import cli
 from tidegate.app.claim import Running
 from tidegate.app.paths import Paths
 from tidegate.app.stack import Stack, StackOptions
-from tidegate.cli import DONE, FAILED, NOTHING, WRONG_USAGE
-from tidegate.commands.status import Report, _print
+from tidegate.app.status import Report
+from tidegate.commands.exit_code import ExitCode
 
 
 def _leaves(command, path=()):
@@ -36,6 +37,7 @@ def _leaves(command, path=()):
 
 
 VERBS = _leaves(cli.cli)
+DONE, FAILED, WRONG_USAGE, NOTHING, STOPPED = ExitCode
 # Each verb in an empty home: no repository, no stack, no key. It says what is missing, or finds
 # nothing wrong.
 NOWHERE = {
@@ -190,9 +192,8 @@ def test_an_interrupted_verb_says_so_with_its_own_exit_code(tmp_path):
             stderr=subprocess.PIPE,
             text=True,
         )
-        lock = tmp_path / ".model_repository.staging" / "lock"
         try:
-            _wait_until_open(waiting.pid, lock)
+            _wait_until_it_catches_sigterm(waiting.pid)
             waiting.terminate()
             _, err = waiting.communicate(timeout=60)
         finally:
@@ -200,23 +201,25 @@ def test_an_interrupted_verb_says_so_with_its_own_exit_code(tmp_path):
     finally:
         holder.kill()
         holder.communicate()
-    assert (waiting.returncode, err) == (cli.STOPPED, "tidegate: stopped\n")
+    assert (waiting.returncode, err) == (STOPPED, "tidegate: stopped\n")
 
 
-def _wait_until_open(pid, path):
-    def is_open():
-        return any(open_file.path == str(path) for open_file in psutil.Process(pid).open_files())
+def _wait_until_it_catches_sigterm(pid):
+    """From then on it cannot end before the lock is released, except by the signal."""
 
-    wait_until(is_open, 60, "the publisher's wait for the lock")
+    def catches():
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        caught = next(line for line in lines if line.startswith("SigCgt:"))
+        return bool(int(caught.split()[1], 16) & 1 << (signal.SIGTERM - 1))
+
+    wait_until(catches, 60, "the publisher's handler of SIGTERM")
 
 
-def test_a_triton_that_does_not_answer_is_not_reported_as_serving_nothing(capsys):
+def test_a_triton_that_does_not_answer_is_not_reported_as_serving_nothing():
     running = Running(1, "/home", "/models", "http://[::1]:1", "", {"grpc": 1}, 1, ["mood"], [])
     silent = Report(running, triton="does not answer", pipelines={"mood": "ready"})
-    _print(silent)
-    assert "mood: version not known   ready" in capsys.readouterr().out
-    _print(replace(silent, versions={"mood": []}))
-    assert "mood: version none   ready" in capsys.readouterr().out
+    assert "  mood: version not known   ready" in silent.lines()
+    assert "  mood: version none   ready" in replace(silent, versions={"mood": []}).lines()
 
 
 def test_the_printed_commands_are_served_and_can_be_pasted(tmp_path):

@@ -1,19 +1,22 @@
 """``tidegate optimize`` on a tiny model: measured, picked, published, resumed, refused cleanly."""
 
 import json
+from datetime import timedelta
 
 import pytest
+from click import BadParameter
 from click.testing import CliRunner
 
 from converters.optimize import benchmark_process, timing
 from converters.proof.record import Record
 from converters.tasks.text.samples import default_texts
 from tests.tiny_models import save_classifier
+from tidegate.app.optimize import BOTH, OptimizeOptions, convert_line, run
 from tidegate.app.optimize_candidates import original_options
 from tidegate.app.paths import Paths
 from tidegate.app.published import engine_folder
 from tidegate.cli import cli
-from tidegate.commands.optimize import BOTH, Duration, OptimizeOptions, convert_line, run
+from tidegate.commands.options import Duration
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +48,11 @@ def quick(monkeypatch):
 
 
 @pytest.mark.timeout(400)  # a conversion and two proofs on a busy machine
-def test_a_tiny_model_is_measured_picked_and_published(options, model, quick, capsys):
+def test_a_tiny_model_is_measured_picked_and_published(options, model, quick):
     paths, messages = Paths(model), []
-    assert run(options, paths, messages.append) == 0
+    tables = []
+    result = run(options, paths, messages.append, show=tables.append)
+    assert result.is_picked
     folder = model / ".tidegate" / "optimize" / "mood"
     document = json.loads((folder / "optimize.json").read_text())
     rows = {row["name"]: row for row in document["candidates"]}
@@ -66,8 +71,8 @@ def test_a_tiny_model_is_measured_picked_and_published(options, model, quick, ca
     # The pick is active now, proved under its own tolerances.
     record = Record.load(engine_folder(paths.repository, "mood") / "proof.json")
     assert (record.precision, record.passed) == (document["pick"], True)
-    output = capsys.readouterr().out
-    assert f"{document['pick']} <- pick" in output
+    assert f"{document['pick']} <- pick" in "\n".join(tables)
+    assert result.documents["model"]["pick"] == document["pick"]
     assert (folder / "optimize.png").stat().st_size > 10_000
     assert (folder / "optimize.svg").is_file()
     assert any("pass 1 of" in line for line in messages)
@@ -77,7 +82,7 @@ def test_measurements_are_cached(options, model, quick):
     """In the same folder as the previous test: nothing is timed or compared again."""
     messages: list[str] = []
     again = OptimizeOptions(**{**vars(options), "publish": False})
-    assert run(again, Paths(model), messages.append, as_json=True) == 0
+    assert run(again, Paths(model), messages.append, show=str).is_picked
     assert not [line for line in messages if "pass" in line or "comparing" in line]
 
 
@@ -85,7 +90,7 @@ def test_measurements_are_cached(options, model, quick):
     ("arguments", "message"),
     [
         (["nothing"], "there is no model 'nothing': give its original with --against"),
-        (["text_embedding", "--budget", "soon"], "write 90s, 10m or 1h"),
+        (["text_embedding", "--budget", "soon"], "90s, 10m, 24h or 30d"),
         (["text_embedding", "--prune", "heads=3"], "write heads=0.25"),
         (["text_embedding", "--against", "./other"], "leave out --against"),
         (["mood", "--against", "no-such-folder"], "pass --task"),
@@ -101,7 +106,11 @@ def test_invalid_options_are_a_usage_error(arguments, message, tmp_path, monkeyp
 
 def test_durations():
     read = Duration().convert
-    assert [read(text, None, None) for text in ("90", "90s", "1.5m", "1h")] == [90, 90, 90, 3600]
+    durations = [read(text, None, None) for text in ("90", "90s", "1.5m", "1h", "2d")]
+    assert [duration.total_seconds() for duration in durations] == [90, 90, 90, 3600, 2 * 86400]
+    assert Duration(allow_zero=True).convert("0s", None, None) == timedelta()
+    with pytest.raises(BadParameter, match="90s, 10m, 24h or 30d"):
+        read("0s", None, None)
 
 
 def test_both_parts_run_unless_one_is_selected():

@@ -14,11 +14,11 @@ from converters.conversion import ask_original, prove_graph, reference_in
 from converters.task import ConversionRequest
 from tests.running import environment
 from tests.tiny_models import save_classifier
+from tidegate.app.convert import ConvertOptions, run
 from tidegate.app.paths import Paths
 from tidegate.app.published import copy_pipeline
 from tidegate.app.scratch import proved_through_triton
 from tidegate.app.task_registry import TASKS
-from tidegate.commands.convert import ConvertOptions, run
 
 
 def _ignore_progress(text: str) -> None:
@@ -172,7 +172,7 @@ def test_the_verb_passes_or_fails_and_changes_nothing(published, tmp_path):
 def test_a_graph_other_than_the_proved_one_is_reported(tmp_path):
     """However small the change: 8 bits may round off more than many faults do."""
     from converters.cache import files_sha256
-    from tidegate.commands.prove import SAME_ENGINE, _same_engine
+    from tidegate.app.prove import SAME_ENGINE, _same_engine
 
     (tmp_path / "model.onnx").write_bytes(b"one")
     recorded = files_sha256([tmp_path / "model.onnx"])

@@ -99,6 +99,6 @@ def test_other_names_are_accepted(name):
 def test_optimize_removes_no_folder_outside_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path))
     (tmp_path / "precious").mkdir()
-    arguments = ["../../precious", "--against", "m.onnx", "--fresh", "--only", "profiles"]
+    arguments = ["../../precious", "--against", "m.onnx", "--fresh", "--only", "model"]
     assert CliRunner().invoke(optimize_command, arguments).exit_code == 2
     assert (tmp_path / "precious").is_dir()

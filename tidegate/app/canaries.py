@@ -2,14 +2,16 @@
 pipeline of its own, and ``[routes]`` in the ``gateway.toml`` of each stack that serves the
 repository, which decides who is sent to it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from serving.errors import PublishFailed, ServingError
-from serving.publish.canary import canaries, canary_name, start, stop, unload_left
+from serving.publish.canary import canaries, canary_name, promote, start, stop, unload_left
+from serving.publish.versions import require_published, versions
 from serving.repository.model_repository import is_published
+from tidegate.app import rollout
 from tidegate.app.routes_file import PER, Per, Route, read_route, set_weights, wait_until_taken
 
 if TYPE_CHECKING:
@@ -181,3 +183,145 @@ def share_of(percent: int, per: Per, name: str) -> str:
     """A weight in words, such as ``10 % of the callers of mood``."""
     unit = "callers" if per == PER else "requests"
     return f"{percent} % of the {unit} of {name}"
+
+
+@dataclass(frozen=True)
+class CanaryOptions:
+    """``percent`` 0 ends the canary; ``version`` None is the newest that is not active, or the one
+    that runs; ``per`` None keeps what a running canary has."""
+
+    name: str
+    percent: int
+    version: int | None = None
+    per: Per | None = None
+
+
+@dataclass(frozen=True)
+class CanaryChange:
+    """The canaries after a change: ``running`` has name, version, percent and per of each,
+    ``removed`` the names of those that ended, ``silent`` the servers that did not answer."""
+
+    options: CanaryOptions
+    repository: Path
+    version: int | None
+    running: Sequence[dict[str, Any]]
+    removed: Sequence[str]
+    served_by: Sequence[str]
+    silent: Sequence[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "pipeline": self.options.name,
+            "repository": str(self.repository),
+            "canaries": self.running,
+            "gone": self.removed,
+            "served_by": self.served_by,
+            "no_answer_from": self.silent,
+        }
+
+    def lines(self) -> Iterator[str]:
+        name, percent = self.options.name, self.options.percent
+        if self.version is None:
+            routed = [canary["name"] for canary in self.running if canary["percent"]]
+            remainder = f"{', '.join(routed)} stays" if routed else f"{name} serves everyone"
+            yield f"{', '.join(self.removed)} was removed: {remainder}{self._pending()}"
+            return
+        for canary in self.removed:
+            yield f"{canary} was loaded but got no traffic: it was removed"
+        canary = canary_name(name, self.version)
+        per = next(route["per"] for route in self.running if route["name"] == canary)
+        yield f"{canary} gets {share_of(percent, per, name)}{self._pending()}"
+
+    def _pending(self) -> str:
+        """Which servers the change has not reached yet, as the end of a message; '' if it has
+        reached all."""
+        if self.silent:
+            return (
+                f". {', '.join(self.silent)} did not answer and was not changed: run the same "
+                "command again when it does"
+            )
+        if not self.served_by:
+            return (
+                " from the next start on: no running server was found for this repository (name "
+                "one elsewhere with --server HOST:PORT)"
+            )
+        return ""
+
+
+def set_canary(
+    options: CanaryOptions,
+    paths: "Paths",
+    say: rollout.Say,
+    grace_s: float,
+    addresses: Sequence[str],
+) -> CanaryChange:
+    """Start, change or end the canary of a pipeline on every server of the repository. Raises
+    PublishFailed."""
+    repository, version = paths.repository, options.version
+    with rollout.deployment(paths, repository, say, grace_s, addresses) as deployment:
+        canaries = Canaries(
+            repository, options.name, policies(paths, rollout.running(paths, repository))
+        )
+        if options.percent == 0:
+            names = None if version is None else {canary_name(options.name, version)}
+            if names and not names & set(canaries.loaded()):
+                raise PublishFailed(f"{options.name} has no canary of version {version}")
+            removed = canaries.end(deployment, names)
+            if not removed:
+                raise PublishFailed(f"{options.name} has no canary")
+            started = None
+        else:
+            started = version or _default_version(canaries)
+            removed = canaries.begin(deployment, started, options.percent, options.per)
+        route = canaries.route()
+        running = [
+            {
+                "name": name,
+                "version": number,
+                "percent": route.routed.get(name, 0),
+                "per": route.per,
+            }
+            for name, number in canaries.loaded().items()
+        ]
+        return CanaryChange(
+            options,
+            repository,
+            started,
+            running,
+            removed,
+            [replica.address for replica in deployment.replicas],
+            list(deployment.silent),
+        )
+
+
+def promote_canary(
+    paths: "Paths",
+    name: str,
+    version: int | None,
+    say: rollout.Say,
+    grace_s: float,
+    addresses: Sequence[str],
+) -> rollout.Outcome:
+    """Make the canary's version (``version``, if several run) the active one, and end the canary.
+    Raises PublishFailed."""
+    repository = paths.repository
+    require_published(repository, name)
+    with rollout.deployment(paths, repository, say, grace_s, addresses) as deployment:
+        canaries = Canaries(repository, name, policies(paths, rollout.running(paths, repository)))
+        number = canaries.routed_version(version)
+        promote(deployment, name, number)
+        canaries.end(deployment)
+        return rollout.Outcome.of(deployment, paths, name, number)
+
+
+def _default_version(canaries: Canaries) -> int:
+    """The running canary's version, or the newest version that is not active."""
+    candidates = list(canaries.routed().values()) or list(canaries.loaded().values())
+    candidates = candidates or [
+        version.number
+        for version in versions(canaries.repository, canaries.name)
+        if not version.is_active
+    ]
+    if not candidates:
+        raise PublishFailed(f"{canaries.name} has no other version")
+    return candidates[-1]

@@ -93,7 +93,7 @@ def tune(options: ConfigSearchOptions, paths: Paths, say: Say) -> ConfigSearchRe
     }
     job = search.Job(repository, paths.state, bodies=bodies(fields, options.samples), **job_options)
     result = search.tune(job, say)
-    with deployment(paths, repository) as target:
+    with deployment(paths, repository, say) as target:
         written = write_tuned(target, result)
         committed = commit(target, result) if options.commit else []
     return ConfigSearchReport(result, written, committed)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from converters.cache import Progress
     from converters.optimize.budget import Budget
     from converters.optimize.findings import Findings
-    from tidegate.commands.optimize import OptimizeOptions
+    from tidegate.app.optimize import OptimizeOptions
 
 
 def find(

@@ -1,72 +1,34 @@
-"""Shared by the verbs that change a repository: its servers, and a line for each phase."""
+"""A change of one or several repositories, on every server that runs on them."""
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tidegate.app.paths import Address, Paths
-from tidegate.commands.convert import progress
+from tidegate.app.paths import Paths
 
 if TYPE_CHECKING:
     from serving.publish.deployment import Deployment
     from serving.triton.servers import Server
 
-repositories = click.option(
-    "--repository",
-    "repositories",
-    multiple=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="The repository; several are changed one after the other. Default: model_repository/.",
-)
-grace = click.option(
-    "--grace",
-    "grace_s",
-    type=click.FloatRange(0, 3600),
-    default=2.0,
-    show_default=True,
-    help="Seconds that the old version stays loaded after the change; a canary stays until the "
-    "gateways no longer route to it, and for at least 2 s.",
-)
-
-servers = click.option(
-    "--server",
-    "addresses",
-    multiple=True,
-    type=Address(),
-    help="A Triton (gRPC) that serves the repository but is not found automatically: on another "
-    "machine, or in another container. Its key is read from TIDEGATE_TRITON_KEY_FILE, else "
-    ".tidegate/triton.key.",
-)
-repository = click.option(
-    "--repository",
-    "repository",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="The repository. Default: model_repository/.",
-)
+Say = Callable[[str], None]
 
 
 @contextmanager
 def deployment(
-    paths: Paths,
-    repository: Path,
-    grace_s: float = 2.0,
-    addresses: Sequence[str] = (),
-    *,
-    as_json: bool = False,
+    paths: Paths, repository: Path, say: Say, grace_s: float = 2.0, addresses: Sequence[str] = ()
 ) -> Iterator["Deployment"]:
-    """The repository with every server that runs on it now, and those at ``addresses``. Phases are
-    printed as they complete, to stderr if stdout holds JSON. PublishFailed if one of those does not
-    answer."""
+    """The repository with every server that runs on it now, and those at ``addresses``. ``say`` is
+    called as each phase completes. PublishFailed if one of ``addresses`` does not answer."""
     from serving.errors import PublishFailed
     from serving.publish.deployment import Deployment
     from serving.publish.phases import PublishPhase
     from serving.publish.replica import connected
 
-    say = progress(err=as_json)
     known = running(paths, repository, addresses)
     with connected(known) as replicas:
         answering = {replica.address for replica in replicas}
@@ -103,64 +65,89 @@ def _who_serves(answering: Collection[str], silent: Sequence[str]) -> str:
     return f"{summary}; no answer from {', '.join(silent)}" if silent else summary
 
 
-def outcome(deployment: "Deployment", paths: Paths, name: str, version: int) -> str:
-    """The last line of a verb that moved the pin: who serves the version now."""
-    where = f"{paths.shown(deployment.repository)}/"
-    if deployment.replicas:
-        message = f"{name}: version {version} serves from {where}"
-    else:
-        message = (
-            f"{name}: version {version} is the active one in {where}; no running server was "
-            "found for it: the next start serves it (name one elsewhere with --server HOST:PORT)"
+@dataclass(frozen=True)
+class Outcome:
+    """The ``version`` of the pipeline ``name`` that is active now, who serves it, and which servers
+    (``silent``) did not answer."""
+
+    name: str
+    version: int
+    repository: Path
+    served_by: Sequence[str]
+    silent: Sequence[str]
+    shown_as: str  # the repository, as a user writes it
+
+    @classmethod
+    def of(cls, deployment: "Deployment", paths: Paths, name: str, version: int) -> "Outcome":
+        return cls(
+            name,
+            version,
+            deployment.repository,
+            [replica.address for replica in deployment.replicas],
+            list(deployment.silent),
+            f"{paths.shown(deployment.repository)}/",
         )
-    if deployment.silent:
-        message += (
-            f". {', '.join(deployment.silent)} did not answer and may serve another version: when "
-            f"it answers, run tidegate publish {name}"
-        )
-    return message
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "pipeline": self.name,
+            "version": self.version,
+            "repository": str(self.repository),
+            "served_by": self.served_by,
+            "no_answer_from": self.silent,
+        }
+
+    def line(self) -> str:
+        """The last line of a verb that moved the pin."""
+        if self.served_by:
+            message = f"{self.name}: version {self.version} serves from {self.shown_as}"
+        else:
+            message = (
+                f"{self.name}: version {self.version} is the active one in {self.shown_as}; no "
+                "running server was found for it: the next start serves it (name one elsewhere "
+                "with --server HOST:PORT)"
+            )
+        if self.silent:
+            message += (
+                f". {', '.join(self.silent)} did not answer and may serve another version: when "
+                f"it answers, run tidegate publish {self.name}"
+            )
+        return message
 
 
-def document(deployment: "Deployment", name: str, version: int) -> dict[str, Any]:
-    """The same as JSON: which servers took the version, and which did not answer."""
-    return {
-        "pipeline": name,
-        "version": version,
-        "repository": str(deployment.repository),
-        "served_by": [replica.address for replica in deployment.replicas],
-        "no_answer_from": list(deployment.silent),
-    }
+@dataclass(frozen=True)
+class RolloutOptions:
+    """``repositories`` are changed one after the other (none: that of ``paths``); ``addresses``
+    are Tritons that are not found automatically, allowed with one repository only."""
+
+    repositories: Sequence[Path] = ()
+    addresses: Sequence[str] = ()
+    grace_s: float = 2.0
 
 
-def selected_repositories(paths: Paths, requested: tuple[Path, ...]) -> list[Path]:
-    return [path.resolve() for path in requested] or [paths.repository]
-
-
-def selected_repository(paths: Paths, requested: Path | None) -> Path:
-    return requested.resolve() if requested else paths.repository
-
-
-def deployments(
+def roll_out(
+    change: Callable[["Deployment"], tuple[str, int]],
+    options: RolloutOptions,
     paths: Paths,
-    requested: tuple[Path, ...],
-    grace_s: float,
-    addresses: Sequence[str] = (),
-    *,
-    as_json: bool = False,
-) -> Iterator["Deployment"]:
-    """A deployment for each repository in turn. The first that fails ends the verb: the ones before
-    it stay changed, and the error names those that are not."""
+    say: Say,
+) -> Iterator[Outcome]:
+    """Apply ``change``, which returns a pipeline's name and active version, to each repository.
+
+    The first that fails ends it: the ones before it stay changed, and the error names those that
+    are not (RolloutStopped).
+    """
     from serving.errors import RolloutStopped, ServingError
 
-    repositories = selected_repositories(paths, requested)
-    if addresses and len(repositories) > 1:
+    repositories = [path.resolve() for path in options.repositories] or [paths.repository]
+    if options.addresses and len(repositories) > 1:
         raise click.UsageError(
             "--server does not name a repository: pass exactly one --repository with it"
         )
     for count, path in enumerate(repositories):
         try:
-            with deployment(paths, path, grace_s, addresses, as_json=as_json) as current:
-                yield current
+            with deployment(paths, path, say, options.grace_s, options.addresses) as current:
+                name, version = change(current)
+                yield Outcome.of(current, paths, name, version)
         except ServingError as error:
             if not count:
                 raise

@@ -2,8 +2,10 @@
 
 import contextlib
 import http.client
+import json
 import os
 import shlex
+import signal
 import ssl
 import subprocess
 import sys
@@ -39,6 +41,7 @@ from tidegate.app.gateway_watch import GatewayWatch
 from tidegate.app.log_keeper import LogKeeper
 from tidegate.app.paths import Paths
 from tidegate.app.pipelines import is_current
+from tidegate.app.signals import interrupt_on_sigterm
 from tidegate.app.task_registry import KNOWN
 
 # For the gateway to start and probe each model's golden sample for the first time.
@@ -47,6 +50,8 @@ GATEWAY_STOP_S = 15.0
 GATEWAY_LOOK_S = 0.3
 GATEWAY_PAUSE_S = 1.0  # before it is started again
 DEV_KEY_NAME = "dev"
+POLL_S = 0.3
+FAILED_S = 5.0  # the pause after a check that could not be made
 
 
 @dataclass(frozen=True)
@@ -483,3 +488,32 @@ def ask(url: str, certificate_file: str, key: str = "") -> tuple[bool, str]:
         return False, error.read().decode()
     except (OSError, http.client.HTTPException) as error:
         return False, f"{type(error).__name__}: {error}"
+
+
+def _check(stack: Stack, say: Callable[[str], None]) -> None:
+    """One check; a failure must not end the watching."""
+    try:
+        stack.check()
+    except Exception as error:
+        say(f"the stack could not be checked: {type(error).__name__}: {error}")
+        time.sleep(FAILED_S)
+
+
+def serve(stack: Stack, say: Callable[[str], None]) -> None:
+    """Run the stack until a signal; whatever happens, none of it is left running."""
+    interrupt_on_sigterm()
+    try:
+        stack.start()
+        as_json = stack.options.as_json
+        click.echo(json.dumps(asdict(stack.running())) if as_json else stack.startup_banner())
+        while True:
+            time.sleep(POLL_S)
+            _check(stack, say)
+    except KeyboardInterrupt:
+        say("stopping ...")
+    finally:
+        # A second Ctrl-C must not leave half of it running; stopping is bounded in time.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stack.stop()
+    say("stopped")

@@ -5,10 +5,13 @@ from dataclasses import asdict
 
 import click
 
-from tidegate.app.paths import Paths, json_option, print_json, stack_option
+from tidegate.app.paths import Paths
+from tidegate.commands.exit_code import ExitCode
+from tidegate.commands.options import json_option, stack_option
+from tidegate.commands.output import print_json
 
 
-@click.group("audit")
+@click.group("audit", short_help="Check that nobody has tampered with the audit log")
 def command() -> None:
     """The audit log, .tidegate/audit.log: who asked for what, and what was decided.
 
@@ -49,4 +52,4 @@ def verify(as_json: bool, first: int) -> None:
         state = f"{len(report.faults)} faults" if report.faults else "intact"
         lines = f"lines {report.first} to {report.last}" if report.last else "no lines yet"
         click.echo(f"{lines}: {state}; last hash {report.hash}")
-    sys.exit(1 if report.faults or report.gaps else 0)
+    sys.exit(ExitCode.FAILED if report.faults or report.gaps else ExitCode.DONE)

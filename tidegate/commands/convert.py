@@ -1,26 +1,23 @@
 """``tidegate convert SOURCE``: convert, prove and publish one model."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from tidegate.app.engines import ENGINES, is_on, on_engine
-from tidegate.app.paths import Paths, json_option, print_json, repository_option
+from tidegate.app.convert import ConvertOptions, run, source_options
+from tidegate.app.engines import ENGINES
+from tidegate.app.paths import Paths
 from tidegate.app.signals import interrupt_on_sigterm
-from tidegate.app.task_registry import KNOWN, TASKS, RegisteredTask, task_of, why_not_taken
-
-if TYPE_CHECKING:
-    from converters.proof.record import Record
-    from converters.task import Task
-
-Say = Callable[[str], None]
-IDENTITY = "identity_fp32"
-# Flags with what the original's files do not say.
-SOURCE_OPTIONS = ("missing", "iteration_range", "preprocess", "base")
+from tidegate.app.task_registry import KNOWN, TASKS
+from tidegate.commands.options import (
+    base_option,
+    json_option,
+    preprocess_option,
+    repository_option,
+    samples_option,
+    task_option,
+)
+from tidegate.commands.output import print_json, progress
 
 EXAMPLES = "\n    ".join(f"tidegate convert {task.example}" for task in TASKS.values())
 HELP = f"""Convert SOURCE, prove it, and publish it into model_repository/.
@@ -35,15 +32,11 @@ HELP = f"""Convert SOURCE, prove it, and publish it into model_repository/.
     """
 
 
-@click.command("convert", help=HELP)
+@click.command("convert", short_help="Convert a model, prove it, publish it", help=HELP)
 @click.argument("source")
-@click.option("--task", type=click.Choice(list(TASKS)), help="What the model does.")
+@task_option
 @click.option("--name", help="The name of the pipeline: POST /v1/NAME.")
-@click.option(
-    "--samples",
-    type=click.Path(exists=True, path_type=Path),
-    help="Real inputs to prove it on (docs/converting.md lists the file format for each task).",
-)
+@samples_option
 @click.option(
     "--precision",
     default="fp32",
@@ -77,17 +70,8 @@ HELP = f"""Convert SOURCE, prove it, and publish it into model_repository/.
     help="XGBoost: the boosting rounds to predict with: all, best or BEGIN:END. Default: as in "
     "XGBClassifier and XGBRegressor, best after early stopping.",
 )
-@click.option(
-    "--preprocess",
-    metavar="PRESET",
-    help="Image models without a preprocessor_config.json: imagenet, imagenet-bicubic, half or "
-    "clip, with a size (imagenet:384) if it is not the model's own.",
-)
-@click.option(
-    "--base",
-    metavar="FOLDER",
-    help="LoRA adapters: the base model to merge into. Default: the one in adapter_config.json.",
-)
+@preprocess_option
+@base_option
 @click.option("--force", is_flag=True, help="Replace the pipeline published under this name.")
 @repository_option
 @json_option
@@ -97,217 +81,10 @@ def command(as_json: bool, **arguments: Any) -> None:
     options = ConvertOptions(**arguments)
     interrupt_on_sigterm()  # so that half-built files are removed
     paths = Paths.current()
-    result = run(options, paths, progress(err=as_json))
+    with progress(err=as_json) as say:
+        result = run(options, paths, say)
     if as_json:
-        print_json(_document(result, paths))
+        print_json(result.as_dict(paths))
         return
     for line in result.lines(paths):
         click.echo(line)
-
-
-@dataclass(frozen=True)
-class ConvertResult:
-    """The records of all precisions, the served one first; none for an identity model.
-    ``is_new`` is False if exactly this was already published."""
-
-    name: str
-    is_new: bool
-    records: tuple["Record", ...] = ()
-
-    def lines(self, paths: Paths) -> list[str]:
-        if not self.is_new:
-            where = paths.shown(paths.repository)
-            return [f"{self.name}: already in {where}/ (--force builds it again)"]
-        return [_line(record) for record in self.records]
-
-
-def source_options(arguments: dict[str, Any]) -> dict[str, str]:
-    """The ``ConversionRequest.options`` among the command line's ``arguments``, removed from
-    them."""
-    values = {name: arguments.pop(name, None) for name in SOURCE_OPTIONS}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-@dataclass(frozen=True)
-class ConvertOptions:
-    """The command line's arguments."""
-
-    source: str
-    task: str | None = None
-    name: str | None = None
-    samples: Path | None = None
-    precisions: tuple[str, ...] = ("fp32",)
-    accepted: str = ""
-    force: bool = False
-    engine: str = "onnx"
-    source_options: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def is_known(self) -> bool:
-        return self.source in KNOWN and self.task is None and self.name in (None, self.source)
-
-
-def run(options: ConvertOptions, paths: Paths, say: Say) -> ConvertResult:
-    """Convert, prove and publish; click.UsageError when the options make no sense."""
-    from tidegate.app.pipelines import Built, release
-
-    if options.is_known and not options.force and _is_current(options, paths.repository, say):
-        return _already_published(options.source, paths)
-    if options.source == IDENTITY and options.is_known:
-        from ensembles.identity_fp32 import PIPELINE
-
-        release(Built(PIPELINE), paths.repository, paths.state, say)
-        return ConvertResult(IDENTITY, is_new=True)
-    return _convert(options, paths, say)
-
-
-def _convert(options: ConvertOptions, paths: Paths, say: Say) -> ConvertResult:
-    from converters.conversion import ConversionOptions
-    from converters.task import ConversionRequest
-    from tidegate.app.pipelines import build, release
-
-    name, registered = _name(options), _registered_task(options)
-    require_precisions(options.precisions)
-    task = registered.open_task(
-        ConversionRequest(name, options.source, options.samples, options.source_options)
-    )
-    if not options.is_known and _is_published(task, options, paths, say):
-        return _already_published(name, paths)
-    served, *others = (
-        build(registered, task, ConversionOptions(precision, options.accepted), say)
-        for precision in options.precisions
-    )
-    served = on_engine(served, options.engine, say)
-    record = release(served, paths.repository, paths.state, say)
-    records = [record, *(other.converted.record for other in others if other.converted)]
-    return ConvertResult(name, is_new=True, records=tuple(filter(None, records)))
-
-
-def _name(options: ConvertOptions) -> str:
-    """The pipeline's name; a usage error when it is missing, invalid or one of ours."""
-    from modelspec.names import require_pipeline_name
-
-    if options.is_known:
-        return options.source
-    if options.name is None:
-        raise click.UsageError(
-            f"there is no known pipeline {options.source!r} (known: {', '.join(KNOWN)}); for a "
-            "model of your own pass --name, and --task unless the path implies it"
-        )
-    if options.name in KNOWN:
-        raise click.UsageError(
-            f"{options.name!r} is a known pipeline: give your model another name"
-        )
-    try:
-        return require_pipeline_name(options.name)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-
-
-def _registered_task(options: ConvertOptions) -> RegisteredTask:
-    known = KNOWN.get(options.source) if options.is_known else None
-    if known:
-        return known
-    reason = (
-        "" if options.source in KNOWN else why_not_taken(options.source, options.source_options)
-    )
-    if reason and not options.task:
-        from converters.errors import SourceRefused
-
-        raise SourceRefused(reason)
-    task = options.task or task_of(options.source, options.source_options)
-    if task is None:
-        raise click.UsageError(
-            f"{options.source} does not say what the model does: pass --task ({', '.join(TASKS)})"
-        )
-    return TASKS[task]
-
-
-def _is_published(task: "Task", options: ConvertOptions, paths: Paths, say: Say) -> bool:
-    """Whether exactly this is already published; PublishFailed when the name is taken."""
-    from converters.conversion import source_sha256
-    from serving.errors import PublishFailed
-    from tidegate.app.published import conflicting_models, published_record
-
-    conflicts = conflicting_models(paths.repository, task.request.name)
-    if options.force or not conflicts:
-        return False
-    record = published_record(paths.repository, task.request.name)
-    expected = (task.name, options.precisions[0], source_sha256(task))
-    if record and (record.task, record.precision, record.source_sha256) == expected:
-        return is_on(paths.repository, task.request.name, options.engine, say)
-    raise PublishFailed(
-        f"the name is taken: {paths.shown(paths.repository)}/ has {', '.join(conflicts)}. Give "
-        "another --name, or --force to replace it"
-    )
-
-
-def _is_current(options: ConvertOptions, repository: Path, say: Say) -> bool:
-    """Whether the known pipeline is published in the requested precision and on the engine."""
-    from tidegate.app.pipelines import is_current
-    from tidegate.app.published import published_record
-
-    if not is_current(options.source, repository):
-        return False
-    record = published_record(repository, options.source)
-    if record is None:
-        return True
-    is_same_precision = record.precision == options.precisions[0]
-    return is_same_precision and is_on(repository, options.source, options.engine, say)
-
-
-def require_precisions(precisions: Sequence[str]) -> None:
-    from converters.precisions.write import PRECISIONS
-
-    unknown = [precision for precision in precisions if precision not in PRECISIONS]
-    if unknown or len(set(precisions)) < len(precisions):
-        raise click.UsageError(
-            f"--precision {','.join(precisions)}: choose from {', '.join(PRECISIONS)}, each once"
-        )
-
-
-def _line(record: "Record") -> str:
-    checks, failed = _counts(record)
-    verdict = f"{failed} FAILED, accepted: {record.accepted}" if failed else "all held"
-    return f"{record.name} {record.precision}: {checks} checks, {verdict}; {record.grade}"
-
-
-def _counts(record: "Record") -> tuple[int, int]:
-    """The number of checks, and of failed ones."""
-    checks = [check for proof in record.proofs for check in proof.checks]
-    return len(checks), sum(not check.passed for check in checks)
-
-
-def _already_published(name: str, paths: Paths) -> ConvertResult:
-    from tidegate.app.published import published_record
-
-    record = published_record(paths.repository, name)
-    return ConvertResult(name, is_new=False, records=(record,) if record else ())
-
-
-def _document(result: ConvertResult, paths: Paths) -> dict[str, Any]:
-    from serving.repository.model_repository import active_version
-
-    return {
-        "pipeline": result.name,
-        "version": active_version(paths.repository, result.name),
-        "repository": str(paths.repository),
-        "is_new": result.is_new,
-        "proofs": [
-            {
-                "precision": record.precision,
-                "task": record.task,
-                "grade": record.grade,
-                "checks": _counts(record)[0],
-                "failed": _counts(record)[1],
-                "accepted": record.accepted,
-            }
-            for record in result.records
-        ],
-    }
-
-
-def progress(*, err: bool = False) -> Say:
-    """A function that prints each step with the seconds since the start; on stderr with ``err``."""
-    started = time.monotonic()
-    return lambda text: click.echo(f"[{time.monotonic() - started:5.1f} s] {text}", err=err)

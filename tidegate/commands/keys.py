@@ -1,37 +1,20 @@
 """``tidegate keys``: create, list, rotate and revoke keys. The gateway notices within a second."""
 
-import re
 from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import click
 
-from tidegate.app.paths import Paths, json_option, print_json, stack_option
+from tidegate.app.paths import Paths
+from tidegate.commands.options import Duration, json_option, stack_option
+from tidegate.commands.output import print_json, print_table
 
 if TYPE_CHECKING:
     from tidegate.app.key_store import KeyStore
 
-SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-LONGEST_S = 100 * 365 * 86400
 
-
-class Duration(click.ParamType[timedelta]):
-    """``90s``, ``15m``, ``24h`` or ``30d``."""
-
-    name = "duration"
-
-    def convert(
-        self, value: str, param: click.Parameter | None, ctx: click.Context | None
-    ) -> timedelta:
-        match = re.fullmatch(r"(\d{1,10})([smhd])", value)
-        seconds = int(match[1]) * SECONDS[match[2]] if match else LONGEST_S
-        if seconds >= LONGEST_S:
-            self.fail(f"{value!r} is not a duration: write 90s, 15m, 24h or 30d", param, ctx)
-        return timedelta(seconds=seconds)
-
-
-@click.group("keys")
+@click.group("keys", short_help="Create, list, rotate and revoke API keys")
 def command() -> None:
     """API keys. Only their HMAC is stored: a key is shown once, when it is created.
 
@@ -59,7 +42,9 @@ def command() -> None:
     help="Restrict the role to this. [default: everything the role allows]",
 )
 @click.option(
-    "--expires", type=Duration(), help="How long it is valid: 24h, 30d. [default: forever]"
+    "--expires",
+    type=Duration(allow_zero=True),
+    help="How long it is valid: 24h, 30d. [default: forever]",
 )
 @json_option
 @stack_option
@@ -98,17 +83,27 @@ def list_(as_json: bool) -> None:
             del record["hmac"]
         print_json(documents)
         return
-    for key in records:
-        rights = f"{key.tenant}/{','.join(key.roles)}"
-        line = f"{key.key_id}  {key.name:<20} {rights:<20} created {key.created}  {state_of(key)}"
-        click.echo(line)
     if not records:
         click.echo("no keys yet: tidegate keys create NAME")
+        return
+    print_table(
+        ("id", "name", "tenant/roles", "created", "state"),
+        [
+            (
+                key.key_id,
+                key.name,
+                f"{key.tenant}/{','.join(key.roles)}",
+                key.created,
+                state_of(key),
+            )
+            for key in records
+        ],
+    )
 
 
 @command.command()
 @click.argument("id_or_name")
-@click.option("--overlap", type=Duration(), default="24h", show_default=True)
+@click.option("--overlap", type=Duration(allow_zero=True), default="24h", show_default=True)
 @json_option
 @stack_option
 def rotate(id_or_name: str, overlap: timedelta, as_json: bool) -> None:

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from modelspec.names import possible_models
-from tidegate.app.paths import Paths, json_option, print_json, repository_option
+from tidegate.app.paths import Paths
 from tidegate.app.task_registry import KNOWN
+from tidegate.commands.exit_code import ExitCode
+from tidegate.commands.options import json_option, repository_option
+from tidegate.commands.output import print_json
 
 if TYPE_CHECKING:
     from serving.lint.finding import Finding
@@ -33,7 +36,7 @@ def _version(
     return int(match[1]), int(match[2])
 
 
-@click.command("lint")
+@click.command("lint", short_help="Check a whole repository without a server")
 @click.argument("repository", required=False, type=click.Path(path_type=Path))
 @repository_option
 @json_option
@@ -68,7 +71,8 @@ def command(
         print_json([asdict(finding) for finding in findings])
     else:
         _print(findings)
-    sys.exit(1 if any(finding.severity == "error" for finding in findings) else 0)
+    has_errors = any(finding.severity == "error" for finding in findings)
+    sys.exit(ExitCode.FAILED if has_errors else ExitCode.DONE)
 
 
 def _print(findings: list["Finding"]) -> None:

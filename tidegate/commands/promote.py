@@ -1,27 +1,30 @@
 """``tidegate promote NAME``: make the canary's version the active one."""
 
-from pathlib import Path
-
 import click
 
-from tidegate.app import rollout
-from tidegate.app.paths import Paths, json_option, print_json
+from tidegate.app.paths import Paths
 from tidegate.app.signals import interrupt_on_sigterm
+from tidegate.commands.options import (
+    grace_option,
+    json_option,
+    repository_option,
+    servers_option,
+)
+from tidegate.commands.output import print_json, progress
 
 
-@click.command("promote")
+@click.command("promote", short_help="Send everyone to the canary's version")
 @click.argument("name")
 @click.option(
     "--version", type=click.IntRange(1), help="The version, if gateway.toml routes to several."
 )
-@rollout.repository
-@rollout.servers
-@rollout.grace
+@repository_option
+@servers_option
+@grace_option
 @json_option
 def command(
     name: str,
     version: int | None,
-    repository: Path | None,
     addresses: tuple[str, ...],
     grace_s: float,
     as_json: bool,
@@ -35,22 +38,14 @@ def command(
     \b
     tidegate promote text_embedding
     """
-    from serving.publish.canary import promote
-    from serving.publish.versions import require_published
-    from tidegate.app.canaries import Canaries, policies
+    from tidegate.app.canaries import promote_canary
 
     interrupt_on_sigterm()
-    paths = Paths.current()
-    path = rollout.selected_repository(paths, repository)
-    require_published(path, name)
-    with rollout.deployment(paths, path, grace_s, addresses, as_json=as_json) as deployment:
-        canaries = Canaries(path, name, policies(paths, rollout.running(paths, path)))
-        number = canaries.routed_version(version)
-        promote(deployment, name, number)
-        canaries.end(deployment)
-        if as_json:
-            print_json(rollout.document(deployment, name, number))
-        elif deployment.replicas and not deployment.silent:
-            click.echo(f"{name}: version {number} serves everyone")
-        else:
-            click.echo(rollout.outcome(deployment, paths, name, number))
+    with progress(err=as_json) as say:
+        outcome = promote_canary(Paths.current(), name, version, say, grace_s, addresses)
+    if as_json:
+        print_json(outcome.as_dict())
+    elif outcome.served_by and not outcome.silent:
+        click.echo(f"{name}: version {outcome.version} serves everyone")
+    else:
+        click.echo(outcome.line())

@@ -1,27 +1,25 @@
 """``tidegate prune NAME``: delete old versions."""
 
-from pathlib import Path
-
 import click
 
-from tidegate.app import rollout
-from tidegate.app.paths import Paths, json_option, print_json
+from tidegate.app.paths import Paths
+from tidegate.commands.options import json_option, repository_option, servers_option
+from tidegate.commands.output import print_json, progress
 
 MIB = 1024 * 1024
 
 
-@click.command("prune")
+@click.command("prune", short_help="Delete old versions")
 @click.argument("name")
 @click.option(
     "--keep", type=click.IntRange(1), default=3, show_default=True, help="How many versions."
 )
-@rollout.repository
-@rollout.servers
+@repository_option
+@servers_option
 @json_option
 def command(
     name: str,
     keep: int,
-    repository: Path | None,
     addresses: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -37,16 +35,19 @@ def command(
     tidegate prune text_embedding --keep 3
     """
     from serving.publish.versions import prune
+    from tidegate.app.rollout import deployment as deployed
 
     paths = Paths.current()
-    path = rollout.selected_repository(paths, repository)
-    with rollout.deployment(paths, path, addresses=addresses, as_json=as_json) as deployment:
+    with (
+        progress(err=as_json) as say,
+        deployed(paths, paths.repository, say, addresses=addresses) as deployment,
+    ):
         deleted, freed_bytes = prune(deployment, name, keep)
     if as_json:
         print_json(
             {
                 "pipeline": name,
-                "repository": str(path),
+                "repository": str(paths.repository),
                 "deleted": deleted,
                 "freed_bytes": freed_bytes,
                 "no_answer_from": list(deployment.silent),

@@ -5,12 +5,18 @@ from pathlib import Path
 
 import click
 
-from tidegate.app import rollout
-from tidegate.app.paths import Paths, json_option, print_json
+from tidegate.app.paths import Paths
 from tidegate.app.signals import interrupt_on_sigterm
+from tidegate.commands.options import (
+    grace_option,
+    json_option,
+    repositories_option,
+    servers_option,
+)
+from tidegate.commands.output import print_outcomes, progress
 
 
-@click.command("publish")
+@click.command("publish", short_help="Check and serve a pipeline that was built elsewhere")
 @click.argument("what")
 @click.option("--name", default="", help="The pipeline to publish, if the folder holds several.")
 @click.option(
@@ -20,9 +26,9 @@ from tidegate.app.signals import interrupt_on_sigterm
     default="",
     help="Accept a folder without a manifest; the reason is recorded.",
 )
-@rollout.repositories
-@rollout.servers
-@rollout.grace
+@repositories_option
+@servers_option
+@grace_option
 @json_option
 def command(
     what: str,
@@ -50,23 +56,11 @@ def command(
     tidegate publish ./from-the-training-machine
     tidegate publish text_embedding
     """
+    from tidegate.app.publish import publish
+    from tidegate.app.rollout import RolloutOptions, roll_out
+
     interrupt_on_sigterm()
-    paths = Paths.current()
-    documents = []
-    for deployment in rollout.deployments(paths, repositories, grace_s, addresses, as_json=as_json):
-        if Path(what).is_dir():
-            from serving.publish.import_pipeline import import_pipeline
-
-            pipeline, version = import_pipeline(Path(what).resolve(), deployment, name, accepted)
-        else:
-            from serving.publish.versions import require_published, switch_to
-            from serving.repository.model_repository import active_version
-
-            require_published(deployment.repository, what)
-            active = active_version(deployment.repository, what)
-            pipeline, version = what, switch_to(deployment, what, active)
-        documents.append(rollout.document(deployment, pipeline, version))
-        if not as_json:
-            click.echo(rollout.outcome(deployment, paths, pipeline, version))
-    if as_json:
-        print_json(documents)
+    options = RolloutOptions(repositories, addresses, grace_s)
+    with progress(err=as_json) as say:
+        change = publish(what, name, accepted)
+        print_outcomes(roll_out(change, options, Paths.current(), say), as_json=as_json)

@@ -1,15 +1,25 @@
 """``tidegate rollback NAME``: serve an earlier version again."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from tidegate.app import rollout
-from tidegate.app.paths import Paths, json_option, print_json
+from tidegate.app.paths import Paths
 from tidegate.app.signals import interrupt_on_sigterm
+from tidegate.commands.options import (
+    grace_option,
+    json_option,
+    repositories_option,
+    servers_option,
+)
+from tidegate.commands.output import print_outcomes, progress
+
+if TYPE_CHECKING:
+    from serving.publish.deployment import Deployment
 
 
-@click.command("rollback")
+@click.command("rollback", short_help="Serve an earlier version again")
 @click.argument("name")
 @click.option(
     "--to",
@@ -17,9 +27,9 @@ from tidegate.app.signals import interrupt_on_sigterm
     type=click.IntRange(1),
     help="The version. Default: the one before the active one.",
 )
-@rollout.repositories
-@rollout.servers
-@rollout.grace
+@repositories_option
+@servers_option
+@grace_option
 @json_option
 def command(
     name: str,
@@ -42,14 +52,13 @@ def command(
     tidegate rollback text_embedding --to 3
     """
     from serving.publish.versions import switch_to
+    from tidegate.app.rollout import RolloutOptions, roll_out
 
     interrupt_on_sigterm()
-    paths = Paths.current()
-    documents = []
-    for deployment in rollout.deployments(paths, repositories, grace_s, addresses, as_json=as_json):
-        number = switch_to(deployment, name, version)
-        documents.append(rollout.document(deployment, name, number))
-        if not as_json:
-            click.echo(rollout.outcome(deployment, paths, name, number))
-    if as_json:
-        print_json(documents)
+    options = RolloutOptions(repositories, addresses, grace_s)
+
+    def change(deployment: "Deployment") -> tuple[str, int]:
+        return name, switch_to(deployment, name, version)
+
+    with progress(err=as_json) as say:
+        print_outcomes(roll_out(change, options, Paths.current(), say), as_json=as_json)

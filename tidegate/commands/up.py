@@ -1,21 +1,15 @@
 """``tidegate up``: convert missing pipelines, start Triton and the gateway, keep them running."""
 
-import json
-import signal
-import time
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
 
 import click
 
-from tidegate.app.paths import Paths, json_option, repository_option
-from tidegate.app.signals import interrupt_on_sigterm
-from tidegate.app.stack import Stack, StackOptions
+from tidegate.app.paths import Paths
+from tidegate.app.stack import Stack, StackOptions, serve
+from tidegate.commands.options import json_option, repository_option
 
-POLL_S = 0.3
-FAILED_S = 5.0
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -44,7 +38,7 @@ def _file(flag: str, description: str) -> Callable[[F], F]:
     )
 
 
-@click.command("up")
+@click.command("up", short_help="Convert what is missing, serve, and print how to call it")
 @click.argument("pipelines", nargs=-1)
 @click.option(
     "--host",
@@ -156,32 +150,4 @@ def command(as_json: bool, **options: Any) -> None:
     )
     say = telling(partial(click.echo, err=as_json))
     stack_options = StackOptions(Paths.current(), triton=triton, as_json=as_json, **options)
-    _serve(Stack(stack_options, say), say, as_json=as_json)
-
-
-def _check(stack: Stack, say: Callable[[str], None]) -> None:
-    """One check; a failure must not end the watching."""
-    try:
-        stack.check()
-    except Exception as error:
-        say(f"the stack could not be checked: {type(error).__name__}: {error}")
-        time.sleep(FAILED_S)
-
-
-def _serve(stack: Stack, say: Callable[[str], None], *, as_json: bool) -> None:
-    """Run the stack until a signal; whatever happens, none of it is left running."""
-    interrupt_on_sigterm()
-    try:
-        stack.start()
-        click.echo(json.dumps(asdict(stack.running())) if as_json else stack.startup_banner())
-        while True:
-            time.sleep(POLL_S)
-            _check(stack, say)
-    except KeyboardInterrupt:
-        say("stopping ...")
-    finally:
-        # A second Ctrl-C must not leave half of it running; stopping is bounded in time.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        stack.stop()
-    say("stopped")
+    serve(Stack(stack_options, say), say)

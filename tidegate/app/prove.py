@@ -1,0 +1,83 @@
+"""Proves a published pipeline against its original, again and at any time."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tidegate.app.paths import Paths
+from tidegate.app.task_registry import registered_task
+
+if TYPE_CHECKING:
+    from converters.proof.checks import Check, Proof
+
+SAME_ENGINE = "the graph is the one that was proved when it was published"
+
+
+@dataclass(frozen=True)
+class ProveOptions:
+    """The command line's arguments."""
+
+    name: str
+    source: str
+    task: str | None = None
+    precision: str | None = None
+    samples: Path | None = None
+    base: str | None = None
+
+
+def prove(options: ProveOptions, paths: Paths, say: Callable[[str], None]) -> list["Proof"]:
+    """The graph's proof and the one through Triton; raises ConversionError or ServingError."""
+    from converters.conversion import ask_original, prove_graph, reference_in
+    from converters.task import ConversionRequest
+    from modelspec.layout import ENGINE_FILE
+    from tidegate.app.engines import proved_profiles
+    from tidegate.app.published import copy_pipeline, engine_folder, published_record
+    from tidegate.app.scratch import proved_through_triton
+
+    repository, name = paths.repository, options.name
+    record = published_record(repository, name)
+    engine = engine_folder(repository, name) / ENGINE_FILE
+    registered = registered_task(name, options.task or (record.task if record else ""))
+    if registered is None:
+        raise click.UsageError(f"the repository does not record the task of {name}: pass --task")
+    # The source options of the conversion still apply.
+    source_options = {**(record.options if record else {})}
+    if options.base:
+        source_options["base"] = options.base
+    task = registered.open_task(
+        ConversionRequest(name, options.source, options.samples, source_options)
+    )
+    with tempfile.TemporaryDirectory(prefix="tidegate-prove-") as work:
+        answers_folder, copy = Path(work) / "answers", Path(work) / "repository"
+        answers_folder.mkdir()
+        ask_original(task, answers_folder, say)
+        precision = options.precision or (record.precision if record else "fp32")
+        reference = reference_in(answers_folder, name, task.name, precision)
+        say(f"{name}: proving the engine in the repository")
+        graph = prove_graph(task, engine, reference)
+        if record:
+            checks = (*graph.checks, _same_engine(record.engine_sha256, engine))
+            graph = replace(graph, checks=checks)
+        copy_pipeline(repository, name, copy)
+        say(f"{name}: proving the pipeline through a scratch Triton")
+        profiles = proved_profiles(repository, name, say)
+        served = [
+            proved_through_triton(copy, paths.state, task, reference, profile)
+            for profile in profiles
+        ]
+        return [graph, *served]
+
+
+def _same_engine(recorded: str, engine: Path) -> "Check":
+    """Whether the graph is the one that was proved when it was published: this also finds a change
+    that hides within a precision's rounding tolerance."""
+    from converters.cache import files_sha256
+    from converters.proof.checks import at_most
+
+    actual = files_sha256([engine])
+    detail = f"SHA-256 {actual[:12]}..., proof.json says {recorded[:12]}...: convert it again"
+    return at_most(SAME_ENGINE, actual != recorded, 0, detail if actual != recorded else "")

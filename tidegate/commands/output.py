@@ -1,0 +1,86 @@
+"""What the verbs print: one JSON document, tables, and the progress of what takes long. Colour and
+live progress appear only on a terminal; a file or a pipe gets plain lines."""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from tidegate.app.rollout import Outcome
+
+Say = Callable[[str], None]
+WIDTH = 1000  # of what is not a terminal: nothing is wrapped or cut
+
+
+def print_json(document: Any) -> None:
+    """Print the one document that a verb with ``--json`` writes to stdout."""
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_outcomes(outcomes: Iterable["Outcome"], *, as_json: bool) -> None:
+    """Print what became of each repository: one list, or a line each as soon as it is known."""
+    if as_json:
+        print_json([outcome.as_dict() for outcome in outcomes])
+        return
+    for outcome in outcomes:
+        click.echo(outcome.line())
+
+
+@contextlib.contextmanager
+def progress(*, err: bool = False) -> Iterator[Say]:
+    """A function that prints each step with the seconds since the start; on stderr with ``err``.
+
+    On a terminal the step under way is the last line, with a clock, until the next one begins.
+    """
+    started = time.monotonic()
+    stream = sys.stderr if err else sys.stdout
+    if not stream.isatty():
+        yield lambda text: click.echo(f"[{time.monotonic() - started:5.1f} s] {text}", err=err)
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(file=stream, highlight=False)
+    columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    begun = ""  # the step under way
+    with Progress(*columns, console=console, transient=True) as live:
+        step = live.add_task("", total=None)
+
+        def say(text: str) -> None:
+            nonlocal begun
+            if begun:
+                console.print(begun, markup=False, soft_wrap=True)
+            begun = f"[{time.monotonic() - started:5.1f} s] {text}"
+            live.reset(step, description=text)
+
+        try:
+            yield say
+        finally:
+            if begun:
+                console.print(begun, markup=False, soft_wrap=True)
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print the rows in columns under their headings; cells may carry ``click.style``."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text.from_ansi(cell) for cell in row))
+    is_terminal = sys.stdout.isatty()
+    console = Console(
+        file=sys.stdout, width=None if is_terminal else WIDTH, force_terminal=is_terminal
+    )
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        click.echo(line.rstrip())
