@@ -7,26 +7,21 @@ proves that the model works.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
-
-from tritonclient.grpc import service_pb2
 
 from gateway.core import Gateway
 from gateway.errors import DeadlineExceeded, GatewayError, NoCapacity
 from gateway.http.request_context import RequestContext
 from gateway.limits.limiter import HEARTBEAT_S
 from gateway.models.catalogue import Model
-from gateway.models.endpoint_schema import EndpointSchema
-from gateway.models.rows import batches
-from gateway.models.tensors import unpack
 from gateway.supervision import STALL_S, every
 from gateway.upstream.balancing import Health
 from gateway.upstream.replicas import CHECK_S, Replica
 from gateway.upstream.server import Upstream, request_id
-from modelspec.golden import LEAST_PROBE_S, Golden, probe_time_s
+from modelspec.golden import LEAST_PROBE_S, probe_time_s
+from modelspec.probe import Answer, Probe
 
 log = logging.getLogger("gateway")
 ACCESS_CHECK_S = 0.25  # a revoked key is refused within a second
@@ -222,18 +217,19 @@ class Background:
             # No permit: a full server is probed too. Nor is the response recorded for the model:
             # it does not show that clients get theirs.
             async with asyncio.timeout(timeout_s):
-                if model.endpoint_schema is None or model.golden is None:
+                if model.probe is None:
                     return await _check_liveness(replica.upstream, model), False
-                outputs = await golden_answer(
-                    replica.upstream, model, model.endpoint_schema, model.golden, timeout_s
-                )
+                answer = await golden_answer(replica.upstream, model, model.probe, timeout_s)
             replica.ended("", None)
-            return model.golden.fault(outputs), False
+            return answer.fault(), False
         except (GatewayError, TimeoutError) as error:
             replica.ended("", error)
             is_late = isinstance(error, TimeoutError | DeadlineExceeded | NoCapacity)
             reason = f" ({error})" if str(error) else " in time"
             return _NO_ANSWER + reason, is_late
+        except Exception as error:  # without a verdict the model would be probed for ever
+            log.exception("model %s cannot be probed", model.name)
+            return f"cannot be probed with its golden sample ({type(error).__name__})", False
 
     async def _is_busy(self, replica: Replica, model: Model, probe: _Probe) -> bool:
         """Whether the model, or a step of it, has recently completed anything on this replica: for
@@ -283,34 +279,21 @@ async def _check_liveness(upstream: Upstream, model: Model) -> str:
     return ""
 
 
-async def golden_answer(
-    upstream: Upstream,
-    model: Model,
-    endpoint_schema: EndpointSchema,
-    golden: Golden,
-    timeout_s: float,
-) -> Mapping[str, list[Any]]:
-    """The model's response to its golden request: output name -> values, as one flat list.
+async def golden_answer(upstream: Upstream, model: Model, probe: Probe, timeout_s: float) -> Answer:
+    """The model's response to its golden request.
 
-    The responses of a decoupled model are concatenated until they have all that the sample expects.
+    The responses of a decoupled model are joined until they have all that the sample expects.
     """
-    message = batches(model, endpoint_schema, [golden.request])[0].message
-    outputs: dict[str, list[Any]] = {}
+    answer = Answer(probe.golden)
     if not model.decoupled:
-        _append(outputs, await upstream.infer(message, timeout_s))
-        return outputs
-    async with aclosing(upstream.stream(message, timeout_s, timeout_s)) as responses:
+        answer.add(await upstream.infer(probe.request, timeout_s))
+        return answer
+    async with aclosing(upstream.stream(probe.request, timeout_s, timeout_s)) as responses:
         async for response in responses:
-            _append(outputs, response)
-            if golden.is_answered(outputs):
+            answer.add(response)
+            if answer.is_complete:
                 break
-    return outputs
-
-
-def _append(outputs: dict[str, list[Any]], response: service_pb2.ModelInferResponse) -> None:
-    for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
-        values = unpack(output.datatype, [-1], raw).tolist()
-        outputs.setdefault(output.name, []).extend(values)
+    return answer
 
 
 def outage(gateway: Gateway) -> str:
@@ -360,4 +343,4 @@ def shown_state(gateway: Gateway, name: str, fault: str) -> str:
     """'ready' only with evidence: a pipeline that has no golden sample is 'unproved', which does
     not keep the gateway from being ready."""
     model = gateway.catalogue.models.get(name)
-    return fault or ("ready" if model and model.golden else "unproved")
+    return fault or ("ready" if model and model.probe else "unproved")

@@ -21,7 +21,7 @@ from gateway.http.request_context import RequestContext
 from gateway.limits.limiter import Admission
 from gateway.metrics import Metrics
 from gateway.models.catalogue import Catalogue, Model, Reader
-from gateway.models.endpoint_schema import EndpointSchema, Row
+from gateway.models.compiled_endpoint import CompiledEndpoint, Row
 from gateway.models.rows import Batch, Tensors, batches, read_tensors
 from gateway.models.sequences import OpenSequences, SequenceIds, SequenceStep, step_of
 from gateway.models.v2_request import V2Request
@@ -239,7 +239,7 @@ class Gateway:
         self,
         context: RequestContext,
         model: Model,
-        endpoint_schema: EndpointSchema,
+        endpoint_schema: CompiledEndpoint,
         rows: Sequence[Row],
     ) -> list[tuple[Tensors, int]]:
         """For each row, the tensors of the batch that contains it and its index in that batch. The

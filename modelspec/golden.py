@@ -1,18 +1,19 @@
-"""The golden sample of a pipeline: one row whose outputs are known, parsed and evaluated in one
-place.
+"""The golden sample of a pipeline: one row whose outputs are known.
 
 It is stored in the model's config as the parameter ``tidegate.golden``. Publishing, the watcher and
-the gateway send it to a running model, and must come to the same verdict.
+the gateway send it to a running model, and must come to the same verdict: ``modelspec.probe`` is
+the request that they send, and ``Golden.fault`` the verdict.
 """
 
-import base64
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from modelspec.errors import DeclarationError
 
 LEAST_PROBE_S = 5.0
 UNMEASURED_PROBE_S = 120.0  # for a model whose probe has not been timed yet
@@ -32,8 +33,9 @@ def probe_time_s(took_s: float | None) -> float:
     return min(max(LEAST_PROBE_S, SLACK * took_s), UNMEASURED_PROBE_S)
 
 
-class GoldenError(ValueError):
-    """The sample cannot be used; the message completes the sentence "the golden sample ..."."""
+def unusable(problem: str) -> DeclarationError:
+    """``problem`` completes the sentence "the golden sample ..."."""
+    return DeclarationError(f"has a golden sample that {problem}")
 
 
 @dataclass(frozen=True)
@@ -57,35 +59,33 @@ class Golden:
 
     @classmethod
     def parse(cls, text: str) -> "Golden":
-        """The sample in a model's config; GoldenError says what is wrong with it."""
+        """The sample in a model's config; DeclarationError says what is wrong with it."""
         try:
             document = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
-            raise GoldenError(f"is not JSON: {error}") from None
+            raise unusable(f"is not JSON: {error}") from None
         if not isinstance(document, dict) or set(document) != set(_PARTS):
-            raise GoldenError(f"must be a JSON object with {', '.join(_PARTS)} and nothing else")
+            raise unusable(f"must be a JSON object with {', '.join(_PARTS)} and nothing else")
         request, expect, tolerance = (document[part] for part in _PARTS)
         if not isinstance(request, dict):
-            raise GoldenError("has a request that is not a JSON object")
+            raise unusable("has a request that is not a JSON object")
         if not isinstance(expect, dict) or not expect:
-            raise GoldenError("must expect something: {output: [first elements]}")
-        if type(tolerance) not in (int, float) or not 0 <= tolerance < math.inf:
-            raise GoldenError(f"has the tolerance {tolerance!r}: give a number of 0 or more")
+            raise unusable("must expect something: {output: [first elements]}")
+        if isinstance(tolerance, bool) or not _is_finite(tolerance) or tolerance < 0:
+            raise unusable(f"has the tolerance {tolerance!r}: give a number of 0 or more")
         for name, row in expect.items():
             _check_row(name, row)
         return cls(request, expect, float(tolerance))
 
-    def require_bound(self, fields: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
-        """Raise GoldenError unless the request's fields and the expected outputs exist. ``fields``
-        maps the endpoint's field names to their schemas; bytes must be base64."""
-        for name, value in self.request.items():
+    def require_bound(self, fields: Container[str], outputs: Container[str]) -> None:
+        """DeclarationError unless the endpoint has the request's fields, and the model the expected
+        outputs."""
+        for name in self.request:
             if name not in fields:
-                raise GoldenError(f"sends a field {name!r} that the endpoint does not have")
-            if fields[name].get("x-bytes") and not _is_base64(value):
-                raise GoldenError(f'must have {{"b64": "..."}} in the field {name!r}, in base64')
+                raise unusable(f"sends a field {name!r} that the endpoint does not have")
         for name in self.expect:
             if name not in outputs:
-                raise GoldenError(f"expects an output {name!r} that the model does not have")
+                raise unusable(f"expects an output {name!r} that the model does not have")
 
     def is_answered(self, outputs: Mapping[str, Sequence[Any]]) -> bool:
         """Whether ``outputs`` has enough elements to compare."""
@@ -134,21 +134,21 @@ def _is_close(actual: Any, expected: Any, tolerance: float) -> bool:
 
 def _check_row(name: str, row: Any) -> None:
     if not isinstance(row, list) or not row:
-        raise GoldenError(f"must expect a list of elements of the output {name!r}")
+        raise unusable(f"must expect a list of elements of the output {name!r}")
     if all(isinstance(value, str) for value in row):
         return
     if not all(value is None or isinstance(value, int | float) for value in row):
-        raise GoldenError(f"must expect only texts or only numbers of the output {name!r}")
-    if any(isinstance(value, float) and not math.isfinite(value) for value in row):
-        raise GoldenError(f"expects a number of the output {name!r} that is too large for FP64")
+        raise unusable(f"must expect only texts or only numbers of the output {name!r}")
+    if not all(value is None or _is_finite(value) for value in row):
+        raise unusable(f"expects a number of the output {name!r} that is too large for FP64")
 
 
-def _is_base64(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
+    """Whether it is a number that FP64 can hold."""
     try:
-        base64.b64decode(value["b64"], validate=True)
-    except (TypeError, KeyError, ValueError):
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # an integer of any length
         return False
-    return True
 
 
 def _without_nan(value: Any) -> Any:

@@ -19,20 +19,14 @@ from gateway.errors import (
     NotFound,
     no_model,
 )
-from gateway.models.endpoint_schema import EndpointSchema
+from gateway.models.compiled_endpoint import CompiledEndpoint
 from gateway.models.sequences import SequenceSlots
 from gateway.models.token_outputs import TOKENS, TokenOutputs
 from gateway.upstream.replicas import Replica
+from modelspec.declaration import Declaration
 from modelspec.dtypes import protocol_name
-from modelspec.golden import Golden, GoldenError
-from modelspec.parameters import (
-    CANARY_PARAMETER,
-    CANCELLABLE_PARAMETER,
-    ENDPOINT_PARAMETER,
-    GOLDEN_PARAMETER,
-    INTERNAL_PARAMETER,
-    texts_of,
-)
+from modelspec.errors import DeclarationError
+from modelspec.probe import Probe
 
 TEXT_ROUTES = frozenset({"chat", "completions"})
 DEFAULT_IDLE_US = 1_000_000  # Triton's default
@@ -59,8 +53,8 @@ class Model:
     inputs: Mapping[str, TensorMeta]
     outputs: Mapping[str, TensorMeta]
     decoupled: bool
-    endpoint_schema: EndpointSchema | None
-    golden: Golden | None
+    endpoint_schema: CompiledEndpoint | None
+    probe: Probe | None  # its golden sample
     golden_fault: str = ""  # why the config's golden sample cannot be used
     canary_of: str = ""  # the public pipeline whose canary it is
     steps: tuple[str, ...] = ()  # the models that an ensemble's config names
@@ -70,7 +64,7 @@ class Model:
     @cached_property
     def tokens(self) -> TokenOutputs:
         return TokenOutputs.of(
-            self.outputs, self.endpoint_schema.raw if self.endpoint_schema else {}
+            self.outputs, self.endpoint_schema.openai if self.endpoint_schema else {}
         )
 
     @property
@@ -102,7 +96,7 @@ class Catalogue:
             )
         raise no_model(name)
 
-    def endpoint(self, name: str) -> tuple[Model, EndpointSchema]:
+    def endpoint(self, name: str) -> tuple[Model, CompiledEndpoint]:
         """The public model and its endpoint schema. Raises NotFound if it has none."""
         model = self.model(name)
         if model.canary_of:
@@ -133,7 +127,7 @@ class Catalogue:
         """Changes whenever anything that the OpenAPI document shows changes."""
         text = repr(
             [
-                (m.name, m.versions, m.endpoint_schema and m.endpoint_schema.raw)
+                (m.name, m.versions, m.endpoint_schema and m.endpoint_schema.schema)
                 for m in self.models.values()
             ]
         )
@@ -200,6 +194,9 @@ class Reader:
                 if name in self._last:
                     models[name] = self._last[name]
                 continue
+            except DeclarationError as error:
+                self.faults[name] = error.problem
+                continue
             except Exception as error:  # a fault of one model must not affect any other
                 self.faults[name] = str(error) or type(error).__name__
                 continue
@@ -222,23 +219,29 @@ class Reader:
 
 
 def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) -> Model | None:
-    """A model from its config; None for an internal one. Raises EndpointSchemaError if its endpoint
-    schema is invalid or names tensors that do not exist."""
-    parameters = texts_of(config.parameters)
-    if parameters.get(INTERNAL_PARAMETER) == "true":
+    """A model from its config; None for an internal one. Raises DeclarationError if its endpoint
+    schema cannot be used; a golden sample that cannot be used is the model's ``golden_fault``."""
+    declaration = Declaration.of(config)
+    if declaration.is_internal:
         return None
+    if declaration.error and declaration.endpoint is None:
+        raise declaration.error
     inputs = {t.name: _meta(t, t.optional) for t in config.input}
     outputs = {t.name: _meta(t) for t in config.output}
-    endpoint_schema = None
-    if ENDPOINT_PARAMETER in parameters:
-        endpoint_schema = EndpointSchema.compile(
-            parameters[ENDPOINT_PARAMETER], set(inputs), set(outputs)
-        )
-        if not TEXT_ROUTES.isdisjoint(endpoint_schema.openai):
+    endpoint, probe = None, declaration.probe
+    golden_fault = declaration.error.problem if declaration.error else ""
+    if declaration.endpoint:
+        endpoint = CompiledEndpoint.compile(declaration.endpoint)
+        if not TEXT_ROUTES.isdisjoint(endpoint.openai):
             from gateway.models.text_binding import check
 
-            check(endpoint_schema.raw, inputs, outputs)
-    golden, golden_fault = _golden(parameters.get(GOLDEN_PARAMETER), endpoint_schema, outputs)
+            check(endpoint.openai, inputs, outputs)
+        try:
+            if probe:
+                endpoint.check(probe.golden.request, "")
+        except InvalidRequest as error:
+            probe = None
+            golden_fault = f"has a golden sample that its endpoint refuses: {error}"
     return Model(
         name=config.name,
         versions=versions,
@@ -246,34 +249,17 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
         inputs=inputs,
         outputs=outputs,
         decoupled=config.model_transaction_policy.decoupled,
-        endpoint_schema=endpoint_schema,
-        canary_of=parameters.get(CANARY_PARAMETER, ""),
-        golden=golden,
+        endpoint_schema=endpoint,
+        canary_of=declaration.canary_of,
+        probe=probe,
         golden_fault=golden_fault,
         sequences=sequence_slots(config),
         steps=tuple(step.model_name for step in config.ensemble_scheduling.step),
-        uses_http_upstream=parameters.get(CANCELLABLE_PARAMETER) == "false"
+        uses_http_upstream=not declaration.is_cancellable
         and TOKENS not in outputs  # the HTTP upstream would not count its tokens
         and not config.HasField("ensemble_scheduling")
         and _OWN_JSON.isdisjoint(t.dtype for t in (*inputs.values(), *outputs.values())),
     )
-
-
-def _golden(
-    text: str | None, endpoint_schema: EndpointSchema | None, outputs: Mapping[str, Any]
-) -> tuple[Golden | None, str]:
-    """The golden sample of a public model, and '' or why it cannot be used."""
-    if text is None or endpoint_schema is None:
-        return None, ""
-    try:
-        golden = Golden.parse(text)
-        golden.require_bound(endpoint_schema.raw["request"]["properties"], outputs)
-        endpoint_schema.check(golden.request, "")
-    except GoldenError as error:
-        return None, f"has a golden sample that {error}"
-    except InvalidRequest as error:
-        return None, f"has a golden sample that its endpoint refuses: {error}"
-    return golden, ""
 
 
 async def _read_index(replica: Replica) -> GatewayError | None:

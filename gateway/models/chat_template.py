@@ -14,7 +14,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gateway.errors import Internal, InvalidRequest
-from gateway.models.endpoint_schema import EndpointSchemaError
+from modelspec.errors import DeclarationError
 
 log = logging.getLogger("gateway")
 # The format of most instruction-tuned models, and the default.
@@ -41,15 +41,15 @@ def _tojson(value: Any, indent: int | None = None) -> str:
 
 @lru_cache(256)
 def compiled(template: str) -> jinja2.Template:
-    """Raises EndpointSchemaError, which names the line that is invalid."""
+    """Raises DeclarationError, which names the line that is invalid."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = _refuse
     environment.filters["tojson"] = _tojson
     try:
         return environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
-        raise EndpointSchemaError(
-            f"the chat template, line {error.lineno}: {error.message}"
+        raise DeclarationError(
+            f"has a chat template that is wrong in line {error.lineno}: {error.message}"
         ) from error
 
 

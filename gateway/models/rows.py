@@ -1,6 +1,5 @@
 """Rows of an endpoint schema -> as few inference requests as their shapes allow -> output rows."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -10,9 +9,8 @@ from tritonclient.grpc import service_pb2
 
 from gateway.errors import InvalidRequest, UpstreamError
 from gateway.models.catalogue import Model
-from gateway.models.endpoint_schema import EndpointSchema, Row
+from gateway.models.compiled_endpoint import CompiledEndpoint, Row
 from gateway.models.tensors import (
-    SIZE_BYTES,
     Tensor,
     check_model,
     message_of,
@@ -21,6 +19,8 @@ from gateway.models.tensors import (
     set_parameter,
     unpack,
 )
+from modelspec.dtypes import SIZE_BYTES
+from modelspec.elements import filled
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
     message: service_pb2.ModelInferRequest
 
 
-def batches(model: Model, endpoint_schema: EndpointSchema, rows: Sequence[Row]) -> list[Batch]:
+def batches(model: Model, endpoint_schema: CompiledEndpoint, rows: Sequence[Row]) -> list[Batch]:
     """Group the rows that can share a request: equal shapes, equal parameters, at most a batch.
 
     Raises InvalidRequest, which names the row, if one does not fit the model's tensors.
@@ -111,13 +111,10 @@ def tensor_of_text(model: Model, name: str, text: memoryview) -> Tensor:
 
 def _shape(name: str, length: int, dims: tuple[int, ...]) -> tuple[int, ...]:
     """The dims with their one variable axis filled in."""
-    fixed = math.prod(dim for dim in dims if dim != -1)
-    shape = tuple(length // fixed if dim == -1 else dim for dim in dims) if fixed else dims
-    if dims.count(-1) > 1 or math.prod(shape) != length:
-        raise InvalidRequest(
-            f"field for tensor {name!r}: {length} values do not fill the shape {list(dims)}"
-        )
-    return shape
+    try:
+        return filled(dims, length)
+    except ValueError as error:
+        raise InvalidRequest(f"field for tensor {name!r}: {error}") from None
 
 
 def read_tensors(response: service_pb2.ModelInferResponse, rows: int) -> Tensors:

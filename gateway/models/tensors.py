@@ -16,23 +16,10 @@ from tritonclient.grpc import service_pb2
 from gateway.errors import SHOWN, InvalidRequest, quoted
 from gateway.http.large_json import not_json
 from gateway.models.catalogue import Model, TensorMeta
+from modelspec.dtypes import NUMERIC_TYPES, SIZE_BYTES
+from modelspec.elements import decode
 
-NUMPY: dict[str, Any] = {
-    "BOOL": np.bool_,
-    "INT8": np.int8,
-    "INT16": np.int16,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "UINT8": np.uint8,
-    "UINT16": np.uint16,
-    "UINT32": np.uint32,
-    "UINT64": np.uint64,
-    "FP16": np.float16,
-    "FP32": np.float32,
-    "FP64": np.float64,
-}
-SIZE_BYTES = {name: np.dtype(dtype).itemsize for name, dtype in NUMPY.items()} | {"BF16": 2}
-CODES = dict(zip(NUMPY, "?bhiqBHIQefd", strict=True))  # for ``struct``
+CODES = dict(zip(NUMERIC_TYPES, "?bhiqBHIQefd", strict=True))  # for ``struct``
 FEW = 64  # up to this many elements, creating an array costs more than it saves
 _LENGTH = struct.Struct("<I")
 MAX_RANK = 16
@@ -179,7 +166,7 @@ def pack(name: str, dtype: str, values: Sequence[Any]) -> bytes:
             f"input {quoted(name)}: {dtype} has no JSON form: send it as binary data"
         )
     try:
-        numpy_dtype = NUMPY[dtype]
+        numpy_dtype = NUMERIC_TYPES[dtype]
     except KeyError:
         raise InvalidRequest(
             f"input {quoted(name)}: there is no datatype {quoted(dtype)}"
@@ -314,13 +301,4 @@ def _count_strings(tensor: Tensor, expected: int) -> int:
 
 def unpack(dtype: str, shape: Sequence[int], raw: bytes) -> np.ndarray:
     """Raw bytes of an output as an array; BYTES become an object array of ``bytes``."""
-    if dtype == "BYTES":
-        values, at = [], 0
-        while at < len(raw):
-            end = at + 4 + _LENGTH.unpack_from(raw, at)[0]
-            values.append(raw[at + 4 : end])
-            at = end
-        strings = np.empty(len(values), dtype=object)
-        strings[:] = values
-        return strings.reshape(tuple(shape))
-    return np.frombuffer(raw, dtype=NUMPY[dtype]).reshape(tuple(shape))
+    return decode(dtype, raw).reshape(tuple(shape))

@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from gateway.models.chat_template import CHATML, MARKERS, compiled
-from gateway.models.endpoint_schema import VOCABULARY, EndpointSchemaError
+from gateway.models.compiled_endpoint import VOCABULARY
+from modelspec.errors import DeclarationError
 
 Tensors = Mapping[str, Any]  # by name, as ``gateway.models.catalogue`` has them
 ROUTES = ("chat", "completions")
@@ -47,11 +48,11 @@ class Binding:
 
     @classmethod
     def compile(cls, raw: Mapping[str, Any], inputs: Tensors, outputs: Tensors) -> "Binding":
-        """The binding. Raises EndpointSchemaError, which names the key that is wrong."""
+        """The binding. Raises DeclarationError, which names the key that is wrong."""
         unknown = sorted(set(raw) - {field.name for field in fields(cls)})
         if unknown:
-            raise EndpointSchemaError(
-                f"the endpoint schema's openai binding has no key {unknown[0]!r}"
+            raise DeclarationError(
+                f"has an endpoint schema whose openai binding has no key {unknown[0]!r}"
             )
         values = dict(raw)
         for key, collection in (("takes", frozenset), ("stop", tuple), ("markers", tuple)):
@@ -71,13 +72,15 @@ class Binding:
             _check_text(name, tensors)
         for name in (self.tokens, *(self.flags or ())):
             if name and name not in inputs:
-                raise EndpointSchemaError(
-                    f"the endpoint schema's openai binding names {name!r}: there is no such input"
+                raise DeclarationError(
+                    f"has an endpoint schema whose openai binding names {name!r}: there is "
+                    "no such input"
                 )
         for limit in (self.max_tokens, self.default_max_tokens):
             if type(limit) is not int or limit < 1:
-                raise EndpointSchemaError(
-                    "the endpoint schema's openai binding: max_tokens must be an integer above 0"
+                raise DeclarationError(
+                    "has an endpoint schema whose openai binding is wrong: max_tokens must be "
+                    "an integer above 0"
                 )
         compiled(self.template)
 
@@ -90,16 +93,17 @@ class Binding:
         return MARKERS if self.markers is None else self.markers
 
 
-def check(raw: Mapping[str, Any], inputs: Tensors, outputs: Tensors) -> None:
-    """Raises EndpointSchemaError unless all of the endpoint schema's bindings for these routes are
-    valid."""
+def check(routes: Mapping[str, Any], inputs: Tensors, outputs: Tensors) -> None:
+    """Raises DeclarationError unless the endpoint schema's bindings for all of these routes
+    are valid."""
     for route in ROUTES:
-        if route in raw.get("openai", {}):
-            Binding.compile(raw["openai"][route], inputs, outputs)
+        if route in routes:
+            Binding.compile(routes[route], inputs, outputs)
 
 
 def _check_text(name: str, tensors: Tensors) -> None:
     if name not in tensors or tensors[name].dtype != "BYTES":
-        raise EndpointSchemaError(
-            f"the endpoint schema's openai binding needs a BYTES tensor {name!r}: there is none"
+        raise DeclarationError(
+            f"has an endpoint schema whose openai binding needs a BYTES tensor {name!r}: there is "
+            "none"
         )

@@ -13,11 +13,10 @@ class TokenOutputs(NamedTuple):
     added: str = ""  # summed over the responses
 
     @classmethod
-    def of(cls, outputs: Container[str], endpoint_schema: Mapping[str, Any]) -> "TokenOutputs":
-        """``endpoint_schema`` is the declared one, {} if there is none."""
+    def of(cls, outputs: Container[str], routes: Mapping[str, Any]) -> "TokenOutputs":
+        """``routes`` are the OpenAI routes that the endpoint schema binds."""
         if TOKENS in outputs:
             return cls(added=TOKENS)
-        routes = endpoint_schema.get("openai", {})
         binding = next(
             (routes[route] for route in ("chat", "completions") if route in routes), None
         )

@@ -1,12 +1,12 @@
 """Endpoint schemas and golden samples: what the gateway exposes of a model, and what it is probed
 with."""
 
-import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
+from modelspec.declaration import Declaration
 from modelspec.endpoint_schema import EndpointSchema
-from modelspec.golden import Golden, GoldenError
+from modelspec.errors import DeclarationError
+from modelspec.golden import Golden
 from modelspec.parameters import ENDPOINT_PARAMETER, GOLDEN_PARAMETER, INTERNAL_PARAMETER
 from serving.lint.finding import Finding, error, info, warning
 from serving.lint.reading import Model
@@ -23,19 +23,16 @@ def check(model: Model) -> Iterator[Finding]:
                 "add the endpoint schema, or remove the sample",
             )
         return
-    endpoint_schema = _json(texts[ENDPOINT_PARAMETER])
-    if endpoint_schema is None or not all(
-        isinstance(endpoint_schema.get(part), dict) for part in ("request", "response")
-    ):
-        yield error(
-            "endpoint-broken",
-            model.place,
-            f"{ENDPOINT_PARAMETER} is not a JSON object with request and response",
-            "publish the pipeline again from its declaration",
-        )
+    try:
+        endpoint = EndpointSchema.parse(texts[ENDPOINT_PARAMETER])
+    except DeclarationError as fault:
+        yield error("endpoint-broken", model.place, fault.problem, fault.remedy)
         return
-    yield from _bindings(model, endpoint_schema)
-    yield from _golden(model, endpoint_schema)
+    findings = [*_bindings(model, endpoint), *_golden(model, endpoint)]
+    yield from findings
+    unfit = Declaration.of(model.config).error
+    if unfit and not findings:
+        yield error("golden-broken", model.place, unfit.problem, unfit.remedy)
     if texts.get(INTERNAL_PARAMETER) == "true":
         yield info(
             "endpoint-hidden",
@@ -45,15 +42,13 @@ def check(model: Model) -> Iterator[Finding]:
         )
 
 
-def _bindings(model: Model, endpoint_schema: Mapping[str, Any]) -> Iterator[Finding]:
+def _bindings(model: Model, endpoint: EndpointSchema) -> Iterator[Finding]:
     config = model.config
     inputs = {tensor.name for tensor in config.input}
     outputs = {tensor.name for tensor in config.output}
-    request_tensors = _bound(endpoint_schema["request"])
-    response_tensors = _bound(endpoint_schema["response"])
     for bound, declared, side in (
-        (request_tensors, inputs, "input"),
-        (response_tensors, outputs, "output"),
+        (endpoint.input_tensors, inputs, "input"),
+        (endpoint.output_tensors, outputs, "output"),
     ):
         for name in sorted(bound - declared):
             yield error(
@@ -64,7 +59,7 @@ def _bindings(model: Model, endpoint_schema: Mapping[str, Any]) -> Iterator[Find
                 f"bind it to one of: {', '.join(sorted(declared)) or '(there are none)'}",
             )
     for tensor in config.input:
-        if tensor.name not in request_tensors and not tensor.optional:
+        if tensor.name not in endpoint.input_tensors and not tensor.optional:
             yield error(
                 "input-unreachable",
                 f"{model.place}:{tensor.name}",
@@ -73,7 +68,7 @@ def _bindings(model: Model, endpoint_schema: Mapping[str, Any]) -> Iterator[Find
             )
 
 
-def _golden(model: Model, endpoint_schema: Mapping[str, Any]) -> Iterator[Finding]:
+def _golden(model: Model, endpoint: EndpointSchema) -> Iterator[Finding]:
     text = model.parameters.get(GOLDEN_PARAMETER)
     if text is None:
         yield warning(
@@ -85,18 +80,11 @@ def _golden(model: Model, endpoint_schema: Mapping[str, Any]) -> Iterator[Findin
         return
     try:
         golden = Golden.parse(text)
-    except GoldenError as fault:
-        yield error(
-            "golden-broken",
-            model.place,
-            f"{GOLDEN_PARAMETER}: the golden sample {fault}",
-            "publish the pipeline again from its declaration",
-        )
+    except DeclarationError as fault:
+        yield error("golden-broken", model.place, fault.problem, fault.remedy)
         return
-    config = model.config
-    outputs = {tensor.name for tensor in config.output}
-    fields = set(endpoint_schema["request"].get("properties", {}))
-    unknown = (set(golden.expect) - outputs) | (set(golden.request) - fields)
+    outputs = {tensor.name for tensor in model.config.output}
+    unknown = (set(golden.expect) - outputs) | (set(golden.request) - set(endpoint.fields))
     for name in sorted(unknown):
         yield error(
             "golden-unbound",
@@ -104,16 +92,3 @@ def _golden(model: Model, endpoint_schema: Mapping[str, Any]) -> Iterator[Findin
             "the golden sample names it, but the model has no such field or output",
             "correct the sample",
         )
-
-
-def _bound(schema: Mapping[str, Any]) -> set[str]:
-    """The tensors that the schema's fields are bound to."""
-    return EndpointSchema("", schema, {}, {}).tensors()
-
-
-def _json(text: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None

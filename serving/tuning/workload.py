@@ -8,10 +8,11 @@ from typing import Any
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from modelspec.golden import GoldenError, agree
+from modelspec.declaration import Declaration
+from modelspec.golden import agree
+from modelspec.probe import addressed_to, infer_request, outputs_of
 from serving.errors import ServingError
 from serving.triton.control import TritonControl
-from serving.triton.golden import bound, infer_request, request_fields, sample_of, values_of
 
 SEED = 20240229
 TIMEOUT_S = 60.0
@@ -29,13 +30,13 @@ class Workload:
 
     def requests_to(self, model: str) -> list[bytes]:
         """The requests, addressed to ``model`` and serialized."""
-        return [_addressed(request, model).SerializeToString() for request in self.requests]
+        return [addressed_to(request, model).SerializeToString() for request in self.requests]
 
     def outputs(self, control: TritonControl, model: str) -> list[Outputs]:
         """The outputs of ``model`` for the first ``COMPARED`` requests; ServingError if it refuses
         one."""
         return [
-            _outputs_of(control.infer(_addressed(request, model), TIMEOUT_S))
+            outputs_of(control.infer(addressed_to(request, model), TIMEOUT_S))
             for request in self.requests[:COMPARED]
         ]
 
@@ -43,24 +44,26 @@ class Workload:
 def from_samples(config: ModelConfig, bodies: Sequence[Mapping[str, Any]]) -> Workload:
     """The golden sample and each body (a request in the endpoint schema's form), shuffled;
     ServingError for a pipeline without a golden sample or a body with an unknown field."""
-    try:
-        golden = sample_of(config)
-    except GoldenError as error:
-        raise ServingError(f"{config.name}: the golden sample {error}") from None
-    if golden is None:
+    declaration = Declaration.of(config)
+    if declaration.error:
+        raise ServingError(str(declaration.error))
+    endpoint, probe = declaration.endpoint, declaration.probe
+    if endpoint is None or probe is None:
         raise ServingError(f"{config.name} has no golden sample, so there is no workload")
-    fields = request_fields(config)
-    requests = [infer_request(config.name, config, golden.tensors, golden.parameters)]
+    requests = [probe.request]
     for number, body in enumerate(bodies, 1):
-        unknown = sorted(set(body) - set(fields))
+        unknown = sorted(set(body) - set(endpoint.fields))
         if unknown:
             raise ServingError(
                 f"sample {number} has the field {unknown[0]!r}, and {config.name} takes "
-                f"{', '.join(fields)}"
+                f"{', '.join(endpoint.fields)}"
             )
-        requests.append(infer_request(config.name, config, *bound(fields, body)))
+        try:
+            requests.append(infer_request(config, endpoint, body))
+        except (TypeError, ValueError) as error:
+            raise ServingError(f"sample {number} does not fit {config.name}: {error}") from None
     random.Random(SEED).shuffle(requests)  # noqa: S311 - an order, not a secret
-    return Workload(requests, golden.golden.tolerance)
+    return Workload(requests, probe.golden.tolerance)
 
 
 def accepted(control: TritonControl, model: str, workload: Workload) -> tuple[Workload, str]:
@@ -68,7 +71,7 @@ def accepted(control: TritonControl, model: str, workload: Workload) -> tuple[Wo
     requests, refusal = [], ""
     for request in workload.requests:
         try:
-            control.infer(_addressed(request, model), TIMEOUT_S)
+            control.infer(addressed_to(request, model), TIMEOUT_S)
         except ServingError as error:
             refusal = refusal or str(error)
         else:
@@ -82,7 +85,7 @@ def lengths(control: TritonControl, step: str, workload: Workload) -> list[int]:
     """The length in tokens of each text, as the tokenizer step counts them."""
     counts = []
     for request in workload.requests:
-        outputs = _outputs_of(control.infer(_addressed(request, step), TIMEOUT_S))
+        outputs = outputs_of(control.infer(addressed_to(request, step), TIMEOUT_S))
         counts.append(int(max(outputs[TOKEN_COUNT])))
     return counts
 
@@ -94,15 +97,3 @@ def difference(actual: Sequence[Outputs], expected: Sequence[Outputs], tolerance
             if not agree(outputs.get(tensor, []), values, tolerance):
                 return f"outputs differ from the default's in {tensor} (sample {number})"
     return ""
-
-
-def _addressed(request: service_pb2.ModelInferRequest, model: str) -> service_pb2.ModelInferRequest:
-    copy = service_pb2.ModelInferRequest()
-    copy.CopyFrom(request)
-    copy.model_name = model
-    return copy
-
-
-def _outputs_of(response: Any) -> Outputs:
-    pairs = zip(response.outputs, response.raw_output_contents, strict=True)
-    return {output.name: values_of(output.datatype, raw) for output, raw in pairs}

@@ -21,6 +21,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __init__(self, *configs: model_config_pb2.ModelConfig) -> None:
         self.configs = {config.name: config for config in configs}
         self.answer: Answer = _zero
+        self.raw: bytes | None = None  # instead of the value's own bytes
         self.inferences = 0
         self.takes_s: dict[str, float] = {}  # seconds for RepositoryIndex or ModelConfig
         self.completed: int | None = None  # in its statistics; None: it has none
@@ -64,11 +65,11 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         value = await self.answer(request)
         response = service_pb2.ModelInferResponse(model_name=request.model_name)
         response.outputs.add(name="y", datatype="FP32", shape=[1])
-        response.raw_output_contents.append(np.float32(value).tobytes())
+        response.raw_output_contents.append(self.raw or np.float32(value).tobytes())
         return response
 
 
-def public(name: str, golden: float = 0.0, **parameters: str) -> model_config_pb2.ModelConfig:
+def public(name: str, expected: float = 0.0, **parameters: str) -> model_config_pb2.ModelConfig:
     """A pipeline with an endpoint, x to y, and a golden sample with the result for x = 1."""
     config = model_config_pb2.ModelConfig(name=name)
     config.input.add(name="x", data_type=model_config_pb2.TYPE_FP32, dims=[1])
@@ -80,7 +81,7 @@ def public(name: str, golden: float = 0.0, **parameters: str) -> model_config_pb
         "response": {"type": "object", "properties": {"y": {**number, "x-tensor": "y"}}},
         "example": {"x": 1},
     }
-    sample = {"request": {"x": 1}, "expect": {"y": [golden]}, "tolerance": 0.01}
+    sample = {"request": {"x": 1}, "expect": {"y": [expected]}, "tolerance": 0.01}
     texts = {"endpoint": json.dumps(endpoint_schema), "golden": json.dumps(sample), **parameters}
     for key, text in texts.items():
         config.parameters[f"tidegate.{key}"].string_value = text

@@ -33,7 +33,7 @@ MODEL = Model(
     outputs={name: TensorMeta(name, dtype, (-1,)) for name, dtype in _OUTPUTS.items()},
     decoupled=True,
     endpoint_schema=None,
-    golden=None,
+    probe=None,
 )
 
 

@@ -205,15 +205,32 @@ async def test_a_model_that_all_have_unloaded_is_gone(pair, gateway):
         gateway.catalogue.model("gone")
 
 
-@pytest.mark.parametrize("golden", ["not JSON", "{", ""])
+@pytest.mark.parametrize(
+    "golden",
+    [
+        *("not JSON", "{", "", "{}", "[1]", "null", "[" * 100_000),
+        '{"request": {"x": [[1]]}, "expect": {"y": [0]}, "tolerance": 0.1}',
+        f'{{"request": {{"x": 1}}, "expect": {{"y": [1{"0" * 400}]}}, "tolerance": 0.1}}',
+        f'{{"request": {{"x": 1}}, "expect": {{"y": [0]}}, "tolerance": 1{"0" * 400}}}',
+    ],
+    ids=range(10),
+)
 async def test_an_invalid_model_affects_no_other(pair, gateway, golden):
     for fake in pair[0]:
-        fake.configs["bad"] = public("bad")
-        fake.configs["bad"].parameters["tidegate.golden"].string_value = golden
+        fake.configs["bad"] = public("bad", golden=golden)
         fake.configs["worse"] = public("worse", endpoint="{}")
+        fake.configs["worst"] = public("worst", endpoint="[" * 100_000)
     assert await _round(gateway) == {}
     assert "p" in gateway.catalogue.models
-    assert "worse" in gateway.reader.faults
+    assert set(gateway.reader.faults) == {"bad", "worse", "worst"}
+    assert gateway.probes["bad"].startswith("has a golden sample that ")  # a verdict, not silence
+    assert gateway.probes["p"] == ""
+
+
+async def test_a_response_that_cannot_be_read_is_a_verdict(pair, gateway):
+    for fake in pair[0]:
+        fake.raw = b"cut"
+    assert "unreadably in y" in (await _round(gateway))["p"]
 
 
 async def test_a_dead_first_replica_costs_neither_catalogue_nor_readiness(pair):

@@ -9,7 +9,8 @@ import pytest
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from gateway.models.catalogue import read_model
-from modelspec.golden import Golden, GoldenError, agree
+from modelspec.errors import DeclarationError
+from modelspec.golden import Golden, agree
 from modelspec.parameters import ENDPOINT_PARAMETER, GOLDEN_PARAMETER
 from serving.triton.golden import fault
 
@@ -36,13 +37,15 @@ GOOD = {"request": {"x": 1}, "expect": {"score": [1.5]}, "tolerance": 0.01}
         (json.dumps(GOOD | {"expect": {"score": [math.nan]}}), "no NaN"),
         (json.dumps(GOOD | {"tolerance": math.inf}), "no Infinity"),
         (json.dumps(GOOD).replace("1.5", "1e999"), "too large"),
+        (json.dumps(GOOD).replace("1.5", "1" + 400 * "0"), "too large"),
+        (json.dumps(GOOD).replace("0.01", "1" + 400 * "0"), "tolerance"),
         (json.dumps(GOOD | {"tolerance": -1}), "tolerance"),
         (json.dumps(GOOD | {"tolerance": True}), "tolerance"),
         (json.dumps(GOOD | {"tolerance": None}), "tolerance"),
     ],
 )
 def test_a_sample_that_cannot_be_used_says_why(text, reason):
-    with pytest.raises(GoldenError, match=reason):
+    with pytest.raises(DeclarationError, match=reason):
         Golden.parse(text)
 
 
@@ -115,12 +118,15 @@ def _response(values: list[float]) -> service_pb2.ModelInferResponse:
         json.dumps(GOOD | {"expect": {"score": [math.nan]}}),
         json.dumps(GOOD | {"request": {"y": 1}}),
         json.dumps(GOOD | {"expect": {"other": [1]}}),
+        json.dumps(GOOD | {"request": {"x": [1, 2]}}),
+        json.dumps(GOOD | {"request": {"x": 1e39}}),
+        json.dumps(GOOD | {"request": {}}),
     ],
 )
 def test_a_bad_sample_is_a_fault_for_publisher_and_gateway_alike(golden):
     config = _config(golden)
     model = read_model(config, ("1",))
-    assert model.golden is None
+    assert model.probe is None
     assert model.golden_fault == fault(SimpleNamespace(), "m", config)
 
 
@@ -131,7 +137,7 @@ def test_publisher_and_gateway_come_to_the_same_verdict(values, expected):
     model = read_model(config, ("1",))
     control = SimpleNamespace(infer=lambda request, timeout_s: _response(values))
     row = np.array([values], np.float32)[0].reshape(-1)
-    verdict = model.golden.fault({"score": row})
+    verdict = model.probe.golden.fault({"score": row})
     assert verdict == fault(control, "m", config)
     correct = values == [1.5] if expected else bool(values) and math.isnan(values[0])
     assert (verdict == "") is correct

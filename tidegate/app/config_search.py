@@ -78,8 +78,9 @@ def tune(options: ConfigSearchOptions, paths: Paths, say: Say) -> ConfigSearchRe
     Raises ServingError or ConversionError. Ctrl-C keeps the finished trials: the same
     options resume from there.
     """
+    from modelspec.declaration import Declaration
+    from serving.errors import ServingError
     from serving.repository.model_repository import read_config
-    from serving.triton.golden import request_fields
     from serving.tuning import tune as search
     from serving.tuning.outcome import commit, write_tuned
     from tidegate.app.config_search_samples import bodies
@@ -87,7 +88,10 @@ def tune(options: ConfigSearchOptions, paths: Paths, say: Say) -> ConfigSearchRe
 
     repository = paths.repository
     search.require_pipeline(repository, options.name)
-    fields = request_fields(read_config(repository, options.name))
+    declaration = Declaration.of(read_config(repository, options.name))
+    if declaration.endpoint is None:
+        raise ServingError(str(declaration.error or f"{options.name} has no endpoint schema"))
+    fields = declaration.endpoint.fields
     job_options = {
         key: value for key, value in asdict(options).items() if key not in ("samples", "commit")
     }

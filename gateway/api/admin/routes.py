@@ -77,7 +77,7 @@ class AdminApi:
                 "versions": model.versions,
                 "public": model.endpoint_schema is not None,
                 "probe": gateway.probes.get(model.name, ""),
-                "proved": model.golden is not None,
+                "proved": model.probe is not None,
             }
             for model in gateway.catalogue.models.values()
         ]

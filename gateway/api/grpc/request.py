@@ -14,7 +14,6 @@ from gateway.errors import InvalidRequest
 from gateway.models.catalogue import Model
 from gateway.models.tensors import MAX_STRINGS as MAX_RAW_STRINGS
 from gateway.models.tensors import (
-    NUMPY,
     Tensor,
     check_count,
     check_model,
@@ -24,6 +23,7 @@ from gateway.models.tensors import (
 )
 from gateway.models.tensors import too_many_strings as too_many_raw_strings
 from gateway.models.v2_request import CLASSIFICATION, DROPPED, DROPPED_PREFIX
+from modelspec.dtypes import NUMERIC_TYPES
 
 # The field of InferTensorContents for each datatype; FP16 and BF16 have none.
 _CONTENTS_FIELDS = {
@@ -168,7 +168,7 @@ def _wrong_count(tensor: Tensor, field: str, expected: int, actual: int) -> Inva
 
 
 def _check_narrow(tensor: Tensor, values: Sequence[int]) -> None:
-    bounds = np.iinfo(NUMPY[tensor.dtype])
+    bounds = np.iinfo(NUMERIC_TYPES[tensor.dtype])
     if min(values) < bounds.min or max(values) > bounds.max:
         raise InvalidRequest(f"input {tensor.name!r}: a value does not fit {tensor.dtype}")
 

@@ -19,7 +19,7 @@ from gateway.http.json_body import LARGE_BYTES, parse_json, to_json
 from gateway.http.large_json import Bounds
 from gateway.http.request_context import RequestContext
 from gateway.models.catalogue import Model
-from gateway.models.endpoint_schema import EndpointSchema, Row
+from gateway.models.compiled_endpoint import CompiledEndpoint, Row
 from gateway.models.rows import Tensors, size_of
 
 # Fields of OpenAI's API; others are refused, so that a typo is noticed.
@@ -72,7 +72,7 @@ class EmbeddingsApi:
         return render()
 
 
-def _check_rows(endpoint_schema: EndpointSchema, rows: Sequence[Row], is_list: bool) -> None:
+def _check_rows(endpoint_schema: CompiledEndpoint, rows: Sequence[Row], is_list: bool) -> None:
     for index, row in enumerate(rows):
         endpoint_schema.check(row, f"input.{index}" if is_list else "input")
 
@@ -94,7 +94,7 @@ def _render(
 
 def resolve_model(
     gateway: Gateway, context: RequestContext, route: str, body: Mapping[str, Any]
-) -> tuple[Model, EndpointSchema, Mapping[str, Any]]:
+) -> tuple[Model, CompiledEndpoint, Mapping[str, Any]]:
     """The pipeline that the body's ``model`` names, its endpoint schema, and that schema's binding
     for this route. Raises InvalidRequest, Forbidden and NotFound."""
     name = body.get("model")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.errors import InvalidRequest
-from gateway.models.endpoint_schema import VOCABULARY, Row
+from gateway.models.compiled_endpoint import VOCABULARY, Row
 
 MAX_INPUTS = 2048  # OpenAI's own limit
 

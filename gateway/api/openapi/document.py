@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from gateway.api.openapi.schemas import SCHEMAS, TEXT, of
 from gateway.models.catalogue import TEXT_ROUTES, Catalogue, Model
-from gateway.models.endpoint_schema import EndpointSchema
+from gateway.models.compiled_endpoint import CompiledEndpoint
 
 Json = dict[str, Any]
 
@@ -140,10 +140,9 @@ def _health() -> Json:
     }
 
 
-def _task(model: Model, endpoint_schema: EndpointSchema) -> Json:
-    row = endpoint_schema.raw["request"]
-    response = endpoint_schema.raw["response"]
-    example = endpoint_schema.raw["example"]
+def _task(model: Model, endpoint_schema: CompiledEndpoint) -> Json:
+    schema = endpoint_schema.schema
+    row, response, example = schema.request, schema.response, schema.example
     batch = {
         "type": "object",
         "required": ["inputs"],
@@ -156,12 +155,10 @@ def _task(model: Model, endpoint_schema: EndpointSchema) -> Json:
         "properties": {"outputs": {"type": "array", "items": response}},
     }
     examples = {"one": {"value": example}, "several": {"value": {"inputs": [example, example]}}}
-    card = "\n".join(
-        f"- **{key}**: {value}" for key, value in endpoint_schema.raw.get("card", {}).items()
-    )
+    card = "\n".join(f"- **{key}**: {value}" for key, value in schema.card.items())
     return {
         "tags": ["tasks"],
-        "summary": endpoint_schema.raw["purpose"],
+        "summary": schema.purpose,
         "description": card,
         "operationId": model.name,
         "requestBody": _with_form(body_of({"oneOf": [row, batch]}, examples), row),

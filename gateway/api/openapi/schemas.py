@@ -2,11 +2,9 @@
 
 from typing import Any
 
+from modelspec.dtypes import ELEMENT_TYPES
+
 Json = dict[str, Any]
-DTYPES = (
-    *("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"),
-    *("FP16", "FP32", "FP64", "BF16", "BYTES"),
-)
 TEXT: Json = {"type": "string"}
 INTEGER: Json = {"type": "integer"}
 
@@ -49,7 +47,7 @@ _VALUES = {
 _TENSOR: Json = {
     "name": TEXT,
     "shape": _list(INTEGER),
-    "datatype": {"type": "string", "enum": list(DTYPES)},
+    "datatype": {"type": "string", "enum": list(ELEMENT_TYPES)},
 }
 _PARAMETERS: Json = {
     "type": "object",

@@ -18,7 +18,7 @@ from python_multipart.multipart import parse_options_header
 
 from gateway.errors import InvalidRequest
 from gateway.http.json_body import parse_json
-from gateway.models.endpoint_schema import EndpointSchema
+from gateway.models.compiled_endpoint import CompiledEndpoint
 
 FORM_DATA = "multipart/form-data"
 MAX_PARTS = 64
@@ -27,13 +27,15 @@ MAX_PARTS = 64
 _EXCERPT_BYTES = 48
 
 
-def read_form(endpoint_schema: EndpointSchema, content_type: bytes, body: bytes) -> dict[str, Any]:
+def read_form(
+    endpoint_schema: CompiledEndpoint, content_type: bytes, body: bytes
+) -> dict[str, Any]:
     """The row in the form, checked against the endpoint schema; raises InvalidRequest, which says
     what is wrong."""
     binary_fields = {binding.field for binding in endpoint_schema.bindings if binding.is_bytes}
     if not binary_fields:
         raise InvalidRequest("this endpoint has no field for a file: send JSON")
-    schemas: Mapping[str, Any] = endpoint_schema.raw["request"]["properties"]
+    schemas = endpoint_schema.schema.fields
     row: dict[str, Any] = {}
     checked_row: dict[str, Any] = {}
     for field, data in _parts(content_type, body):

@@ -10,7 +10,7 @@ from gateway.errors import InvalidRequest, NotFound
 from gateway.http.handler import Endpoint, Reply, needs
 from gateway.http.json_body import LARGE_BYTES, parse_json, to_json
 from gateway.http.request_context import RequestContext
-from gateway.models.endpoint_schema import EndpointSchema, Row
+from gateway.models.compiled_endpoint import CompiledEndpoint, Row
 from gateway.models.rows import Tensors, size_of
 
 MAX_ROWS = 1024
@@ -45,7 +45,7 @@ class TaskApi:
     async def _reply(
         self,
         context: RequestContext,
-        endpoint_schema: EndpointSchema,
+        endpoint_schema: CompiledEndpoint,
         outputs: Sequence[tuple[Tensors, int]],
         is_single: bool,
     ) -> Reply:
@@ -57,7 +57,7 @@ class TaskApi:
 
 
 def _render(
-    endpoint_schema: EndpointSchema, outputs: Sequence[tuple[Tensors, int]], is_single: bool
+    endpoint_schema: CompiledEndpoint, outputs: Sequence[tuple[Tensors, int]], is_single: bool
 ) -> Reply:
     """Serialise row by row, so that no single call takes long."""
     rows = [to_json(endpoint_schema.render(tensors, index)) for tensors, index in outputs]
@@ -72,7 +72,7 @@ def _with_path(error: InvalidRequest, is_single: bool) -> InvalidRequest:
 
 
 def _read(
-    endpoint_schema: EndpointSchema, content_type: bytes, body: bytes
+    endpoint_schema: CompiledEndpoint, content_type: bytes, body: bytes
 ) -> tuple[list[Row], bool]:
     """The rows, checked, and whether the body is a single row."""
     if is_form(content_type):

@@ -13,7 +13,6 @@ from gateway.http.large_json import Arrays, Bounds, cut_arrays
 from gateway.models.catalogue import Model
 from gateway.models.tensors import (
     MAX_STRINGS,
-    SIZE_BYTES,
     Tensor,
     check_count,
     check_model,
@@ -23,6 +22,7 @@ from gateway.models.tensors import (
     pack_text,
 )
 from gateway.models.v2_request import CLASSIFICATION, V2Request
+from modelspec.dtypes import SIZE_BYTES
 
 HEADER_LENGTH = b"inference-header-content-length"
 # Triton maps memory of other processes for these parameters. (It also jumps the queue for priority

@@ -35,7 +35,7 @@ BOUND_S = 2.0
 
 
 def model_of(name: str) -> Model:
-    return Model(name, ("1",), 0, {}, {}, decoupled=True, endpoint_schema=None, golden=None)
+    return Model(name, ("1",), 0, {}, {}, decoupled=True, endpoint_schema=None, probe=None)
 
 
 class World:

@@ -11,13 +11,13 @@ import pytest
 from gateway.api.v2.routes import V2Api
 from gateway.core import Gateway
 from gateway.errors import GatewayError
-from gateway.models.tensors import NUMPY
 from gateway.render import error_reply
 from gateway.settings import Settings
+from modelspec.dtypes import NUMERIC_TYPES
 from tests.gateway.request_contexts import context_of
 from tests.running import ROOT, launch, stop, wait_ready
 
-DTYPES = sorted(set(NUMPY) - {"FP16"})
+DTYPES = sorted(set(NUMERIC_TYPES) - {"FP16"})
 EVERYTHING = """
 import triton_python_backend_utils as pb_utils
 
@@ -116,7 +116,7 @@ def _tensor(name: str, dtype: str, data) -> dict:
 
 
 def _values(dtype: str) -> list:
-    dtype_of = np.dtype(NUMPY[dtype])
+    dtype_of = np.dtype(NUMERIC_TYPES[dtype])
     if dtype == "BOOL":
         return [True, False]
     if dtype_of.kind == "f":
@@ -137,7 +137,7 @@ async def test_every_datatype(apis, dtype, binary):
     assert status == 200
     for document in (actual, expected):
         for output in document["outputs"]:  # a number may be written in another way
-            output["data"] = np.array(output.get("data", []), NUMPY[dtype]).tobytes()
+            output["data"] = np.array(output.get("data", []), NUMERIC_TYPES[dtype]).tobytes()
     assert (actual, tail) == (expected, expected_tail)
     assert bool(tail) == binary
 

@@ -51,6 +51,18 @@ def test_the_repository_contains_nothing_but_models(repository):
     assert staging_folder(repository).parent == repository.parent
 
 
+def test_a_model_that_declares_nonsense_hinders_no_publication(repository):
+    for name, parameter, text in (
+        ("bad", "tidegate.golden", "not JSON"),
+        ("worse", "tidegate.golden", "{}"),
+        ("worst", "tidegate.endpoint", "["),
+    ):
+        config = f'parameters {{ key: "{parameter}" value {{ string_value: "{text}" }} }}\n'
+        publish(_stage(repository, name, "one", config), repository, [name])
+    assert publish(_stage(repository, "m", "one"), repository, ["m"]) == 1
+    assert top_models(repository) == ["bad", "m", "worse", "worst"]
+
+
 def test_a_published_version_is_never_touched_again(repository):
     publish(_stage(repository, "m", "one"), repository, ["m"])
     (repository / "m" / "1" / "left-over").touch()

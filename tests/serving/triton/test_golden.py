@@ -4,11 +4,11 @@ import importlib
 
 import pytest
 
+from modelspec.declaration import Declaration
 from modelspec.pbtxt import to_proto
 from serving.errors import PublishFailed
 from serving.publish.plan import PlannedVersion
 from serving.publish.preflight import available_bytes, require_memory
-from serving.triton.golden import sample_of
 from tests.serving.small_pipeline import pipeline
 from tidegate.app.task_registry import KNOWN
 
@@ -16,19 +16,21 @@ from tidegate.app.task_registry import KNOWN
 @pytest.mark.parametrize("name", [name for name, task in KNOWN.items() if task])
 def test_a_sample_fills_the_inputs_and_expects_outputs(name):
     config = to_proto(importlib.import_module(f"ensembles.{name}").PIPELINE.public)
-    sample = sample_of(config)
+    declaration = Declaration.of(config)
+    assert declaration.error is None
     required = {tensor.name for tensor in config.input if not tensor.optional}
-    assert required <= set(sample.tensors)
-    assert set(sample.golden.expect) <= {tensor.name for tensor in config.output}
+    assert required <= {tensor.name for tensor in declaration.probe.request.inputs}
+    assert set(declaration.probe.golden.expect) <= {tensor.name for tensor in config.output}
 
 
 def test_bytes_are_decoded():
     config = to_proto(importlib.import_module("ensembles.image_classification").PIPELINE.public)
-    assert sample_of(config).tensors["image"].startswith(b"\xff\xd8")  # a JPEG
+    (raw,) = Declaration.of(config).probe.request.raw_input_contents
+    assert raw[4:6] == b"\xff\xd8"  # a JPEG, after its length
 
 
 def test_a_model_without_a_sample_has_none():
-    assert sample_of(to_proto(pipeline(1).members[0])) is None
+    assert Declaration.of(to_proto(pipeline(1).members[0])).probe is None
 
 
 def test_too_little_memory_is_reported_with_the_numbers(tmp_path, monkeypatch):

@@ -7,8 +7,8 @@ from gateway.api.openai.request import read_chat, read_completion
 from gateway.api.openai.sampling import present
 from gateway.api.openai.token_inputs import embedding_rows
 from gateway.errors import Internal, InvalidRequest
-from gateway.models.endpoint_schema import EndpointSchemaError
 from gateway.models.text_binding import Binding
+from modelspec.errors import DeclarationError
 from tests.gateway.llm import MODEL
 
 USER = {"role": "user", "content": "Hello"}
@@ -64,7 +64,7 @@ def test_a_template_may_refuse_and_may_be_wrong():
         _chat(refusing)
     with pytest.raises(Internal, match="template failed"):
         _chat(_binding(template="{{ messages.__class__.__mro__ }}"))
-    with pytest.raises(EndpointSchemaError, match="line 2"):
+    with pytest.raises(DeclarationError, match="line 2"):
         _binding(template="a\n{% for %}")
 
 
@@ -208,7 +208,7 @@ def test_a_model_without_sampling_parameters_receives_none():
     ],
 )
 def test_a_binding_that_cannot_work_is_refused(raw, fault):
-    with pytest.raises(EndpointSchemaError, match=fault):
+    with pytest.raises(DeclarationError, match=fault):
         _binding(**raw)
 
 

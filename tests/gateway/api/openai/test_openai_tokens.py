@@ -13,7 +13,7 @@ from gateway.api.openai import token_ids
 from gateway.api.openai.token_ids import MAX_ALL_IDS, MAX_IDS, decoded
 from gateway.api.openai.token_inputs import as_text
 from gateway.errors import InvalidRequest
-from gateway.models.endpoint_schema import VOCABULARY
+from gateway.models.compiled_endpoint import VOCABULARY
 from tests.gateway.vocabulary import fill_cache
 
 ENDPOINT_SCHEMA = {"text": "text"}

@@ -10,7 +10,8 @@ from gateway.api.tasks.multipart import MAX_PARTS, read_form
 from gateway.api.tasks.routes import is_form
 from gateway.errors import InvalidRequest
 from gateway.models.catalogue import Catalogue, Model, TensorMeta
-from gateway.models.endpoint_schema import EndpointSchema
+from gateway.models.compiled_endpoint import CompiledEndpoint
+from modelspec.endpoint_schema import EndpointSchema
 
 FILE = {
     "type": "object",
@@ -36,7 +37,7 @@ EVERY_BYTE = bytes(range(256)) * 3 + b"\r\n--x--\r\n--"
 
 def _compiled(request):
     raw = {"purpose": "p", "request": request, "response": RESPONSE, "example": {}}
-    return EndpointSchema.compile(json.dumps(raw), {"SCAN", "MASK", "TITLE", "WEIGHTS"}, {"SCORE"})
+    return CompiledEndpoint.compile(EndpointSchema.parse(json.dumps(raw)))
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_an_endpoint_without_files_takes_no_form():
         read_form(endpoint_schema, *_form(None, {"title": "a"}))
 
 
-def _request_content(endpoint_schema: EndpointSchema) -> dict:
+def _request_content(endpoint_schema: CompiledEndpoint) -> dict:
     tensor = {"SCORE": TensorMeta("SCORE", "FP32", (1,))}
     model = Model("scanner", ("1",), 8, {}, tensor, False, endpoint_schema, None)
     operation = describe("", "", Catalogue({"scanner": model}))["paths"]["/v1/scanner"]["post"]
