@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -qq -c constraints.txt
 DEPENDENCIES := pyproject.toml constraints.txt
 # The extras that `make up` installs.
-SERVED := gateway,openai-tokens,convert,server,charts
+SERVED := gateway,convert,server,charts
 # The tests mostly wait for servers: two files at a time. ARGS='-n 0' runs one after the other.
 TEST_WORKERS ?= 2
 # A program of Debian's, installed where it is missing and we may: $(call DEBIAN,program,package).
@@ -23,7 +23,7 @@ PEER_bentoml_app := bentoml
 PEER_ENGINE := $(shell grep -E '^(numpy|onnxruntime|tokenizers)==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check format load demo bench bench-peers clients clean
+.PHONY: help up test check format docs load demo bench bench-peers clients clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -44,6 +44,9 @@ check: $(VENV)/.dev ## Only the fast checks: lint, types
 
 format: $(VENV)/.dev ## Format the code
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+docs: $(VENV)/.dev ## Write docs/cli.md from the commands' own help
+	@$(BIN)/python -m tidegate.commands.reference > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
 
 demo: $(VENV)/.up ## Real sentences through the running stack
 	@$(BIN)/tidegate demo $(ARGS)

@@ -29,6 +29,7 @@ VERBS = (
     "lint",
     "keys",
     "audit",
+    "completion",
 )
 
 
@@ -60,7 +61,7 @@ class LazyGroup(click.Group):
 def cli() -> None:
     """Put trained models into a Triton repository, prove each conversion, serve behind one gateway.
 
-    Each takes --json (one document on stdout) and --repository.
+    Each but completion takes --json (one document on stdout) and --repository.
     """
 
 

@@ -60,6 +60,7 @@ NOWHERE = {
     "audit verify": ([], FAILED),
     "demo": (["--url", "http://127.0.0.1:1"], FAILED),
 }
+SCRIPTS = {"completion"}  # prints a shell's script: no document, and nothing of a repository
 
 
 @pytest.fixture
@@ -96,10 +97,10 @@ def _ours():
 
 
 def test_the_list_of_verbs_is_complete():
-    assert set(NOWHERE) == set(VERBS)
+    assert set(NOWHERE) | SCRIPTS == set(VERBS)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", NOWHERE)
 def test_every_verb_takes_json_and_a_repository(verb):
     options = {flag for param in VERBS[verb].params for flag in param.opts}
     assert {"--json", "--repository"} <= options
@@ -112,7 +113,7 @@ def test_a_wrong_command_line_is_2_and_writes_no_document(call, verb):
     assert "No such option" in err
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", NOWHERE)
 def test_in_an_empty_home(call, verb):
     arguments, expected = NOWHERE[verb]
     code, out, err = call(*verb.split(), *arguments, "--json")

@@ -63,7 +63,9 @@ def _encoding(vocabulary: str, param: str) -> Any:
                 import bpe_openai
             except ImportError:
                 raise refusal(
-                    param, "this gateway runs without 'tidegate[openai-tokens]'"
+                    param,
+                    "this gateway runs without the extra that decodes them (its operator: "
+                    "pip install 'tidegate[openai-tokens]')",
                 ) from None
             if vocabulary not in bpe_openai.list_encoding_names():
                 log.error(

@@ -104,7 +104,10 @@ async def test_the_endpoint_schema_chooses_the_vocabulary(openai):
 async def test_without_the_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(token_ids, "_LOADED", {})
     monkeypatch.setitem(sys.modules, "bpe_openai", None)
-    with pytest.raises(InvalidRequest, match=r"without 'tidegate\[openai-tokens\]'.*send text"):
+    with pytest.raises(
+        InvalidRequest,
+        match=r"without the extra .*pip install 'tidegate\[openai-tokens\]'.*send text",
+    ):
         await as_text([1, 2], ENDPOINT_SCHEMA, "input")
     assert await as_text("text", ENDPOINT_SCHEMA, "input") == "text"
 
