@@ -10,15 +10,14 @@ from typing import Any
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
-from gateway.http.buffered import BufferedProtocol
+from gateway.http.bounded import BoundedProtocol
 from gateway.http.connections import raise_descriptor_limit
 from gateway.listening import listening_socket
 from gateway.logs import set_up
-from gateway.metrics import SHARED_FOLDER
+from gateway.metrics import SHARED_FOLDER, shared_folder
 from gateway.policy.gateway_toml import PolicyError
 from gateway.policy.reload import PolicyFile
 from gateway.settings import Settings, SettingsError
-from gateway.shared_metrics import shared_folder
 from gateway.workers import run_workers
 from modelspec.address import joined
 
@@ -97,7 +96,7 @@ def _run(settings: Settings, tls_options: Mapping[str, Any], listener: socket.so
     options: dict[str, Any] = {
         "factory": True,
         "workers": settings.workers,
-        "http": BufferedProtocol,
+        "http": BoundedProtocol,
         "loop": "gateway.http.loop:GatewayLoop",
         "timeout_keep_alive": settings.keep_alive_s,
         "ws": "none",

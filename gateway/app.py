@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import os
 import sys
 import time
@@ -24,11 +23,11 @@ from gateway.background import Background, readiness
 from gateway.core import Gateway
 from gateway.errors import GatewayError, Internal, MethodNotAllowed
 from gateway.heartbeat import SOCKET, heartbeat
-from gateway.http.handler import Endpoint, Handler, LateEndpoint, Reply, json_reply, open_to_all
+from gateway.http.handler import Endpoint, Handler, LateEndpoint, open_to_all
 from gateway.http.request_context import RequestContext
 from gateway.logs import set_up
 from gateway.middleware import Middleware, unknown_path
-from gateway.render import error_reply
+from gateway.render import Reply, error_reply, json_reply
 from gateway.settings import Settings
 from gateway.upstream.replicas import CHECK_S
 from gateway.workers import end_with_parent
@@ -102,7 +101,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     for name, listener in listeners.items():
         await listener.start()
         gateway.supervisor.run(name, listener.serve)
-    gc.freeze()  # the garbage collector need not visit permanent objects again and again
     try:
         yield
     finally:

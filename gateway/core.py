@@ -13,21 +13,22 @@ from tritonclient.grpc import service_pb2
 
 from gateway.access.control import AccessControl
 from gateway.errors import DeadlineExceeded, InvalidRequest, NoCapacity, UpstreamError
-from gateway.http.handler import Reply
 from gateway.http.json_body import SMALL_BYTES
 from gateway.http.memory_budget import MemoryBudget
 from gateway.http.off_loop import OffLoop
 from gateway.http.request_context import RequestContext
 from gateway.limits.limiter import Admission
 from gateway.metrics import Metrics
-from gateway.models.catalogue import Catalogue, Model, Reader
+from gateway.models.catalogue import Catalogue, Model
 from gateway.models.compiled_endpoint import CompiledEndpoint, Row
 from gateway.models.rows import Batch, Tensors, batches, read_tensors
 from gateway.models.sequences import OpenSequences, SequenceIds, SequenceStep, step_of
 from gateway.models.v2_request import V2Request
+from gateway.render import Reply
 from gateway.settings import Settings
 from gateway.supervision import Supervisor
 from gateway.upstream.balancing import Health
+from gateway.upstream.catalogue_reader import CatalogueReader
 from gateway.upstream.replicas import Replica, ReplicaPool, lost
 from gateway.upstream.server import Upstream, request_id
 
@@ -53,7 +54,7 @@ class Gateway:
         self.sequences = SequenceIds(settings.pepper_file)
         self.open_sequences = OpenSequences()
         self.catalogue = Catalogue(expected=frozenset(settings.pipelines))
-        self.reader = Reader(settings.pipelines)
+        self.reader = CatalogueReader(settings.pipelines)
         self.probes: Mapping[str, str] = {}  # pipeline -> '' if it is healthy, else the fault
         self.pool = ReplicaPool(
             lambda address: Upstream(address, settings.triton_key_file), settings.max_inflight

@@ -1,9 +1,12 @@
 """Metrics for the operator. Labels are routes, models and codes that exist: never a client's own
 text, never a key or a principal."""
 
+import contextlib
 import os
+import shutil
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +14,7 @@ import prometheus_client as prometheus
 from prometheus_client import multiprocess
 
 from gateway.http.request_context import RequestContext
+from modelspec.files import lock
 
 if TYPE_CHECKING:
     from gateway.models.catalogue import Catalogue
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
 
 # The folder through which workers share their metrics; the client library reads it on import.
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+PREFIX, LOCK = "tidegate-metrics-", "lock"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 CHILDREN = 10_000  # time series of one worker; new ones beyond that are counted as 'other'
 
@@ -123,3 +128,27 @@ class Metrics:
             )
             self._children[key] = child
         return child
+
+
+@contextlib.contextmanager
+def shared_folder() -> Iterator[str]:
+    """A folder through which several workers share their metrics; removed when they have ended.
+
+    Its owner holds a lock on a file in it, which ends with the process: the next gateway removes
+    the folder of a killed one, and never that of a living one.
+    """
+    clear_left()
+    with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name:
+        hidden = Path(name) / f".{LOCK}"
+        with hidden.open("w") as file:
+            lock(file)
+            hidden.rename(Path(name) / LOCK)  # so it is always locked under its final name
+            yield name
+
+
+def clear_left() -> None:
+    """Remove the folders of gateways that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError), (folder / LOCK).open("r+") as file:
+            if lock(file):
+                shutil.rmtree(folder, ignore_errors=True)

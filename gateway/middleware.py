@@ -15,10 +15,9 @@ from gateway.core import Gateway
 from gateway.errors import GatewayError, Internal, MethodNotAllowed, NotFound
 from gateway.http.bounded import ConnectionLimits
 from gateway.http.cors import Cors
-from gateway.http.handler import Reply
 from gateway.http.request_context import ClientGone, RequestContext
 from gateway.limits.limiter import LimitReached
-from gateway.render import CLIENT_LEFT, SHOWN_PATH, api_of, error_reply, status_of
+from gateway.render import CLIENT_LEFT, SHOWN_PATH, Reply, api_of, error_reply, status_of
 from modelspec.names import NOT_OFFERED_OPENAI
 
 log = logging.getLogger("gateway")

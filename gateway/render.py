@@ -1,17 +1,52 @@
-"""Renders errors per API: the one module that knows which status and shape each API uses.
+"""Replies, and errors rendered per API: the one module that knows which status and shape each uses.
 
 RFC 9457 problem+json for tasks and admin, OpenAI's error object under the OpenAI routes,
 ``{"error": "..."}`` under /v2 (tritonclient reads exactly that key).
 """
 
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 import orjson
+from starlette.types import Send
 
 from gateway.errors import GatewayError, MethodNotAllowed
-from gateway.http.handler import Reply
 from modelspec.names import OPENAI_RESOURCES
+
+PIECE_BYTES = 64 * 1024  # the most of a response that is in a connection's buffer
+
+
+@dataclass(slots=True)
+class Reply:
+    """A whole HTTP response."""
+
+    status: int
+    body: bytes
+    content_type: bytes = b"application/json"
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    async def send(self, send: Send) -> None:
+        headers = [
+            (b"content-type", self.content_type),
+            (b"content-length", str(len(self.body)).encode()),
+            *self.headers,
+        ]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        body, last = self.body, b""
+        if len(body) <= PIECE_BYTES:
+            last = body
+        else:
+            # Each piece waits until the connection has taken the ones before it.
+            for at in range(0, len(body), PIECE_BYTES):
+                piece = body[at : at + PIECE_BYTES]
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": last})
+
+
+def json_reply(value: Any) -> Reply:
+    """numpy arrays are written straight to JSON; a float32 prints in its own shortest form."""
+    return Reply(200, orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
 class Api(Enum):

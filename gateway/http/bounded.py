@@ -34,6 +34,7 @@ from gateway.http.request_context import ClientGone, new_request_id
 from gateway.http.round_robin import BULK_BYTES, ROUND_ROBIN
 from gateway.render import error_reply
 
+LINGER_S = 10.0  # to send the last bytes of a connection that is being closed
 HEAD_LIMIT_BYTES, HEADERS_LIMIT = 64 * 1024, 128
 HEAD_TIMEOUT_S = 10.0  # for the request line and headers; also counts from the connection's start
 # The rest of a refused body is read and discarded, so that its sender can read the refusal.
@@ -79,6 +80,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _final_response = b""  # a refusal that waits for the responses before it
 
     def connection_made(self, transport: Any) -> None:
+        transport = self._client_transport = _ClientTransport(transport, self.loop)
         super().connection_made(transport)
         limits = getattr(self.app, "connection_limits", ConnectionLimits())
         self.flow = _ResponseFlow(transport, self.loop, limits.send_timeout_s)
@@ -92,6 +94,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_timer()
+        self._client_transport.lost()
         OPEN.closed(self)
         self._ahead.clear()
         super().connection_lost(exc)
@@ -445,6 +448,31 @@ _HEAD_TOO_LARGE = (
 _BETWEEN_TOO_LARGE = (
     f"chunk extensions or trailers are over {BETWEEN_LIMIT_BYTES} bytes: send the body without them"
 )
+
+
+class _ClientTransport:
+    """A transport whose ``close`` ends although its client does not read the last bytes, and whose
+    ``write`` does nothing once it is closing: uvloop raises for a write after the client left."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._lingering: asyncio.TimerHandle | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def close(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.close()
+            self._lingering = self._loop.call_later(LINGER_S, self._transport.abort)
+
+    def lost(self) -> None:
+        if self._lingering:
+            self._lingering.cancel()
 
 
 class _Dropped(list[tuple[bytes, bytes]]):

@@ -9,19 +9,17 @@ A handler that declares nothing is not served: ``declared`` raises when the app 
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
-import orjson
 from starlette.types import Receive, Scope, Send
 
 from gateway.errors import Forbidden
 from gateway.http.request_context import RequestContext
+from gateway.render import PIECE_BYTES, Reply
 
 F = TypeVar("F", bound=Callable[..., Any])
 _ATTRIBUTE = "__tidegate_policy__"
-PIECE_BYTES = 64 * 1024  # the most of a response that is in a connection's buffer
 
 
 IN_BODY = "(body)"  # the request's body names the model: the handler requires the right to it
@@ -67,38 +65,6 @@ class Sendable(Protocol):
     """What a handler returns: a ``Reply``, or a stream (``EventStream``)."""
 
     async def send(self, send: Send) -> None: ...
-
-
-@dataclass(slots=True)
-class Reply:
-    """A whole HTTP response."""
-
-    status: int
-    body: bytes
-    content_type: bytes = b"application/json"
-    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
-
-    async def send(self, send: Send) -> None:
-        headers = [
-            (b"content-type", self.content_type),
-            (b"content-length", str(len(self.body)).encode()),
-            *self.headers,
-        ]
-        await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        body, last = self.body, b""
-        if len(body) <= PIECE_BYTES:
-            last = body
-        else:
-            # Each piece waits until the connection has taken the ones before it.
-            for at in range(0, len(body), PIECE_BYTES):
-                piece = body[at : at + PIECE_BYTES]
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": last})
-
-
-def json_reply(value: Any) -> Reply:
-    """numpy arrays are written straight to JSON; a float32 prints in its own shortest form."""
-    return Reply(200, orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
 Handler = Callable[[RequestContext], Awaitable[Sendable]]

@@ -4,6 +4,7 @@ Over HTTP a client certificate is optional. grpcio can only require one or not a
 gRPC API has a port for each.
 """
 
+import math
 import ssl
 from functools import lru_cache
 from pathlib import Path
@@ -11,16 +12,32 @@ from typing import Any
 
 import grpc
 
+from gateway.http.bounded import BoundedProtocol
 from gateway.identity.certificates import (
     ENDS_KEY,
     SCOPE_KEY,
-    CertificateProtocol,
     certificate_end,
     certificate_names,
 )
 from gateway.settings import Settings, SettingsError
 
 _PEM = "x509_pem_cert"  # in gRPC's auth_context
+
+
+class CertificateProtocol(BoundedProtocol):
+    """Puts the names of the peer's certificate into each request's scope."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        tls = transport.get_extra_info("ssl_object")
+        der = tls.getpeercert(binary_form=True) if tls else None
+        self._names = certificate_names(der) if der else ()
+        self._ends = certificate_end(der) if der else math.inf
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        scope: Any = self.scope
+        scope[SCOPE_KEY], scope[ENDS_KEY] = self._names, self._ends
 
 
 class Tls:

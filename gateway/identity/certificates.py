@@ -1,19 +1,16 @@
 """Client certificates: presented to the gateway itself, or to a proxy that vouches for them.
 
-``CertificateProtocol`` is for a gateway that terminates TLS itself (``gateway.http.tls``: the chain
-is verified before HTTP starts). A certificate is known by its subject in RFC 4514 notation
-(``CN=batch,O=Acme``) and by each ``URI:...`` and ``DNS:...`` of its SAN.
+``gateway.http.tls`` verifies the peer's chain and puts the certificate's names into the scope: its
+subject in RFC 4514 notation (``CN=batch,O=Acme``) and each ``URI:...`` and ``DNS:...`` of its SAN.
 """
 
 import math
 import time
 from dataclasses import replace
-from typing import Any
 
 from cryptography import x509
 from starlette.types import Scope
 
-from gateway.http.buffered import BufferedProtocol
 from gateway.identity.credentials import refused
 from gateway.listening import peer_address
 from gateway.policy.gateway_toml import Rules
@@ -21,22 +18,6 @@ from gateway.policy.principal import Grant, Principal
 
 SCOPE_KEY = "tidegate.client_certificate"
 ENDS_KEY = "tidegate.client_certificate_ends"  # seconds since the epoch
-
-
-class CertificateProtocol(BufferedProtocol):
-    """Puts the names of the peer's certificate into each request's scope."""
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        tls = transport.get_extra_info("ssl_object")
-        der = tls.getpeercert(binary_form=True) if tls else None
-        self._names = certificate_names(der) if der else ()
-        self._ends = certificate_end(der) if der else math.inf
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        scope: Any = self.scope
-        scope[SCOPE_KEY], scope[ENDS_KEY] = self._names, self._ends
 
 
 def certificate_names(der: bytes) -> tuple[str, ...]:

@@ -15,8 +15,8 @@ import grpc
 import orjson
 
 from gateway.errors import GatewayError
-from gateway.http.handler import Reply
 from gateway.models.v2_request import V2Request, not_finite
+from gateway.render import Reply
 from gateway.upstream.server import WORDS, to_gateway_error, translate
 from gateway.upstream.triton_http import Response, TritonHttp
 from modelspec.address import host_and_port

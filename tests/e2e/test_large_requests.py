@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 
 from gateway.app import create_app
-from gateway.http.buffered import BufferedProtocol
+from gateway.http.bounded import BoundedProtocol
 from gateway.policy.principal import Grant
 from gateway.settings import Settings
 from serving.triton.ports import free_ports
@@ -215,7 +215,7 @@ class WatchedGateway:
         app = create_app(self._settings)  # its channels belong to this loop
         self.gateway = app.gateway
         config = uvicorn.Config(
-            app, port=self.port, http=BufferedProtocol, ws="none", log_config=None
+            app, port=self.port, http=BoundedProtocol, ws="none", log_config=None
         )
         self._server = uvicorn.Server(config)
         watch = asyncio.create_task(self._watch())

@@ -251,7 +251,7 @@ class Stack:
             if child:
                 end(child, GATEWAY_STOP_S)
         if self._gateway:
-            from gateway.shared_metrics import clear_left
+            from gateway.metrics import clear_left
 
             clear_left()  # from a gateway that had to be killed
         if self._server:

@@ -7,8 +7,9 @@ from starlette.routing import Route
 from gateway.background import readable_readiness, readiness, shown_state
 from gateway.core import Gateway
 from gateway.errors import GatewayError
-from gateway.http.handler import Endpoint, Reply, json_reply, open_to_all
+from gateway.http.handler import Endpoint, open_to_all
 from gateway.http.request_context import RequestContext
+from gateway.render import Reply, json_reply
 
 
 class HealthApi:

@@ -11,11 +11,12 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from gateway.core import Gateway
-from gateway.http.buffered import BufferedProtocol
-from gateway.http.handler import Endpoint, Handler, Reply, json_reply, needs, open_to_all
+from gateway.http.bounded import BoundedProtocol
+from gateway.http.handler import Endpoint, Handler, needs, open_to_all
 from gateway.http.request_context import RequestContext
 from gateway.listening import listening_socket
 from gateway.middleware import Middleware
+from gateway.render import Reply, json_reply
 
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 STOP_S = 5.0
@@ -92,7 +93,7 @@ class AdminListener:
         routes = AdminApi(gateway).routes()
         settings = gateway.settings
         app = Middleware(Starlette(routes=routes), gateway, routes)
-        http_options: dict[str, Any] = {"http": BufferedProtocol}
+        http_options: dict[str, Any] = {"http": BoundedProtocol}
         if settings.tls_certificate_file:
             from gateway.http.tls import Tls
 

@@ -12,10 +12,11 @@ from tritonclient.grpc import service_pb2
 from gateway.api.grpc.status import STATUS
 from gateway.core import Gateway
 from gateway.errors import Forbidden, GatewayError, NotFound
-from gateway.http.handler import Reply, needs
+from gateway.http.handler import needs
 from gateway.http.request_context import RequestContext
 from gateway.limits.limit import Subject, checks_of
 from gateway.listening import peer_address
+from gateway.render import Reply
 
 PATH = "/internal/decide"
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]

@@ -18,13 +18,14 @@ from gateway.api.openai.request import read_chat, read_completion, with_text
 from gateway.api.openai.responses import ChatWriter, CompletionWriter, ResponseWriter
 from gateway.api.openai.sampling import present
 from gateway.core import Gateway
-from gateway.http.handler import IN_BODY, Sendable, json_reply, needs
+from gateway.http.handler import IN_BODY, Sendable, needs
 from gateway.http.json_body import parse_json
 from gateway.http.large_json import Bounds
 from gateway.http.request_context import RequestContext
 from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
 from gateway.models.text_binding import Binding
+from gateway.render import json_reply
 
 # A turn is two objects at most, each of its parts one.
 _BOUNDS = Bounds(values=2**19, containers=2**16, keys=2**17)

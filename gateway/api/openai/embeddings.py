@@ -14,13 +14,14 @@ from starlette.routing import Route
 from gateway.api.openai.token_inputs import MAX_INPUTS, are_tokens, as_text, embedding_rows
 from gateway.core import Gateway
 from gateway.errors import SHOWN, InvalidRequest, NotFound, quoted
-from gateway.http.handler import IN_BODY, Endpoint, Reply, json_reply, needs
+from gateway.http.handler import IN_BODY, Endpoint, needs
 from gateway.http.json_body import LARGE_BYTES, parse_json, to_json
 from gateway.http.large_json import Bounds
 from gateway.http.request_context import RequestContext
 from gateway.models.catalogue import Model
 from gateway.models.compiled_endpoint import CompiledEndpoint, Row
 from gateway.models.rows import Tensors, size_of
+from gateway.render import Reply, json_reply
 
 # Fields of OpenAI's API; others are refused, so that a typo is noticed.
 _EMBEDDING_FIELDS = frozenset({"model", "input", "encoding_format", "dimensions", "user"})

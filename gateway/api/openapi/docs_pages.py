@@ -10,8 +10,9 @@ import fastapi_offline
 from starlette.routing import Route
 
 from gateway.errors import NotFound
-from gateway.http.handler import Endpoint, Handler, Reply, open_to_all
+from gateway.http.handler import Endpoint, Handler, open_to_all
 from gateway.http.request_context import RequestContext
+from gateway.render import Reply
 
 STATIC = "/static-offline-docs"  # the viewers themselves: they work without internet access
 _TYPES = {

@@ -7,11 +7,12 @@ from starlette.routing import Route
 
 from gateway.core import Gateway
 from gateway.errors import InvalidRequest, NotFound
-from gateway.http.handler import Endpoint, Reply, needs
+from gateway.http.handler import Endpoint, needs
 from gateway.http.json_body import LARGE_BYTES, parse_json, to_json
 from gateway.http.request_context import RequestContext
 from gateway.models.compiled_endpoint import CompiledEndpoint, Row
 from gateway.models.rows import Tensors, size_of
+from gateway.render import Reply
 
 MAX_ROWS = 1024
 

@@ -23,7 +23,7 @@ from gateway.api.v2.request import (
 from gateway.api.v2.response import json_data
 from gateway.core import Gateway
 from gateway.errors import InvalidRequest, UpstreamError, quoted
-from gateway.http.handler import Reply, json_reply, needs
+from gateway.http.handler import needs
 from gateway.http.json_body import LARGE_BYTES, array_slices, to_json
 from gateway.http.large_json import Arrays
 from gateway.http.request_context import RequestContext
@@ -32,6 +32,7 @@ from gateway.models.catalogue import Model
 from gateway.models.rows import tensor_of, tensor_of_text
 from gateway.models.tensors import Tensor, check_model
 from gateway.models.v2_request import V2Request
+from gateway.render import Reply, json_reply
 
 # Shared memory of other processes; and sequence ids, which only infer maps to the caller's own.
 _REFUSED = (REFUSED_PREFIX, "sequence_")

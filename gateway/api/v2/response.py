@@ -8,10 +8,10 @@ import orjson
 from tritonclient.grpc import service_pb2
 
 from gateway.errors import InvalidRequest
-from gateway.http.handler import Reply
 from gateway.http.json_body import LARGE_BYTES, SLICE, array_slices
 from gateway.models.tensors import FEW, unpack
 from gateway.models.v2_request import V2Request, not_finite
+from gateway.render import Reply
 
 # Triton sets these on every response of an ensemble; they mean nothing to a client.
 _ENSEMBLE_PARAMETERS = frozenset({"sequence_id", "sequence_start", "sequence_end"})

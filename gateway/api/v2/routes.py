@@ -10,10 +10,11 @@ from gateway.api.v2.request import HEADER_LENGTH
 from gateway.background import readable_readiness
 from gateway.core import Gateway
 from gateway.errors import InvalidRequest, NoCapacity
-from gateway.http.handler import Endpoint, Handler, Reply, json_reply, needs
+from gateway.http.handler import Endpoint, Handler, needs
 from gateway.http.request_context import RequestContext
 from gateway.models.catalogue import Model
 from gateway.models.v2_request import V2Request
+from gateway.render import Reply, json_reply
 
 NAME = "triton"  # NVIDIA's clients look for it: the extensions are Triton's
 EXTENSIONS = [

@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 
 from gateway.http import bounded
-from gateway.http.buffered import BufferedProtocol
+from gateway.http.bounded import BoundedProtocol
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
 
@@ -39,7 +39,7 @@ async def _app(scope, receive, send):
 @pytest.fixture(scope="module")
 def port():
     config = uvicorn.Config(
-        _app, port=0, http=BufferedProtocol, ws="none", lifespan="off", log_config=None
+        _app, port=0, http=BoundedProtocol, ws="none", lifespan="off", log_config=None
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

@@ -13,7 +13,7 @@ import orjson
 import pytest
 import uvicorn
 
-from gateway.http.buffered import BufferedProtocol
+from gateway.http.bounded import BoundedProtocol
 
 H2C = (
     b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
@@ -47,7 +47,7 @@ async def _app(scope, receive, send):
 @pytest.fixture(scope="module")
 def port():
     config = uvicorn.Config(
-        _app, port=0, http=BufferedProtocol, ws="none", lifespan="off", log_config=None
+        _app, port=0, http=BoundedProtocol, ws="none", lifespan="off", log_config=None
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

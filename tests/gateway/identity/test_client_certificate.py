@@ -13,9 +13,10 @@ import pytest
 import uvicorn
 
 from gateway.errors import Unauthenticated
-from gateway.http.buffered import BufferedProtocol
+from gateway.http.bounded import BoundedProtocol
+from gateway.http.tls import CertificateProtocol
 from gateway.identity.callers import Callers
-from gateway.identity.certificates import CertificateProtocol, certificate_names
+from gateway.identity.certificates import certificate_names
 from gateway.identity.keys import KeyRing
 from gateway.policy.gateway_toml import parse_rules
 from tidegate.app.key_store import KeyStore
@@ -163,7 +164,7 @@ def test_names_are_written_as_openssl_and_nginx_write_them(pki):
 
 def test_a_trusted_proxy_may_vouch_and_nobody_else(key_and_callers):
     headers = {"x-client-cert-subject": BATCH}
-    with _serving(_app(key_and_callers[1]), http=BufferedProtocol) as port:
+    with _serving(_app(key_and_callers[1]), http=BoundedProtocol) as port:
         url = f"http://127.0.0.1:{port}/"
         assert httpx.get(url, headers=headers).json() == f"cert:{BATCH}"
         # what the client claims about its origin changes nothing

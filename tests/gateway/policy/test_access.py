@@ -6,15 +6,7 @@ import pytest
 from starlette.routing import Mount, Route
 
 from gateway.errors import Forbidden, NotFound
-from gateway.http.handler import (
-    OPEN,
-    Endpoint,
-    Policy,
-    Undeclared,
-    declared,
-    needs,
-    open_to_all,
-)
+from gateway.http.handler import OPEN, Endpoint, Policy, Undeclared, declared, needs, open_to_all
 from gateway.models.catalogue import Catalogue
 from gateway.policy.access import MAX_DECISIONS, Access
 from gateway.policy.gateway_toml import NO_FILE, Rules, parse_rules

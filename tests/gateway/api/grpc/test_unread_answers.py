@@ -11,14 +11,14 @@ import pytest
 import uvicorn
 
 from gateway.errors import NoCapacity, QuotaExceeded, RequestTimeout
-from gateway.http.bounded import ConnectionLimits
-from gateway.http.buffered import BufferedProtocol
-from gateway.http.handler import PIECE_BYTES, Endpoint, Reply, open_to_all
+from gateway.http.bounded import BoundedProtocol, ConnectionLimits
+from gateway.http.handler import Endpoint, open_to_all
 from gateway.http.memory_budget import MemoryBudget
 from gateway.http.request_context import ClientGone, RequestContext
 from gateway.policy.access import Access
 from gateway.policy.gateway_toml import NO_FILE
 from gateway.policy.principal import Grant, Principal
+from gateway.render import PIECE_BYTES, Reply
 from tests.running import wait_until
 
 SEND_TIMEOUT_S = 0.5
@@ -73,7 +73,7 @@ def served():
     config = uvicorn.Config(
         app,
         port=0,
-        http=BufferedProtocol,
+        http=BoundedProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
