@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 from converters.errors import ConversionError
 
 TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
@@ -20,8 +22,8 @@ Progress = Callable[[str], None]
 
 
 def cache_root() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "tidegate"
+    """``${XDG_CACHE_HOME:-~/.cache}/tidegate`` on Linux, the system's own folder elsewhere."""
+    return user_cache_path("tidegate")
 
 
 def conversion(name: str, key: str, marker: str, build: Callable[[Path], None]) -> Path:

@@ -33,7 +33,7 @@ def test_the_rest_of_the_file_is_unchanged(path):
     path.parent.mkdir()
     path.write_text(WRITTEN)
     set_weights(path, "mood", {"mood.v7": 10})
-    assert path.read_text().startswith(WRITTEN.rstrip())
+    assert [line for line in WRITTEN.splitlines() if line not in path.read_text()] == []
     set_weights(path, "mood", {"mood.v7": 50})
     assert tomllib.loads(path.read_text())["routes"]["mood"] == {"mood.v7": 50}
     set_weights(path, "mood", {})
@@ -51,13 +51,49 @@ def test_an_existing_table_is_replaced_however_its_name_is_written(path, header)
     }
 
 
-@pytest.mark.parametrize("text", ['routes = { mood = { "mood.v1" = 3 } }\n', "no toml ["])
-def test_a_file_that_cannot_be_changed_is_left_alone_and_reported(path, text):
+@pytest.mark.parametrize(
+    "text",
+    [
+        'routes = { mood = { "mood.v1" = 3 }, other = { "other.v2" = 5 } } # ours\n',
+        '[routes] # ours\nmood = { "mood.v1" = 3 }\nother = { "other.v2" = 5 }\n',
+        '[routes] # ours\nmood."mood.v1" = 3\nother."other.v2" = 5\n',
+    ],
+)
+def test_a_route_is_changed_in_whatever_form_it_is_written(path, text):
     path.parent.mkdir()
     path.write_text(text)
+    set_weights(path, "mood", {"mood.v7": 10})
+    assert "# ours" in path.read_text()
+    assert tomllib.loads(path.read_text()) == {
+        "routes": {"mood": {"mood.v7": 10}, "other": {"other.v2": 5}}
+    }
+
+
+def test_comments_in_the_table_of_a_route_stay(path):
+    path.parent.mkdir()
+    path.write_text('[routes.mood]\n# ask before you change this\n"mood.v7" = 10 # since May\n')
+    set_weights(path, "mood", {"mood.v7": 50})
+    assert path.read_text() == (
+        '[routes.mood]\n# ask before you change this\n"mood.v7" = 50 # since May\n'
+    )
+
+
+def test_routes_written_apart_from_each_other_are_changed_too(path):
+    path.parent.mkdir()
+    path.write_text(f'{WRITTEN}\n[routes.mood]\n"mood.v1" = 1\n')
+    set_weights(path, "mood", {"mood.v7": 10}, "request")
+    assert read_route(path, "mood") == Route({"mood.v7": 10}, "request")
+    assert read_route(path, "other") == Route({"other.v2": 5})
+    set_weights(path, "mood", {})
+    assert path.read_text().rstrip() == WRITTEN.rstrip()
+
+
+def test_a_file_that_is_not_toml_is_left_alone_and_reported(path):
+    path.parent.mkdir()
+    path.write_text("no toml [")
     with pytest.raises(ServingError, match=r"gateway\.toml"):
         set_weights(path, "mood", {"mood.v7": 10})
-    assert path.read_text() == text
+    assert path.read_text() == "no toml ["
 
 
 def test_the_end_marker_stays_the_last_line(path):

@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
-import tomli_w
+import tomlkit
 from filelock import FileLock
 
 from gateway.identity.keys import KEY_FORM, KeyRecord, key_hash, parse_records
 from gateway.policy.principal import USER, Grant
 from modelspec.files import write_private
+from tidegate.app.toml_file import edited
 
 ALPHABET = string.ascii_letters + string.digits
 
@@ -25,7 +27,8 @@ class UnknownKey(LookupError):
 
 
 class KeyStore:
-    """The keys in one file. Changes are atomic, and two writers wait for each other."""
+    """The keys in one file. Changes are atomic, keep comments, and two writers wait for each
+    other."""
 
     def __init__(self, keys_file: Path, pepper_file: Path) -> None:
         self._keys_file, self._pepper_file = keys_file, pepper_file
@@ -38,7 +41,7 @@ class KeyStore:
             raise ValueError("a key's name has 1 to 64 printable characters")
         with self._locked():
             record, key = self._new(name, grant, _time_in(lifetime) if lifetime else "")
-            self._write({**self._read(), record.key_id: record})
+            self._write(record)
         return record, key
 
     def records(self) -> list[KeyRecord]:
@@ -64,14 +67,14 @@ class KeyStore:
             record, key = self._new(last.name, last.principal.grant, _same_lifetime(last))
             ends = _time_in(overlap)
             ended = [replace(record, expires=min(record.expires or ends, ends)) for record in old]
-            self._write({**self._read(), **{record.key_id: record for record in [*ended, record]}})
+            self._write(*ended, record)
         return record, key, ended
 
     def revoke(self, id_or_name: str) -> list[KeyRecord]:
         """Revoke the key with this id, or all keys of this name; UnknownKey if there are none."""
         with self._locked():
             revoked = [replace(record, revoked=_time_in()) for record in self._matching(id_or_name)]
-            self._write({**self._read(), **{record.key_id: record for record in revoked}})
+            self._write(*revoked)
         return revoked
 
     def _matching(self, id_or_name: str) -> list[KeyRecord]:
@@ -92,12 +95,19 @@ class KeyStore:
     def _read(self) -> dict[str, KeyRecord]:
         return parse_records(self._keys_file.read_text()) if self._keys_file.exists() else {}
 
-    def _write(self, records: dict[str, KeyRecord]) -> None:
-        tables = {
-            key_id: {field: value for field, value in asdict(record).items() if field != "key_id"}
-            for key_id, record in records.items()
-        }
-        write_private(self._keys_file, tomli_w.dumps({"keys": tables}).encode())
+    def _write(self, *records: KeyRecord) -> None:
+        """Put these records into the file; comments and all other keys stay as they are."""
+
+        def put(document: tomlkit.TOMLDocument) -> None:
+            keys: Any = document.setdefault("keys", tomlkit.table(is_super_table=True))
+            for record in records:
+                table = keys.setdefault(record.key_id, tomlkit.table())
+                for field, value in asdict(record).items():
+                    if field != "key_id":
+                        table[field] = list(value) if isinstance(value, tuple) else value
+
+        text = self._keys_file.read_text() if self._keys_file.exists() else ""
+        write_private(self._keys_file, edited(text, put).encode())
 
     def _pepper(self) -> bytes:
         if not self._pepper_file.exists():

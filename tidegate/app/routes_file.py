@@ -1,7 +1,6 @@
-"""The weights in ``gateway.toml``: one table is changed, every other byte stays as it was
+"""The weights in ``gateway.toml``: one table is changed, comments and layout stay as they were
 written. The gateway rereads the file within a second."""
 
-import re
 import time
 import tomllib
 from collections.abc import Mapping
@@ -9,13 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import tomlkit
+
 from modelspec.files import atomic_write
 from serving.errors import ServingError
-
-_HEADER = re.compile(r"^\s*\[")
-END = "# end"  # as the last line, it tells a gateway that the file is complete
-_END = re.compile(rf"^{END}\s*\Z", re.MULTILINE)
-
+from tidegate.app.toml_file import edited
 
 Per = Literal["caller", "request"]
 PER: Per = "caller"
@@ -73,24 +70,16 @@ def wait_until_taken(path: Path) -> None:
 def set_weights(path: Path, pipeline: str, weights: Mapping[str, int], per: Per = PER) -> None:
     """Make ``[routes.PIPELINE]`` hold these weights (percent); remove the table if there are none.
 
-    Raises ServingError, and leaves the file unchanged, if it is not TOML, writes the routes in
-    another form, or would be refused by a gateway.
+    Raises ServingError, and leaves the file unchanged, if it is not TOML, writes the route in a way
+    that cannot be edited, or would be refused by a gateway.
     """
     text = _text(path)
     before = _parsed(path, text)
-    changed = _without(text.splitlines(keepends=True), pipeline)
-    has_end = _END.search(text)
-    changed = _END.sub("", changed)
-    block = _block(pipeline, weights, per)
-    if weights:
-        changed = changed.rstrip() + ("\n\n" if changed.strip() else "") + block
-    if has_end:
-        changed = f"{changed.rstrip()}\n{END}\n".lstrip()
+    changed = edited(text, lambda document: _put(document, pipeline, weights, per))
     if _parsed(path, changed) != _with_weights(before, pipeline, weights, per):
         raise ServingError(
-            f"{path} writes [routes.{pipeline}] in a form that this command does not change: edit "
-            "it "
-            f"to read as follows and run the command again:\n{block or '(no table for it)'}"
+            f"{path} writes [routes.{pipeline}] in a form that this command does not change: make "
+            f"its weights {dict(weights)} (per = {per!r}) by hand"
         )
     _require_taken(path, changed)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,25 +102,26 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def _block(pipeline: str, weights: Mapping[str, int], per: Per) -> str:
+def _put(
+    document: tomlkit.TOMLDocument, pipeline: str, weights: Mapping[str, int], per: Per
+) -> None:
+    """Change the pipeline's table in place, add it, or remove it if there are no weights."""
+    routes: Any = document.setdefault("routes", tomlkit.table(is_super_table=True))
     if not weights:
-        return ""
-    lines = [f'"{target}" = {percent}\n' for target, percent in sorted(weights.items())]
-    if per != PER:
-        lines.insert(0, f'per = "{per}"\n')
-    return "".join([f'[routes."{pipeline}"]\n', *lines])
-
-
-def _without(lines: list[str], pipeline: str) -> str:
-    """The text without the pipeline's table."""
-    header = re.compile(rf"""^\s*\[\s*routes\s*\.\s*["']?{re.escape(pipeline)}["']?\s*\]""")
-    remaining, is_inside = [], False
-    for line in lines:
-        if _HEADER.match(line):
-            is_inside = bool(header.match(line))
-        if not is_inside:
-            remaining.append(line)
-    return "".join(remaining)
+        routes.pop(pipeline, None)
+        if not routes:
+            document.remove("routes")
+        return
+    table = routes.setdefault(pipeline, tomlkit.table())
+    if per == PER:
+        table.pop("per", None)
+    else:
+        table["per"] = per
+    for target in [*table]:
+        if target != "per" and target not in weights:
+            table.remove(target)
+    for target, percent in sorted(weights.items()):
+        table[target] = percent
 
 
 def _with_weights(

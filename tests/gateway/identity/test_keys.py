@@ -333,3 +333,18 @@ def test_what_is_kept_of_the_keys_is_never_older_than_what_was_read(store, new_r
 
 def _full(path, data):
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_comments_in_keys_toml_stay(tmp_path):
+    path = tmp_path / "keys.toml"
+    store = KeyStore(path, tmp_path / "pepper")
+    store.create("first")
+    path.write_text(f"# the keys of our team\n{path.read_text()}# end\n")
+    store.create("second")
+    store.revoke("first")
+    lines = path.read_text().splitlines()
+    assert (lines[0], lines[-1]) == ("# the keys of our team", "# end")
+    assert [(record.name, bool(record.revoked)) for record in store.records()] == [
+        ("first", True),
+        ("second", False),
+    ]
