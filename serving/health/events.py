@@ -25,22 +25,22 @@ HEARTBEAT_S = 5.0
 LOG_LIMIT_BYTES = 8 * 1024 * 1024
 
 
-def telling(tell: Callable[[str], None]) -> Callable[[str], None]:
-    """``tell`` that never raises: what it writes to may be full, or closed."""
+def unfailing(report: Callable[[str], None]) -> Callable[[str], None]:
+    """``report`` that never raises: what it writes to may be full, or closed."""
 
-    def tell_safely(line: str) -> None:
+    def report_safely(line: str) -> None:
         with contextlib.suppress(OSError, ValueError):
-            tell(line)
+            report(line)
 
-    return tell_safely
+    return report_safely
 
 
 class Events:
-    """Events of one watcher; ``work_dir`` is .tidegate. ``tell`` is called once when something
+    """Events of one watcher; ``work_dir`` is .tidegate. ``report`` is called once when something
     cannot be recorded, and again when it can."""
 
-    def __init__(self, work_dir: Path, tell: Callable[[str], None] = lambda line: None) -> None:
-        self._tell = telling(tell)
+    def __init__(self, work_dir: Path, report: Callable[[str], None] = lambda line: None) -> None:
+        self._report = unfailing(report)
         self._faults: dict[str, str] = {}  # what is not recorded -> the reason
         self._log = work_dir / "logs" / "events.jsonl"
         self._metrics = work_dir / "watch.prom"
@@ -85,10 +85,12 @@ class Events:
             reason = error.strerror or str(error)
             if self._faults.get(what) != reason:
                 self._faults[what] = reason
-                self._tell(f"{what} are not recorded in {path} ({reason}); everything else goes on")
+                self._report(
+                    f"{what} are not recorded in {path} ({reason}); everything else goes on"
+                )
         else:
             if self._faults.pop(what, ""):
-                self._tell(f"{what} are recorded in {path} again")
+                self._report(f"{what} are recorded in {path} again")
 
     def render(self) -> str:
         """The counters in Prometheus' text format."""

@@ -13,8 +13,7 @@ from serving.errors import NoAnswerInTime, ServingError
 from serving.health.probing import Probing
 from serving.health.progress import Progress
 from serving.health.work import Work
-from serving.publish.replica import READY, UNAVAILABLE
-from serving.triton.control import TritonControl
+from serving.triton.control import READY, UNAVAILABLE, TritonControl
 from serving.triton.golden import IS_LATE, NO_ANSWER, fault
 from serving.triton.stubs import Stub, live_stubs
 

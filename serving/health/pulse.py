@@ -33,10 +33,10 @@ class Pulse:
         self,
         control: TritonControl,
         pid: Callable[[], int | None],
-        tell: Callable[[str, str], None],
+        report: Callable[[str, str], None],
     ) -> None:
-        """``tell(event, detail)`` is called in the thread."""
-        self._control, self._pid, self._tell = control, pid, tell
+        """``report(event, detail)`` is called in the thread."""
+        self._control, self._pid, self._report = control, pid, report
         self._ended = threading.Event()
         self._judged: int | None = None  # pid of the process whose start is over
         self._starting: tuple[int, float] = (0, 0.0)  # pid of the starting process, and since when
@@ -58,7 +58,7 @@ class Pulse:
                 self.look()
                 self._look_at_watcher()
             except Exception as error:  # nothing may end this thread
-                self._tell("pulse_failed", f"{type(error).__name__}: {error}")
+                self._report("pulse_failed", f"{type(error).__name__}: {error}")
 
     def look(self) -> None:
         """Check once; kill the process if it has been silent for too long."""
@@ -109,7 +109,7 @@ class Pulse:
         try:
             process = psutil.Process(pid)
             if process.name() == "tritonserver":
-                self._tell("triton_hung", reason)
+                self._report("triton_hung", reason)
                 process.kill()
         except psutil.Error:
             return
@@ -118,4 +118,6 @@ class Pulse:
         began = self.round_began
         if began and time.monotonic() - began > STALLED_S:
             self.round_began = time.monotonic()  # reported again after as long
-            self._tell("watcher_stalled", f"one round of the watcher takes over {STALLED_S:.0f} s")
+            self._report(
+                "watcher_stalled", f"one round of the watcher takes over {STALLED_S:.0f} s"
+            )

@@ -12,19 +12,13 @@ from pathlib import Path
 
 from modelspec.layout import CONFIG_FILE
 from serving.errors import ModelLoadFailed, RepositoryBusy, ServingError
-from serving.health.events import Events, telling
+from serving.health.events import Events, unfailing
 from serving.health.health import Health
 from serving.health.pulse import Pulse
 from serving.health.restart_backoff import FIRST_PAUSE_S, LATER_S, LONGEST_PAUSE_S, RestartBackoff
-from serving.publish.replica import READY
-from serving.repository.lock import publishing
-from serving.repository.model_repository import (
-    active_version,
-    is_published,
-    read_config,
-    top_models,
-)
+from serving.repository.model_repository import ModelRepository
 from serving.repository.pins import listed_versions, pins
+from serving.triton.control import READY
 from serving.triton.launch import TritonServer
 from serving.triton.stubs import Stub
 
@@ -91,12 +85,13 @@ class Watcher:
         self,
         server: TritonServer,
         models: Sequence[str],
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         longest_request_s: float = 0.0,
     ) -> None:
         self._server, self._models = server, list(models)
-        self._tell = telling(tell)
-        self.events = Events(server.options.work_dir, self._tell)
+        self._repository = ModelRepository(server.options.repository)
+        self._report = unfailing(report)
+        self.events = Events(server.options.work_dir, self._report)
         self._longest_request_s = longest_request_s
         self._health = Health(server.control, longest_request_s)
         self._health.remember(server.pid)
@@ -124,7 +119,7 @@ class Watcher:
             self._check()
         except Exception as error:
             self._not_before = time.monotonic() + LONGEST_PAUSE_S
-            self._tell(
+            self._report(
                 f"the watcher failed and continues in {LONGEST_PAUSE_S:g} s: "
                 f"{type(error).__name__}: {error}"
             )
@@ -133,7 +128,7 @@ class Watcher:
 
     def _on_pulse_event(self, event: str, detail: str) -> None:
         """Called in the pulse's thread."""
-        self._tell(
+        self._report(
             f"Triton hangs ({detail}); killing it"
             if event == "triton_hung"
             else f"{event}: {detail}"
@@ -150,7 +145,7 @@ class Watcher:
             self._look()
         except (ServingError, OSError) as error:
             self._not_before = time.monotonic() + self._pause_s
-            self._tell(f"not healed yet, trying again in {self._pause_s:g} s: {error}")
+            self._report(f"not healed yet, trying again in {self._pause_s:g} s: {error}")
             self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
             return
         self._pause_s = FIRST_PAUSE_S
@@ -160,7 +155,7 @@ class Watcher:
 
     def _restart(self) -> None:
         reason = self._server.why_ended()
-        self._tell(f"Triton has ended{reason and f' ({reason})'}; starting it again")
+        self._report(f"Triton has ended{reason and f' ({reason})'}; starting it again")
         self.events.add("triton_died", "", reason)
         self._server.restart()
         self._reloads = {}  # they ended with their server
@@ -168,17 +163,16 @@ class Watcher:
             self._load(model)
         self._replaced, self._ended = [], set()
         self._health.restarted(self._server.pid)
-        self._tell("Triton is serving again")
+        self._report("Triton is serving again")
         self.events.add("triton_restarted", "")
 
     def _load(self, model: str) -> None:
         """Load one model. If it fails or is slow, it is marked unhealthy: the others must be served
         meanwhile."""
-        repository = self._server.options.repository
         try:
-            if not is_published(repository, model):
+            if not self._repository.is_published(model):
                 return
-            parts = _parts(repository, model)
+            parts = _parts(self._repository, model)
         except (ServingError, OSError, ValueError) as error:
             self._not_loaded(model, error)
             return
@@ -186,7 +180,7 @@ class Watcher:
             model, frozenset({model, *parts}), lambda: self._server.control.load(model)
         )
         if not reload.is_over(LOAD_TURN_S):
-            self._tell(f"{model} is slow to load; the others are served meanwhile")
+            self._report(f"{model} is slow to load; the others are served meanwhile")
             self._unhealthy[model] = NOT_LOADED_YET
             self._reloads[model] = reload
         elif reload.error is not None:
@@ -195,7 +189,7 @@ class Watcher:
             self._not_loaded(model, reload.error)
 
     def _not_loaded(self, model: str, error: Exception) -> None:
-        self._tell(str(error))
+        self._report(str(error))
         self.events.add("load_failed", model, str(error))
         self._unhealthy[model] = str(error)
 
@@ -206,7 +200,7 @@ class Watcher:
             if stub in self._ended:
                 continue
             self._ended.add(stub)
-            self._tell(f"a process of model {stub.model} ({stub.pid}) hangs: {how}; ending it")
+            self._report(f"a process of model {stub.model} ({stub.pid}) hangs: {how}; ending it")
             self.events.add("process_hung", stub.model, how)
             stub.end()
 
@@ -216,7 +210,7 @@ class Watcher:
         for model in self._health.dead_models(self._server.pid or 0):
             if model not in reloading and self._unhealthy.get(model) != LOST_A_PROCESS:
                 self._unhealthy[model] = LOST_A_PROCESS
-                self._tell(f"a process of model {model} died; reviving it")
+                self._report(f"a process of model {model} died; reviving it")
                 self.events.add("process_died", model)
         if self._health.is_time_to_probe():
             self._models = self._watched()
@@ -229,7 +223,7 @@ class Watcher:
         """Note the verdict of a model's golden sample; '' if it is healthy."""
         if fault and self._unhealthy.get(model) != LOST_A_PROCESS:
             if model not in self._unhealthy:
-                self._tell(f"{model} {fault}")
+                self._report(f"{model} {fault}")
                 self.events.add("probe_failed", model, fault)
             self._unhealthy[model] = fault
         # A model without a golden sample passes every probe, even if it has lost a process.
@@ -239,11 +233,10 @@ class Watcher:
 
     def _watched(self) -> list[str]:
         """The initial models that are still there, and what has been published since."""
-        repository = self._server.options.repository
         ready = {model.name for model in self._server.control.index() if model.state == READY}
         try:
-            public = set(top_models(repository)) & ready
-            known = [model for model in self._models if is_published(repository, model)]
+            public = set(self._repository.public_models()) & ready
+            known = [model for model in self._models if self._repository.is_published(model)]
         except (ModelLoadFailed, OSError, ValueError):  # it is being edited, or cannot be read
             return self._models
         return [*known, *sorted(public - set(known))]
@@ -255,7 +248,7 @@ class Watcher:
     def _names(self, model: str) -> set[str]:
         """The model and its members, as far as the config can be read."""
         try:
-            return {model, *_parts(self._server.options.repository, model)}
+            return {model, *_parts(self._repository, model)}
         except (ServingError, OSError, ValueError):
             return {model}
 
@@ -292,21 +285,21 @@ class Watcher:
             return
         if not fault:
             self._unhealthy.pop(model, None)
-            self._tell(f"revived {model}")
+            self._report(f"revived {model}")
             self.events.add("healed", model)
         elif backoff.give_up() and not was_given_up:
-            self._report(backoff, fault)
+            self._report_given_up(backoff, fault)
 
     def _postpone(self, backoff: RestartBackoff, hindrance: str, detail: str) -> None:
         """The model is not the cause: retry for as long as it lasts, without counting attempts."""
         backoff.attempts -= 1
         backoff.not_before = time.monotonic() + LONGEST_PAUSE_S / 2
         if not backoff.is_given_up and backoff.hindrance != hindrance:
-            self._tell(f"{backoff.model} is not healed yet: {detail}")
+            self._report(f"{backoff.model} is not healed yet: {detail}")
         backoff.hindrance = hindrance
 
-    def _report(self, backoff: RestartBackoff, fault: str) -> None:
-        self._tell(
+    def _report_given_up(self, backoff: RestartBackoff, fault: str) -> None:
+        self._report(
             f"{backoff.model} cannot be healed, {backoff.attempts} attempts failed: it {fault}. It "
             f"is retried every {LATER_S / 60:.0f} minutes, and when another version is published "
             f"(tidegate rollback {backoff.model} goes back to the previous one)"
@@ -321,7 +314,7 @@ class Watcher:
         return self._backoffs[model]
 
     def _mark(self, model: str) -> int:
-        path = self._server.options.repository / model / CONFIG_FILE
+        path = self._repository.folder(model) / CONFIG_FILE
         try:
             return path.stat().st_mtime_ns
         except OSError:
@@ -334,9 +327,8 @@ class Watcher:
             yield
             return
         with ExitStack() as stack:
-            repository = self._server.options.repository
             try:
-                stack.enter_context(publishing(repository, f"heal {model}", wait_s=0))
+                stack.enter_context(self._repository.lock(f"heal {model}", wait_s=0))
             except OSError as error:
                 if error.errno not in _READ_ONLY:
                     raise
@@ -350,7 +342,7 @@ class Watcher:
         for stub in hung:
             stub.end()  # it does not end by itself, and would keep its version loaded
         self._health.forget(model)
-        parts = _parts(self._server.options.repository, model)
+        parts = _parts(self._repository, model)
         old = [stub for stub in before if stub.model in parts]
         names = frozenset({model, *parts})
         self._reloads[model] = _Reload(model, names, lambda: self._reload(model, parts), old)
@@ -374,8 +366,9 @@ class Watcher:
 
     def _reload_part(self, model: str, versions: Sequence[int]) -> bool:
         """Reload a model that has processes of its own; whether its files could be touched."""
-        repository = self._server.options.repository
-        touched = [_touch_a_file(repository / model / str(version)) for version in versions]
+        touched = [
+            _touch_a_file(self._repository.version_folder(model, version)) for version in versions
+        ]
         self._server.control.load(model, afresh=not all(touched))
         return all(touched)
 
@@ -413,13 +406,13 @@ def _shortage(reason: str) -> str:
     return next((message for message in messages if message in reason), "")
 
 
-def _parts(repository: Path, model: str) -> dict[str, list[int]]:
+def _parts(repository: ModelRepository, model: str) -> dict[str, list[int]]:
     """The models that have processes of their own, with the served versions: an ensemble's members,
     or the model itself."""
-    config = read_config(repository, model)
+    config = repository.config(model)
     pinned = pins(config)
     if not pinned:
-        return {model: listed_versions(config) or [active_version(repository, model)]}
+        return {model: listed_versions(config) or [repository.active_version(model)]}
     return {member: sorted(versions) for member, versions in pinned.items()}
 
 

@@ -100,18 +100,20 @@ def first_folder(folder: Path) -> Path | None:
     return min(filter(Path.is_dir, _list(folder)), key=os.fsencode, default=None)
 
 
-def check(config: ModelConfig, resolved: Resolved, folder: Path, place: str) -> Iterator[Finding]:
+def check(
+    config: ModelConfig, resolved: Resolved, folder: Path, location: str
+) -> Iterator[Finding]:
     """Findings about a model's backend; none for ensembles."""
     if resolved.platform == ENSEMBLE and not config.backend:
         return
     if not resolved.backend:
-        yield from _missing(config, folder, place)
+        yield from _missing(config, folder, location)
         return
     platform_backend = PLATFORMS.get(resolved.platform)
     if resolved.backend in PLATFORMS.values() and platform_backend != resolved.backend:
         yield error(
             "platform-unknown",
-            place,
+            location,
             f"says backend {resolved.backend!r} and platform {resolved.platform!r}, which do not "
             "match",
             f'write platform: "{_platform_of(resolved.backend)}", or leave the platform out',
@@ -120,7 +122,7 @@ def check(config: ModelConfig, resolved: Resolved, folder: Path, place: str) -> 
         matches = get_close_matches(resolved.backend.lower(), sorted(KNOWN), 1)
         yield error(
             "backend-unknown",
-            place,
+            location,
             f"asks for the backend {resolved.backend!r}, which is neither one of NVIDIA's, nor in "
             "this machine's Triton, nor beside the model",
             (f'did you mean "{matches[0]}"? Otherwise' if matches else "correct the name, or")
@@ -128,14 +130,14 @@ def check(config: ModelConfig, resolved: Resolved, folder: Path, place: str) -> 
             "where you lint",
         )
     if config.runtime:
-        yield from _runtime(config, resolved.backend, folder, place)
+        yield from _runtime(config, resolved.backend, folder, location)
 
 
-def _missing(config: ModelConfig, folder: Path, place: str) -> Iterator[Finding]:
+def _missing(config: ModelConfig, folder: Path, location: str) -> Iterator[Finding]:
     if config.platform:
         yield error(
             "platform-unknown",
-            place,
+            location,
             f"says platform {config.platform!r}, which Triton does not know, and no backend",
             one_of(PLATFORMS) + '; or write backend: "..." instead',
         )
@@ -143,7 +145,7 @@ def _missing(config: ModelConfig, folder: Path, place: str) -> Iterator[Finding]
     searched = first_folder(folder)
     yield error(
         "backend-missing",
-        place,
+        location,
         "names no backend, and "
         + (
             f"default_model_filename {config.default_model_filename!r} does not identify one"
@@ -157,7 +159,7 @@ def _missing(config: ModelConfig, folder: Path, place: str) -> Iterator[Finding]
     )
 
 
-def _runtime(config: ModelConfig, backend: str, folder: Path, place: str) -> Iterator[Finding]:
+def _runtime(config: ModelConfig, backend: str, folder: Path, location: str) -> Iterator[Finding]:
     # Joined to the backend's folder, and it may not lead out of it.
     runtime = os.path.relpath(os.path.normpath(f"/{backend}/{config.runtime}"), f"/{backend}")
     if runtime.startswith(".."):
@@ -172,7 +174,7 @@ def _runtime(config: ModelConfig, backend: str, folder: Path, place: str) -> Ite
     if not is_found:
         yield error(
             "runtime-unknown",
-            place,
+            location,
             f"says runtime {config.runtime!r}, which {reason}",
             f"leave runtime out, or write libtriton_{backend}.so",
         )

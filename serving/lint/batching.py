@@ -27,7 +27,7 @@ def check(model: Model) -> Iterator[Finding]:
     if config.max_batch_size < 0:
         yield error(
             "batch-negative",
-            model.place,
+            model.location,
             f"max_batch_size is {config.max_batch_size}",
             "write 0 for a model without a batch axis",
         )
@@ -47,14 +47,14 @@ def _axis(model: Model) -> Iterator[Finding]:
     if not batched and model.config.HasField("dynamic_batching"):
         yield warning(
             "batching-without-batch",
-            model.place,
+            model.location,
             "asks for dynamic_batching, but max_batch_size is 0: nothing is ever merged",
             "set max_batch_size to what the model takes, and leave the batch axis out of dims",
         )
     elif not batched and len(tensors) > 1 and all(map(_leads_open, tensors)):
         yield warning(
             "batch-axis-in-dims",
-            model.place,
+            model.location,
             "every tensor begins with -1 and max_batch_size is 0: if that axis is the batch, "
             "Triton does not merge requests",
             "set max_batch_size and remove the first -1 from all dims, unless it is not the batch",
@@ -104,7 +104,7 @@ def _delays(policy: Any) -> bool:
 
 
 def _priority(model: Model, message: str, fix: str) -> Finding:
-    return error("queue-order", model.place, message, fix)
+    return error("queue-order", model.location, message, fix)
 
 
 def _preferred(model: Model, sizes: Any) -> Iterator[Finding]:
@@ -113,14 +113,14 @@ def _preferred(model: Model, sizes: Any) -> Iterator[Finding]:
         if size <= 0:
             yield error(
                 "preferred-too-small",
-                model.place,
+                model.location,
                 f"preferred_batch_size is {size}",
                 "write 1 or more, or leave it out",
             )
         elif size > largest:
             yield error(
                 "preferred-too-large",
-                model.place,
+                model.location,
                 f"preferred_batch_size {size} is above max_batch_size {largest}"
                 + ("" if largest else " (Triton looks before a backend completes the config)"),
                 "raise one or lower the other",
@@ -132,7 +132,7 @@ def _sequences(model: Model) -> Iterator[Finding]:
     if model.config.response_cache.enable:
         yield error(
             "sequence-cached",
-            model.place,
+            model.location,
             "batches sequences and wants the response cache: Triton refuses that combination",
             "switch response_cache off",
         )
@@ -141,7 +141,7 @@ def _sequences(model: Model) -> Iterator[Finding]:
     if share < 0 or share > 1:
         yield error(
             "sequence-slots",
-            model.place,
+            model.location,
             f"minimum_slot_utilization is {share:g}",
             "write a fraction from 0 to 1",
         )
@@ -153,103 +153,105 @@ def _controls(model: Model) -> Iterator[Finding]:
     seen_tensors: set[str] = set()
     seen_kinds: set[int] = set()
     for tensor in model.config.sequence_batching.control_input:
-        place = f"{model.place}:{tensor.name or 'control_input'}"
+        location = f"{model.location}:{tensor.name or 'control_input'}"
         if not tensor.name:
-            yield _control(place, "a control input has no name", "name it as the model does")
+            yield _control(location, "a control input has no name", "name it as the model does")
         elif tensor.name in seen_tensors:
             yield _control(
-                place, "has two entries in control_input", "put its controls into one entry"
+                location, "has two entries in control_input", "put its controls into one entry"
             )
         seen_tensors.add(tensor.name)
         for control in tensor.control:
             kind = _Kind.Name(control.kind) if control.kind in _Kind.values() else str(control.kind)
             if control.kind in seen_kinds:
-                yield _control(place, f"is a second {kind}", "keep one")
+                yield _control(location, f"is a second {kind}", "keep one")
             seen_kinds.add(control.kind)
-            yield from _values(place, kind, control)
+            yield from _values(location, kind, control)
 
 
-def _values(place: str, kind: str, control: Any) -> Iterator[Finding]:
+def _values(location: str, kind: str, control: Any) -> Iterator[Finding]:
     written = [name for name in _VALUES if getattr(control, name)]
     if control.kind == _CORRID:
         if written:
-            yield _control(place, f"is {kind}, which has no {written[0]}", f"remove {written[0]}")
+            yield _control(
+                location, f"is {kind}, which has no {written[0]}", f"remove {written[0]}"
+            )
         if control.data_type not in _CORRID_TYPES:
             names = ", ".join(map(DataType.Name, _CORRID_TYPES))
             yield _control(
-                place, f"is {kind}, but its type is not one of its types", f"use {names}"
+                location, f"is {kind}, but its type is not one of its types", f"use {names}"
             )
     elif len(written) != 1:
         yield _control(
-            place,
+            location,
             f"is {kind} with " + (" and ".join(written) or "no values"),
             "write one of them, such as int32_false_true: [ 0, 1 ]",
         )
     elif len(getattr(control, written[0])) != 2:
         yield _control(
-            place, f"{written[0]} does not have two values", f"write {written[0]}: [ 0, 1 ]"
+            location, f"{written[0]} does not have two values", f"write {written[0]}: [ 0, 1 ]"
         )
 
 
-def _control(place: str, message: str, fix: str) -> Finding:
-    return error("sequence-control", place, message, fix)
+def _control(location: str, message: str, fix: str) -> Finding:
+    return error("sequence-control", location, message, fix)
 
 
 def _states(model: Model) -> Iterator[Finding]:
     initialized: set[str] = set()
     for state in model.config.sequence_batching.state:
-        place = f"{model.place}:{state.input_name or 'state'}"
+        location = f"{model.location}:{state.input_name or 'state'}"
         if len(state.initial_state) > 1:
-            yield _state(place, "has two initial_states", "keep one")
+            yield _state(location, "has two initial_states", "keep one")
         for initial in state.initial_state:
             if state.input_name in initialized:
-                yield _state(place, "is initialized by two states", "keep one")
+                yield _state(location, "is initialized by two states", "keep one")
             initialized.add(state.input_name)
-            yield from _initial(model, place, state, initial)
+            yield from _initial(model, location, state, initial)
         if state.use_growable_memory:
             if not state.use_same_buffer_for_input_output:
-                yield _growable(place, "without use_same_buffer_for_input_output")
+                yield _growable(location, "without use_same_buffer_for_input_output")
             elif any(group.kind == group.KIND_CPU for group in model.config.instance_group):
-                yield _growable(place, "and has instances on a CPU")
+                yield _growable(location, "and has instances on a CPU")
 
 
-def _initial(model: Model, place: str, state: Any, initial: Any) -> Iterator[Finding]:
+def _initial(model: Model, location: str, state: Any, initial: Any) -> Iterator[Finding]:
     if not initial.name:
-        yield _state(place, "its initial_state has no name", "name it")
+        yield _state(location, "its initial_state has no name", "name it")
     if initial.data_type != state.data_type:
-        yield _state(place, "its initial_state has another data_type", "write the same one")
+        yield _state(location, "its initial_state has another data_type", "write the same one")
     dims, expected = list(initial.dims), list(state.dims)
     if -1 in dims:
-        yield _state(place, f"its initial_state has open dims {dims}", "write their lengths")
+        yield _state(location, f"its initial_state has open dims {dims}", "write their lengths")
     elif len(dims) != len(expected) or any(
         size not in (-1, dim) for dim, size in zip(dims, expected, strict=True)
     ):
         yield _state(
-            place,
+            location,
             f"its initial_state has dims {dims}, but the state has {expected}",
             "make them equal",
         )
     if initial.WhichOneof("state_data") is None:
-        yield _state(place, "its initial_state has no data", "write zero_data: true")
+        yield _state(location, "its initial_state has no data", "write zero_data: true")
     elif initial.data_file:
         file = model.folder / STATES / initial.data_file
         fault = file_fault(file, initial.data_type, dims)
         if fault:
             yield _state(
-                place,
+                location,
                 f"its initial_state needs {STATES}/{file.name}, which {fault}",
                 "put the bytes there, or write zero_data: true",
             )
 
 
-def _state(place: str, message: str, fix: str) -> Finding:
-    return error("sequence-state", place, message, fix)
+def _state(location: str, message: str, fix: str) -> Finding:
+    return error("sequence-state", location, message, fix)
 
 
-def _growable(place: str, reason: str) -> Finding:
+def _growable(location: str, reason: str) -> Finding:
     return warning(
         "sequence-growable",
-        place,
+        location,
         f"wants use_growable_memory {reason}: it loads, and every sequence is refused",
         "remove use_growable_memory",
     )

@@ -4,7 +4,6 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 
 from serving.errors import ServingError
 from serving.lint import (
@@ -23,7 +22,8 @@ from serving.lint import (
 )
 from serving.lint.finding import Finding, Severity, error, info
 from serving.lint.newer import TRITON
-from serving.lint.reading import Model, Repository, read
+from serving.lint.reading import Model, Models, read
+from serving.repository.model_repository import ModelRepository
 
 _ORDER = list(Severity)
 
@@ -37,7 +37,7 @@ class Server:
 
 
 def lint(
-    repository: Path,
+    repository: ModelRepository,
     cores: int = 0,
     on_demand: Collection[str] = (),
     triton: tuple[int, int] = TRITON,
@@ -48,8 +48,8 @@ def lint(
     its server's version. Models ``on_demand`` are built when they are first served, so their
     versions may be missing.
     """
-    if not repository.is_dir():
-        is_file = repository.exists()
+    if not repository.path.is_dir():
+        is_file = repository.path.exists()
         raise ServingError(
             f"{repository} is a file: give the folder that contains the models' folders"
             if is_file
@@ -69,13 +69,13 @@ def lint(
 
 
 def _sort_key(finding: Finding) -> tuple[int, str, str]:
-    return _ORDER.index(finding.severity), finding.place, finding.code
+    return _ORDER.index(finding.severity), finding.location, finding.code
 
 
-def _of(model: Model, models: Repository, server: Server) -> Iterator[Finding]:
+def _of(model: Model, models: Models, server: Server) -> Iterator[Finding]:
     yield from folders.check(model)
     if model.written is not None or model.versions:
-        yield from backends.check(model.config, model.resolved, model.folder, model.place)
+        yield from backends.check(model.config, model.resolved, model.folder, model.location)
     yield from newer.check(model, server.triton)
     yield from tensors.check(model)
     yield from batching.check(model)
@@ -87,7 +87,7 @@ def _of(model: Model, models: Repository, server: Server) -> Iterator[Finding]:
     yield from graph.check(model)
 
 
-def _refused_steps(models: Repository, by_model: Mapping[str, list[Finding]]) -> Iterator[Finding]:
+def _refused_steps(models: Models, by_model: Mapping[str, list[Finding]]) -> Iterator[Finding]:
     """Triton refuses an ensemble with a step that it refuses, and then the ensembles with that
     one."""
     refused = {name for name, findings in by_model.items() if any(map(_is_error, findings))}
@@ -95,7 +95,7 @@ def _refused_steps(models: Repository, by_model: Mapping[str, list[Finding]]) ->
         for model in affected:
             names = ", ".join(sorted(_steps(model) & refused))
             yield error(
-                "step-refused", model.place, f"has steps with errors: {names}", "fix these first"
+                "step-refused", model.location, f"has steps with errors: {names}", "fix these first"
             )
         refused |= {model.name for model in affected}
 
@@ -113,7 +113,7 @@ def _not_built(findings: list[Finding]) -> Iterator[Finding]:
         if finding.code in ("version-missing", "pin-missing", "file-missing"):
             yield info(
                 "not-built",
-                finding.place,
+                finding.location,
                 "is not built yet",
                 "run tidegate convert, or tidegate up",
             )

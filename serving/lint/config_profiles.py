@@ -4,19 +4,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from serving.lint.finding import Finding, warning
-from serving.lint.reading import Model, Repository
-from serving.repository.config_profiles import read_profiles
+from serving.lint.reading import Model, Models
 from serving.repository.pins import listed_versions, pins
+from serving.repository.profiles import read_profiles
 
-Check = Callable[[Model, Repository], Iterator[Finding]]
+Check = Callable[[Model, Models], Iterator[Finding]]
 
 
-def check(model: Model, repository: Repository, check_one: Check) -> Iterator[Finding]:
+def check(model: Model, models: Models, check_one: Check) -> Iterator[Finding]:
     """What is wrong with a model under each config profile that affects it, and not already under
     the main configs."""
-    known = {_key(finding) for finding in check_one(model, repository)}
-    for name in _names(model, repository):
-        view = {other.name: _under(name, other) for other in repository.values()}
+    known = {_key(finding) for finding in check_one(model, models)}
+    for name in _names(model, models):
+        view = {other.name: _under(name, other) for other in models.values()}
         profile = view[model.name]
         yield from _behind(model, profile)
         for finding in check_one(profile, view):
@@ -24,11 +24,11 @@ def check(model: Model, repository: Repository, check_one: Check) -> Iterator[Fi
                 yield replace(finding, message=f"{finding.message} (with the configs {name!r})")
 
 
-def _names(model: Model, repository: Repository) -> list[str]:
+def _names(model: Model, models: Models) -> list[str]:
     """The names of the config profiles of the model itself and, for an ensemble, of its steps."""
     folders = [model.folder]
     if model.is_ensemble:
-        folders += [repository[step].folder for step in pins(model.config) if step in repository]
+        folders += [models[step].folder for step in pins(model.config) if step in models]
     return sorted({name for folder in folders for name in read_profiles(folder)})
 
 
@@ -47,9 +47,9 @@ def _behind(model: Model, profile: Model) -> Iterator[Finding]:
         if expected and expected != actual:
             yield warning(
                 "config-profile-behind",
-                profile.place,
-                f"has other {what} ({actual or 'none'}) than {model.place} ({expected}): a Triton "
-                "that reads it serves something else",
+                profile.location,
+                f"has other {what} ({actual or 'none'}) than {model.location} ({expected}): a "
+                "Triton that reads it serves something else",
                 "tidegate up, or the next publication, updates it; or edit it by hand",
             )
 

@@ -18,7 +18,7 @@ def check(model: Model) -> Iterator[Finding]:
         if GOLDEN_PARAMETER in texts:
             yield error(
                 "golden-without-endpoint",
-                model.place,
+                model.location,
                 f"has {GOLDEN_PARAMETER} but no {ENDPOINT_PARAMETER}: the sample cannot be used",
                 "add the endpoint schema, or remove the sample",
             )
@@ -26,17 +26,17 @@ def check(model: Model) -> Iterator[Finding]:
     try:
         endpoint = EndpointSchema.parse(texts[ENDPOINT_PARAMETER])
     except DeclarationError as fault:
-        yield error("endpoint-broken", model.place, fault.problem, fault.remedy)
+        yield error("endpoint-broken", model.location, fault.problem, fault.remedy)
         return
     findings = [*_bindings(model, endpoint), *_golden(model, endpoint)]
     yield from findings
     unfit = Declaration.of(model.config).error
     if unfit and not findings:
-        yield error("golden-broken", model.place, unfit.problem, unfit.remedy)
+        yield error("golden-broken", model.location, unfit.problem, unfit.remedy)
     if texts.get(INTERNAL_PARAMETER) == "true":
         yield info(
             "endpoint-hidden",
-            model.place,
+            model.location,
             "is internal, so its endpoint schema is never shown",
             f"remove {INTERNAL_PARAMETER} or the endpoint schema",
         )
@@ -53,7 +53,7 @@ def _bindings(model: Model, endpoint: EndpointSchema) -> Iterator[Finding]:
         for name in sorted(bound - declared):
             yield error(
                 "endpoint-unbound",
-                f"{model.place}:{name}",
+                f"{model.location}:{name}",
                 f"the endpoint schema binds a field to the {side} {name!r}, which the model does "
                 "not have",
                 f"bind it to one of: {', '.join(sorted(declared)) or '(there are none)'}",
@@ -62,7 +62,7 @@ def _bindings(model: Model, endpoint: EndpointSchema) -> Iterator[Finding]:
         if tensor.name not in endpoint.input_tensors and not tensor.optional:
             yield error(
                 "input-unreachable",
-                f"{model.place}:{tensor.name}",
+                f"{model.location}:{tensor.name}",
                 "is an input that no field of the endpoint schema fills: every request would fail",
                 "bind a field to it, or make it optional",
             )
@@ -73,7 +73,7 @@ def _golden(model: Model, endpoint: EndpointSchema) -> Iterator[Finding]:
     if text is None:
         yield warning(
             "golden-missing",
-            model.place,
+            model.location,
             "has no golden sample: nothing can check that it is alive and right",
             f"add {GOLDEN_PARAMETER}: a request, the output's first elements, a tolerance",
         )
@@ -81,14 +81,14 @@ def _golden(model: Model, endpoint: EndpointSchema) -> Iterator[Finding]:
     try:
         golden = Golden.parse(text)
     except DeclarationError as fault:
-        yield error("golden-broken", model.place, fault.problem, fault.remedy)
+        yield error("golden-broken", model.location, fault.problem, fault.remedy)
         return
     outputs = {tensor.name for tensor in model.config.output}
     unknown = (set(golden.expect) - outputs) | (set(golden.request) - set(endpoint.fields))
     for name in sorted(unknown):
         yield error(
             "golden-unbound",
-            f"{model.place}:{name}",
+            f"{model.location}:{name}",
             "the golden sample names it, but the model has no such field or output",
             "correct the sample",
         )

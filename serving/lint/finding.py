@@ -16,25 +16,25 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """``place`` is a path in the repository, with the tensor or step after a colon."""
+    """``location`` is a path in the repository, with the tensor or step after a colon."""
 
     code: str
     severity: Severity
-    place: str
+    location: str
     message: str
     fix: str
 
 
-def error(code: str, place: str, message: str, fix: str) -> Finding:
-    return Finding(code, Severity.ERROR, place, message, fix)
+def error(code: str, location: str, message: str, fix: str) -> Finding:
+    return Finding(code, Severity.ERROR, location, message, fix)
 
 
-def warning(code: str, place: str, message: str, fix: str) -> Finding:
-    return Finding(code, Severity.WARNING, place, message, fix)
+def warning(code: str, location: str, message: str, fix: str) -> Finding:
+    return Finding(code, Severity.WARNING, location, message, fix)
 
 
-def info(code: str, place: str, message: str, fix: str) -> Finding:
-    return Finding(code, Severity.INFO, place, message, fix)
+def info(code: str, location: str, message: str, fix: str) -> Finding:
+    return Finding(code, Severity.INFO, location, message, fix)
 
 
 def one_of(names: Iterable[str]) -> str:

@@ -10,8 +10,7 @@ from modelspec.pbtxt import parse
 from serving.errors import Tampered
 from serving.lint.finding import Finding, error, info, warning
 from serving.lint.reading import Model
-from serving.repository import manifest
-from serving.repository.model_repository import CANDIDATE_SUFFIX
+from serving.repository.model_repository import CANDIDATE_SUFFIX, ModelRepository
 
 # Editors, systems and tools leave these, and Triton takes each for a change to the model.
 _STRAY = re.compile(
@@ -36,7 +35,7 @@ _LFS = b"version https://git-lfs.github.com"
 def check(model: Model) -> Iterator[Finding]:
     yield from _folder(model)
     if model.fault:
-        yield error("config-broken", model.place, model.fault, "correct that line of the file")
+        yield error("config-broken", model.location, model.fault, "correct that line of the file")
         yield from _beside(model)
         return
     if not _is_stray(model):
@@ -95,7 +94,7 @@ def _config(model: Model) -> Iterator[Finding]:
         if model.backend:
             yield info(
                 "config-missing",
-                model.place,
+                model.location,
                 "does not exist: Triton guesses the config",
                 "write one, so that tensors and batching are what you intend",
             )
@@ -103,7 +102,7 @@ def _config(model: Model) -> Iterator[Finding]:
     if config.name and config.name != model.name:
         yield error(
             "name-differs",
-            model.place,
+            model.location,
             f"says name {config.name!r}, but its folder is called {model.name!r}",
             f"leave the name out, or write name: {model.name!r}",
         )
@@ -115,8 +114,8 @@ def _profile(model: Model, path: Path) -> Iterator[Finding]:
     try:
         parse(path.read_text(encoding="utf-8"))
     except ValueError as fault:
-        place = f"{model.name}/configs/{path.name}"
-        yield error("config-broken", place, str(fault), "correct that line of the file")
+        location = f"{model.name}/configs/{path.name}"
+        yield error("config-broken", location, str(fault), "correct that line of the file")
 
 
 def _versions(model: Model) -> Iterator[Finding]:
@@ -131,7 +130,7 @@ def _versions(model: Model) -> Iterator[Finding]:
     elif not model.served:
         yield error(
             "version-missing",
-            model.place,
+            model.location,
             "its version_policy serves none of its versions",
             f"name one of {', '.join(map(str, model.versions))}, or remove version_policy",
         )
@@ -139,7 +138,7 @@ def _versions(model: Model) -> Iterator[Finding]:
         if version not in model.versions and model.served:
             yield warning(
                 "version-missing",
-                model.place,
+                model.location,
                 f"its version_policy names {version}, but there is no folder {version}/: Triton "
                 "serves the others",
                 f"name {', '.join(map(str, model.versions))}, or add the folder",
@@ -173,21 +172,21 @@ def _model_file(model: Model, version: int) -> Iterator[Finding]:
     folder, name = model.folder / str(version), model.model_file
     if not name or model.is_ensemble:
         return
-    place = f"{model.name}/{version}"
+    location = f"{model.name}/{version}"
     if not (folder / name).exists():
         if model.backend not in _LOOKS_IN_VERSION or model.config.cc_model_filenames:
             return
         contents = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
         yield error(
             "file-missing",
-            place,
+            location,
             f"backend {model.backend or 'of the config'} looks for {name}, but there is {contents}",
             f"put {name} there, or name the file in default_model_filename",
         )
     elif (folder / name).is_file() and _starts_with(folder / name, _LFS):
         yield error(
             "file-is-pointer",
-            f"{place}/{name}",
+            f"{location}/{name}",
             "is a Git LFS pointer, not the model",
             "run git lfs pull",
         )
@@ -227,7 +226,7 @@ def _labels(model: Model) -> Iterator[Finding]:
     for name in sorted({name for name in labelled if labelled.count(name) > 1}):
         yield error(
             "labels-missing",
-            f"{model.place}:{name}",
+            f"{model.location}:{name}",
             "is declared twice with a label_filename",
             "declare it once",
         )
@@ -235,18 +234,18 @@ def _labels(model: Model) -> Iterator[Finding]:
         if output.label_filename and not (model.folder / output.label_filename).is_file():
             yield error(
                 "labels-missing",
-                f"{model.place}:{output.name}",
+                f"{model.location}:{output.name}",
                 f"names label_filename {output.label_filename!r}, which does not exist",
                 f"put it into {model.name}/, beside the config",
             )
 
 
 def _manifest(model: Model) -> Iterator[Finding]:
+    repository = ModelRepository(model.folder.parent)
     for version in model.served:
         try:
-            record = manifest.read(model.folder.parent, model.name, version)
-            if record:
-                manifest.verify(model.folder.parent, record)
+            if manifest := repository.manifest(model.name, version):
+                repository.verify(manifest)
         except Tampered as tampered:
             yield error(
                 "tampered",

@@ -22,11 +22,13 @@ def check(model: Model) -> Iterator[Finding]:
     if model.backend != "onnxruntime":
         return
     for file in model.graphs:
-        place = file.path.relative_to(model.folder.parent).as_posix()
+        location = file.path.relative_to(model.folder.parent).as_posix()
         if file.fault:
-            yield error("graph-broken", place, f"cannot be loaded: {file.fault}", "export it again")
+            yield error(
+                "graph-broken", location, f"cannot be loaded: {file.fault}", "export it again"
+            )
         elif file.graph is not None:
-            yield from _compared(model, file.graph, file.is_exact, place)
+            yield from _compared(model, file.graph, file.is_exact, location)
     yield from _options(model)
 
 
@@ -41,7 +43,7 @@ def _compared(model: Model, graph: ort_graph.Graph, is_exact: bool, file: str) -
             ort_graph.complete_config(config, newest)
     except ort_graph.ModelRefused as refused:
         message, _, fix = str(refused).rpartition(": ")
-        yield error("graph-type", model.place, message, fix)
+        yield error("graph-type", model.location, message, fix)
         return
     for disagreement in ort_graph.disagreements(config, graph, lambda _: None):
         if is_exact or not _may_be_inferred(disagreement):
@@ -53,23 +55,23 @@ def _may_be_inferred(disagreement: ort_graph.Disagreement) -> bool:
 
 
 def _finding(model: Model, disagreement: ort_graph.Disagreement, file: str) -> Finding:
-    place = f"{model.place}:{disagreement.tensor}" if disagreement.tensor else model.place
+    location = f"{model.location}:{disagreement.tensor}" if disagreement.tensor else model.location
     message = f"{disagreement.message} ({file})"
     # One call per code, so that a search for a code finds it.
     match disagreement.kind:
         case "unknown":
-            return error("graph-tensor-unknown", place, message, disagreement.fix)
+            return error("graph-tensor-unknown", location, message, disagreement.fix)
         case "undeclared":
-            return error("graph-input-undeclared", place, message, disagreement.fix)
+            return error("graph-input-undeclared", location, message, disagreement.fix)
         case "type":
-            return error("graph-type", place, message, disagreement.fix)
+            return error("graph-type", location, message, disagreement.fix)
         case "batch":
-            return error("graph-batch-fixed", place, message, disagreement.fix)
+            return error("graph-batch-fixed", location, message, disagreement.fix)
         case "optional":
-            return error("graph-optional", place, message, disagreement.fix)
+            return error("graph-optional", location, message, disagreement.fix)
         case "unsupported":
-            return error("graph-unsupported", place, message, disagreement.fix)
-    return error("graph-shape", place, message, disagreement.fix)
+            return error("graph-unsupported", location, message, disagreement.fix)
+    return error("graph-shape", location, message, disagreement.fix)
 
 
 def _options(model: Model) -> Iterator[Finding]:
@@ -88,4 +90,4 @@ def _options(model: Model) -> Iterator[Finding]:
 
 
 def _option(model: Model, name: str, value: str, valid: str) -> Finding:
-    return error("option-bad", model.place, f"{name} cannot be {value!r}", f"write {valid}")
+    return error("option-bad", model.location, f"{name} cannot be {value!r}", f"write {valid}")

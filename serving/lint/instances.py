@@ -28,26 +28,26 @@ def check(model: Model) -> Iterator[Finding]:
 def _group(model: Model, group: Any) -> Iterator[Finding]:
     kinds = ModelInstanceGroup.Kind
     if group.kind not in kinds.values():
-        yield error("group-kind", model.place, f"has no kind {group.kind}", one_of(kinds.keys()))
+        yield error("group-kind", model.location, f"has no kind {group.kind}", one_of(kinds.keys()))
     elif group.gpus and group.kind in _NO_GPUS:
         name = kinds.Name(group.kind)
         yield error(
             "group-gpus",
-            model.place,
+            model.location,
             f"an instance_group of {name} names gpus {list(group.gpus)}",
             f"write KIND_GPU, or remove gpus from the group of {name}",
         )
     if group.profile and model.resolved.platform != _TENSORRT:
         yield error(
             "group-profile",
-            model.place,
+            model.location,
             f"an instance_group has profile {list(group.profile)}, which only TensorRT plans have",
             "remove it",
         )
     elif invalid := [name for name in group.profile if not re.match(r"\s*\+?\d", name)]:
         yield error(
             "group-profile",
-            model.place,
+            model.location,
             f"profile {invalid[0]!r} is not a number",
             "write 0 or more",
         )
@@ -55,14 +55,16 @@ def _group(model: Model, group: Any) -> Iterator[Finding]:
 
 def _warmup(model: Model, sample: Any) -> Iterator[Finding]:
     tensors = {tensor.name: tensor for tensor in model.completed.input}
-    place = f"{model.place}:model_warmup {sample.name}".rstrip()
+    location = f"{model.location}:model_warmup {sample.name}".rstrip()
     for name, tensor_data in sample.inputs.items():
         if -1 in tensor_data.dims:
-            yield _fault(place, f"{name!r} has open dims {list(tensor_data.dims)}", "write lengths")
+            yield _fault(
+                location, f"{name!r} has open dims {list(tensor_data.dims)}", "write lengths"
+            )
             continue
         if tensor_data.WhichOneof("input_data_type") is None:
             yield _fault(
-                place, f"{name!r} has no data", "write zero_data: true or random_data: true"
+                location, f"{name!r} has no data", "write zero_data: true or random_data: true"
             )
         elif tensor_data.input_data_file:
             fault = file_fault(
@@ -72,37 +74,37 @@ def _warmup(model: Model, sample: Any) -> Iterator[Finding]:
             )
             if fault:
                 yield _fault(
-                    place,
+                    location,
                     f"{name!r} needs {WARMUPS}/{tensor_data.input_data_file}, which {fault}",
                     "put the bytes there, or write zero_data: true",
                 )
         if name in tensors:
-            yield from _compare(place, tensors[name], tensor_data)
+            yield from _compare(location, tensors[name], tensor_data)
     missing = [
         name
         for name, tensor in tensors.items()
         if not tensor.optional and name not in sample.inputs
     ]
     if missing:
-        yield _fault(place, f"has no data for {', '.join(missing)}", "add it to inputs")
+        yield _fault(location, f"has no data for {', '.join(missing)}", "add it to inputs")
 
 
-def _compare(place: str, tensor: Any, sample: Any) -> Iterator[Finding]:
+def _compare(location: str, tensor: Any, sample: Any) -> Iterator[Finding]:
     dims, expected = list(sample.dims), list(tensor.dims)
     if sample.data_type != tensor.data_type:
         yield _fault(
-            place, f"{tensor.name!r} has another data_type than the input", "write the same"
+            location, f"{tensor.name!r} has another data_type than the input", "write the same"
         )
     fits = len(dims) == len(expected) and all(
         size in (-1, dim) for dim, size in zip(dims, expected, strict=True)
     )
     if not fits:
         yield _fault(
-            place,
+            location,
             f"{tensor.name!r} has dims {dims}, but the input has {expected}",
             "write the input's dims, without the batch axis",
         )
 
 
-def _fault(place: str, message: str, fix: str) -> Finding:
-    return error("warmup-bad", place, message, fix)
+def _fault(location: str, message: str, fix: str) -> Finding:
+    return error("warmup-bad", location, message, fix)

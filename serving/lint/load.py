@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from modelspec.parameters import INTRA_OP_THREADS, TUNED_PARAMETER
 from serving.lint.finding import Finding, error, info, warning
-from serving.lint.reading import Model, Repository
+from serving.lint.reading import Model, Models
 from serving.lint.wiring import is_decoupled
 
 THREAD_PARAMETERS = (INTRA_OP_THREADS, "INTRA_OP_THREAD_COUNT")
@@ -15,17 +15,17 @@ _PLACEHOLDER = re.compile(r"\$\{[A-Za-z_]+\}")
 _GPU = 1  # ModelInstanceGroup.Kind.KIND_GPU
 
 
-def check(model: Model, repository: Repository, cores: int) -> Iterator[Finding]:
+def check(model: Model, models: Models, cores: int) -> Iterator[Finding]:
     yield from _threads(model, cores)
     yield from _queue(model)
     yield from _placeholders(model)
     config = model.config
     # The steps decide whether an ensemble is decoupled, whatever it says; Triton checks both.
-    decoupled = config.model_transaction_policy.decoupled or is_decoupled(model, repository)
+    decoupled = config.model_transaction_policy.decoupled or is_decoupled(model, models)
     if config.response_cache.enable and decoupled:
         yield error(
             "cache-decoupled",
-            model.place,
+            model.location,
             "is decoupled and wants the response cache: Triton refuses that combination",
             "switch one of them off",
         )
@@ -45,14 +45,14 @@ def _threads(model: Model, cores: int) -> Iterator[Finding]:
     if threads == 0 and instances > 1:
         yield warning(
             "threads-unset",
-            model.place,
+            model.location,
             f"has {instances} instances, each with a thread for every core ({cores} here)",
             f"set parameter {THREAD_PARAMETERS[0]} to {max(1, cores // instances)}",
         )
     elif instances * max(threads, 1) > cores * (2 if is_measured else 1):
         yield warning(
             "threads-over-cores",
-            model.place,
+            model.location,
             f"has {instances} instances of {max(threads, 1)} threads on {cores} cores, which they "
             "must share",
             "lower the count or the threads until their product is the number of cores",
@@ -65,14 +65,14 @@ def _queue(model: Model) -> Iterator[Finding]:
     if batching.HasField("default_queue_policy") or batching.priority_queue_policy:
         yield warning(
             "queue-policy",
-            model.place,
+            model.location,
             "has a queue policy: with one, Triton 2.51's batcher wakes up to 0.5 s late",
             "delete it, and limit queueing and time in front of Triton",
         )
     if batching.max_queue_delay_microseconds > LONG_DELAY_US:
         yield info(
             "queue-delay",
-            model.place,
+            model.location,
             f"makes a single request wait {batching.max_queue_delay_microseconds / 1000:g} ms for "
             "others",
             "lower max_queue_delay_microseconds, or measure that it pays",
@@ -85,7 +85,7 @@ def _placeholders(model: Model) -> Iterator[Finding]:
     if keys:
         yield warning(
             "placeholder",
-            model.place,
+            model.location,
             f"parameters still contain a placeholder: {', '.join(keys[:6])}"
             + (f" and {len(keys) - 6} more" if len(keys) > 6 else ""),
             "fill in the template, or delete what you do not need",

@@ -45,7 +45,7 @@ def check(model: Model, triton: tuple[int, int]) -> Iterator[Finding]:
             field = name.partition("=")[2] or name.rpartition(".")[2]
             yield error(
                 "field-newer",
-                model.place,
+                model.location,
                 f"uses {field}, which Triton {_text(added_in)} added: {_text(triton)} refuses the "
                 "file",
                 f"remove it, or serve with {_text(added_in)} or newer (and lint with --triton)",

@@ -22,7 +22,7 @@ def check(model: Model) -> Iterator[Finding]:
         if (value := model.parameters.get(CPU_ONLY, "no")) not in ("yes", "no"):
             yield error(
                 "parameter-bad",
-                model.place,
+                model.location,
                 f"parameter {CPU_ONLY} is {value!r}",
                 'write "yes" or "no"',
             )
@@ -48,7 +48,7 @@ def _environment(model: Model) -> Iterator[Finding]:
         return
     yield error(
         "environment-bad",
-        model.place,
+        model.location,
         message,
         f"put a conda-pack archive there ({MODEL_DIRECTORY} is the model's folder), or remove the "
         "parameter to use the server's own Python",
@@ -59,13 +59,13 @@ def _strategy(model: Model, path: str) -> Iterator[Finding]:
     if model.config.HasField("sequence_batching"):
         yield error(
             "parameter-bad",
-            model.place,
+            model.location,
             f"parameter {STRATEGY} cannot be combined with sequence_batching",
             "remove one of them",
         )
     elif not Path(path).exists():
         yield error(
-            "parameter-bad", model.place, f"{STRATEGY} {path} does not exist", "correct the path"
+            "parameter-bad", model.location, f"{STRATEGY} {path} does not exist", "correct the path"
         )
 
 
@@ -74,7 +74,7 @@ def _agents(model: Model) -> Iterator[Finding]:
     if not agents:
         yield error(
             "agent-missing",
-            model.place,
+            model.location,
             "has model_repository_agents without agents, and Triton crashes when it loads that",
             "remove it",
         )
@@ -82,7 +82,7 @@ def _agents(model: Model) -> Iterator[Finding]:
         if not (AGENTS / agent.name).is_dir():
             yield error(
                 "agent-missing",
-                model.place,
+                model.location,
                 f"needs the repository agent {agent.name!r}, which this machine's Triton lacks",
                 f"install it under {AGENTS}, or remove model_repository_agents",
             )

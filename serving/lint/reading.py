@@ -13,7 +13,7 @@ from modelspec.pbtxt import parse
 from serving.lint import backends, graph_file, syntax
 from serving.lint.backends import Resolved
 from serving.lint.graph_file import ReadGraph
-from serving.repository.model_repository import model_folders
+from serving.repository.model_repository import ModelRepository
 
 # Backends that read tensors out of the model and fill in what the config leaves open.
 _NEVER_COMPLETE = ("", "pytorch")
@@ -43,7 +43,7 @@ class Model:
         return self.folder.name
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         return f"{self.name}/{self.file}"
 
     @cached_property
@@ -136,12 +136,12 @@ class Model:
         return graph_file.complete(self.config, graphs[-1]) if graphs else self.config
 
 
-Repository = Mapping[str, Model]
+Models = Mapping[str, Model]
 
 
-def read(repository: Path) -> Repository:
+def read(repository: ModelRepository) -> Models:
     """Every subfolder, by name: to Triton each is a model."""
-    return {folder.name: _read(folder) for folder in model_folders(repository)}
+    return {model: _read(repository.folder(model)) for model in repository.models()}
 
 
 def _read(folder: Path) -> Model:

@@ -11,7 +11,7 @@ from typing import Any
 from tritonclient.grpc.model_config_pb2 import DataType
 
 from serving.lint.finding import Finding, error, one_of
-from serving.lint.reading import Model, Repository
+from serving.lint.reading import Model, Models
 
 
 @dataclass(frozen=True)
@@ -42,50 +42,50 @@ class End:
         return (self.full, (-1, *self.dims)) if self.may_grow else (self.full,)
 
 
-def check(model: Model, repository: Repository) -> Iterator[Finding]:
-    wires = _wires(model, repository)
+def check(model: Model, models: Models) -> Iterator[Finding]:
+    wires = _wires(model, models)
     producers = {name: [e for e in ends if e.produces] for name, ends in wires.items()}
     for name, ends in wires.items():
-        place = f"{model.place}:{name}"
+        location = f"{model.location}:{name}"
         if len(producers[name]) > 1:
             owners = " and ".join(end.owner for end in producers[name])
-            yield error("tensor-made-twice", place, f"is produced by {owners}", "rename one")
+            yield error("tensor-made-twice", location, f"is produced by {owners}", "rename one")
         if not producers[name]:
             available = [other for other, sources in producers.items() if sources]
             yield error(
                 "tensor-unmade",
-                place,
+                location,
                 f"{ends[0].owner} needs it, but neither a step nor the caller produces it",
                 one_of(available),
             )
         elif len(producers[name]) == len(ends):
-            yield _unused(place, producers[name][0])
+            yield _unused(location, producers[name][0])
         known = [end for end in ends if end.known]
         for end in known[1:]:
-            yield from _compare(place, known[0], end)
+            yield from _compare(location, known[0], end)
 
 
-def _unused(place: str, end: End) -> Finding:
+def _unused(location: str, end: End) -> Finding:
     if end.owner == "the caller":
         return error(
             "input-unused",
-            place,
+            location,
             "is an input that no step reads: Triton refuses that",
             "delete it, or map it to a step",
         )
     return error(
         "tensor-unused",
-        place,
+        location,
         f"{end.owner} produces it and nothing reads it: Triton refuses that",
         "remove it from output_map",
     )
 
 
-def _compare(place: str, one: End, other: End) -> Iterator[Finding]:
+def _compare(location: str, one: End, other: End) -> Iterator[Finding]:
     if one.data_type and other.data_type and one.data_type != other.data_type:
         yield error(
             "wire-type",
-            place,
+            location,
             f"{one.verb} {_type(one)}, but {other.verb} {_type(other)}",
             "declare the same data_type at both ends, or add a step between them that casts",
         )
@@ -95,7 +95,7 @@ def _compare(place: str, one: End, other: End) -> Iterator[Finding]:
     if not _fits(one.dims, other.dims) and not any(_fits(a, b) for a, b in pairs):
         yield error(
             "wire-shape",
-            place,
+            location,
             f"{one.verb} {list(one.full)}, but {other.verb} {list(other.full)} "
             "(batch axis included)",
             "declare the same dims at both ends; [ 1 ] and [ ] are different shapes",
@@ -108,7 +108,7 @@ def _fits(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     )
 
 
-def _wires(model: Model, repository: Repository) -> dict[str, list[End]]:
+def _wires(model: Model, models: Models) -> dict[str, list[End]]:
     """The ends of each of the ensemble's tensors, in the order in which Triton visits them."""
     config = model.config
     ends_by_tensor: dict[str, list[End]] = {}
@@ -121,7 +121,7 @@ def _wires(model: Model, repository: Repository) -> dict[str, list[End]]:
             end = End("the caller", produces, tensor.data_type, tuple(shape), batched)
             ends_by_tensor.setdefault(name, []).append(end)
     for step in config.ensemble_scheduling.step:
-        member = repository.get(step.model_name)
+        member = models.get(step.model_name)
         maps: tuple[tuple[Mapping[str, str], bool], ...] = (
             (step.input_map, False),
             (step.output_map, True),

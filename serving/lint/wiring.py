@@ -5,49 +5,49 @@ from typing import Any
 
 from serving.lint import wires
 from serving.lint.finding import Finding, error, one_of, warning
-from serving.lint.reading import Model, Repository
+from serving.lint.reading import Model, Models
 from serving.repository.pins import NEWEST
 
 # Fields that an ensemble cannot have, because it has no instances.
 _INSTANCE_FIELDS = ("optimization", "model_warmup")
 
 
-def check(model: Model, repository: Repository) -> Iterator[Finding]:
+def check(model: Model, models: Models) -> Iterator[Finding]:
     if not model.is_ensemble:
         return
     yield from _ensemble(model)
     for index, step in enumerate(model.config.ensemble_scheduling.step):
-        yield from _step(model, repository, index, step)
-    yield from wires.check(model, repository)
+        yield from _step(model, models, index, step)
+    yield from wires.check(model, models)
     yield from _cycles(model)
-    yield from _recursion(model, repository)
-    yield from _streams(model, repository)
+    yield from _recursion(model, models)
+    yield from _streams(model, models)
 
 
 def _ensemble(model: Model) -> Iterator[Finding]:
     config = model.config
     if not config.ensemble_scheduling.step:
         yield error(
-            "ensemble-empty", model.place, "has no steps", "add ensemble_scheduling { step }"
+            "ensemble-empty", model.location, "has no steps", "add ensemble_scheduling { step }"
         )
     if config.platform != "ensemble":
         yield error(
             "ensemble-platform",
-            model.place,
+            model.location,
             "has steps, but its platform is not ensemble",
             'write platform: "ensemble" and no backend',
         )
     elif config.backend:
         yield error(
             "ensemble-platform",
-            model.place,
+            model.location,
             f"is an ensemble, but names the backend {config.backend!r}",
             "remove backend",
         )
     if config.instance_group:
         yield error(
             "ensemble-instances",
-            model.place,
+            model.location,
             "has an instance_group, but an ensemble has no instances of its own",
             "delete it; give instances to the steps",
         )
@@ -55,44 +55,44 @@ def _ensemble(model: Model) -> Iterator[Finding]:
     for name in sorted(written.intersection(_INSTANCE_FIELDS)):
         yield error(
             "ensemble-instances",
-            model.place,
+            model.location,
             f"has {name}, but an ensemble has no instances of its own",
             "move it to a step",
         )
 
 
-def _step(model: Model, repository: Repository, index: int, step: Any) -> Iterator[Finding]:
-    place = f"{model.place}:step {index + 1} ({step.model_name})"
+def _step(model: Model, models: Models, index: int, step: Any) -> Iterator[Finding]:
+    location = f"{model.location}:step {index + 1} ({step.model_name})"
     for name in ("model_name", "input_map", "output_map"):
         if not getattr(step, name):
-            yield error("step-incomplete", place, f"has no {name}", f"write {name}")
+            yield error("step-incomplete", location, f"has no {name}", f"write {name}")
     if not step.model_name:
         return
-    member = repository.get(step.model_name)
+    member = models.get(step.model_name)
     if member is None:
-        names = ", ".join(sorted(set(repository) - {model.name})[:12])
+        names = ", ".join(sorted(set(models) - {model.name})[:12])
         yield error(
-            "step-unknown", place, "is not in the repository", f"add it, or use one of: {names}"
+            "step-unknown", location, "is not in the repository", f"add it, or use one of: {names}"
         )
         return
-    yield from _pin(place, member, step.model_version)
-    yield from _step_names(place, member, step)
-    yield from _step_batch(model, member, place)
+    yield from _pin(location, member, step.model_version)
+    yield from _step_names(location, member, step)
+    yield from _step_batch(model, member, location)
     if member.config.model_transaction_policy.decoupled:
         yield warning(
             "step-decoupled",
-            place,
+            location,
             "is decoupled, which makes the ensemble decoupled: /infer and /generate refuse it",
             "only call it over a gRPC stream, or remove the decoupled step",
         )
 
 
-def _pin(place: str, member: Model, version: int) -> Iterator[Finding]:
+def _pin(location: str, member: Model, version: int) -> Iterator[Finding]:
     if version == NEWEST:
         if len(member.versions) > 1:
             yield warning(
                 "step-unpinned",
-                place,
+                location,
                 f"follows the newest version: the ensemble moves to it before it has been probed "
                 f"(there are {', '.join(map(str, member.versions))})",
                 "pin one: model_version: " + str(member.served[-1] if member.served else 1),
@@ -102,20 +102,20 @@ def _pin(place: str, member: Model, version: int) -> Iterator[Finding]:
         note = "" if version else " (the default if model_version is not written)"
         yield error(
             "pin-missing",
-            place,
+            location,
             f"pins version {version}{note}; there are {available}",
             "pin one of these, or -1 for the newest",
         )
     elif version not in member.served:
         yield error(
             "pin-not-served",
-            place,
+            location,
             f"pins version {version}, which the version_policy of {member.name} does not serve",
-            f"add {version} to version_policy {{ specific }} in {member.place}",
+            f"add {version} to version_policy {{ specific }} in {member.location}",
         )
 
 
-def _step_names(place: str, member: Model, step: Any) -> Iterator[Finding]:
+def _step_names(location: str, member: Model, step: Any) -> Iterator[Finding]:
     config = member.completed
     inputs = {tensor.name: tensor for tensor in config.input}
     outputs = {tensor.name for tensor in config.output}
@@ -125,18 +125,21 @@ def _step_names(place: str, member: Model, step: Any) -> Iterator[Finding]:
     is_final = not member.may_complete
     for name in sorted(set(step.input_map) - set(inputs) if inputs or is_final else ()):
         if is_final or member.backend != "python":
-            yield error("map-unknown", place, f"has no input {name!r}", one_of(inputs))
+            yield error("map-unknown", location, f"has no input {name!r}", one_of(inputs))
     for name in sorted(set(step.output_map) - outputs if outputs or is_final else ()):
         if is_final or member.backend != "python":
-            yield error("map-unknown", place, f"has no output {name!r}", one_of(outputs))
+            yield error("map-unknown", location, f"has no output {name!r}", one_of(outputs))
     for name, tensor in inputs.items():
         if name not in step.input_map and not tensor.optional:
             yield error(
-                "input-unmapped", place, f"its input {name!r} is not mapped", "add it to input_map"
+                "input-unmapped",
+                location,
+                f"its input {name!r} is not mapped",
+                "add it to input_map",
             )
 
 
-def _step_batch(model: Model, member: Model, place: str) -> Iterator[Finding]:
+def _step_batch(model: Model, member: Model, location: str) -> Iterator[Finding]:
     ensemble_rows = model.config.max_batch_size
     step_rows = member.completed.max_batch_size
     # A step without a batch axis may be part of an ensemble with one: the wires decide. Only a
@@ -145,7 +148,7 @@ def _step_batch(model: Model, member: Model, place: str) -> Iterator[Finding]:
     if 0 < step_rows < ensemble_rows and not may_grow:
         yield error(
             "batch-too-large",
-            place,
+            location,
             f"takes batches of {step_rows} rows, but the ensemble promises {ensemble_rows}",
             f"set the ensemble's max_batch_size to {step_rows}, or the step's to {ensemble_rows}",
         )
@@ -164,13 +167,13 @@ def _cycles(model: Model) -> Iterator[Finding]:
         names = ", ".join(step.model_name for step in waiting)
         yield error(
             "cycle",
-            model.place,
+            model.location,
             f"steps wait for each other, so none can begin: {names}",
             "let one of them read what is produced before it",
         )
 
 
-def _recursion(model: Model, repository: Repository) -> Iterator[Finding]:
+def _recursion(model: Model, models: Models) -> Iterator[Finding]:
     """An ensemble that is a step of itself, or of one of its steps."""
     seen: set[str] = set()
     paths = [[model.name, name] for name in _parts(model)]
@@ -179,17 +182,17 @@ def _recursion(model: Model, repository: Repository) -> Iterator[Finding]:
         if path[-1] == model.name:
             yield error(
                 "cycle",
-                model.place,
+                model.location,
                 f"is part of itself: {' -> '.join(path)}",
                 "remove one of these steps",
             )
             return
-        if path[-1] not in seen and path[-1] in repository:
+        if path[-1] not in seen and path[-1] in models:
             seen.add(path[-1])
-            paths.extend([*path, name] for name in _parts(repository[path[-1]]))
+            paths.extend([*path, name] for name in _parts(models[path[-1]]))
 
 
-def _streams(model: Model, repository: Repository) -> Iterator[Finding]:
+def _streams(model: Model, models: Models) -> Iterator[Finding]:
     """No step may take tensors from two sources if one of them responds more than once: nothing
     says which responses belong together. The ensemble's caller counts as a step."""
     sources: dict[str, int] = {tensor.name: 0 for tensor in model.config.input}
@@ -201,9 +204,9 @@ def _streams(model: Model, repository: Repository) -> Iterator[Finding]:
             if len(origins) > 1:
                 yield _joined(model, f"step {step.model_name}")
                 return
-            member = repository.get(step.model_name)
+            member = models.get(step.model_name)
             origin = origins.pop() if origins else 0
-            if member is not None and is_decoupled(member, repository):
+            if member is not None and is_decoupled(member, models):
                 count += 1
                 origin = count
             sources.update(dict.fromkeys(step.output_map.values(), origin))
@@ -218,19 +221,19 @@ def _streams(model: Model, repository: Repository) -> Iterator[Finding]:
 def _joined(model: Model, consumer: str) -> Finding:
     return error(
         "streams-joined",
-        model.place,
+        model.location,
         f"{consumer} takes what a decoupled step produces together with tensors from elsewhere",
         "let everything after a decoupled step come from its responses",
     )
 
 
-def is_decoupled(model: Model, repository: Repository, depth: int = 16) -> bool:
+def is_decoupled(model: Model, models: Models, depth: int = 16) -> bool:
     """Whether the model may give any number of responses to a request. An ensemble does if a step
     does, whatever its own config says."""
     if not model.is_ensemble:
         return bool(model.config.model_transaction_policy.decoupled)
-    members = [repository[name] for name in _parts(model) if name in repository]
-    return depth > 0 and any(is_decoupled(member, repository, depth - 1) for member in members)
+    members = [models[name] for name in _parts(model) if name in models]
+    return depth > 0 and any(is_decoupled(member, models, depth - 1) for member in members)
 
 
 def _parts(model: Model) -> list[str]:

@@ -4,27 +4,17 @@ The gateway decides which requests go there (``[routes.NAME]`` in gateway.toml).
 just a second pipeline with other pins, which lasts until it is promoted or stopped.
 """
 
-import shutil
 import time
-from pathlib import Path
 
-from tritonclient.grpc.model_config_pb2 import ModelConfig
-
-from modelspec.layout import CONFIG_FILE
 from modelspec.parameters import CANARY_PARAMETER
 from serving.errors import ModelLoadFailed, PublishFailed, ServingError
 from serving.publish.deployment import Deployment
 from serving.publish.phases import PublishPhase
 from serving.publish.recovery import recover
-from serving.publish.replica import Replica
-from serving.publish.versions import checked_config, list_beside, require_published, switch_to
-from serving.repository.config_profiles import copy_profiles
-from serving.repository.files import owned_path, remove_folder
-from serving.repository.lock import publishing
-from serving.repository.model_repository import active_version, is_published, read_config
-from serving.repository.pins import as_bytes, pins, with_versions
+from serving.publish.versions import switch_to
+from serving.repository.model_repository import ModelRepository
+from serving.repository.pins import pins, with_versions
 
-# In a canary's config: the pipeline whose canary it is.
 # After this time no worker of a gateway routes requests there any more, busy or not; one of them
 # may have read its rules just before the change.
 REROUTED_S = 2.0
@@ -34,23 +24,22 @@ def canary_name(name: str, version: int) -> str:
     return f"{name}.v{version}"
 
 
-def canaries(repository: Path, name: str) -> list[int]:
+def canaries(repository: ModelRepository, name: str) -> list[int]:
     """The versions of the pipeline that are served as canaries."""
-    folders = repository.glob(f"{name}.v*")
     return sorted(
-        int(folder.name.removeprefix(f"{name}.v"))
-        for folder in folders
-        if _may_be_canary(folder.name, name) and is_canary_of(repository, folder.name, name)
+        int(model.removeprefix(f"{name}.v"))
+        for model in repository.models()
+        if _may_be_canary(model, name) and is_canary_of(repository, model, name)
     )
 
 
-def is_canary_of(repository: Path, model: str, name: str) -> bool:
+def is_canary_of(repository: ModelRepository, model: str, name: str) -> bool:
     """Whether the model was started as a canary of the pipeline. Its config says so; its name alone
     does not."""
-    if not is_published(repository, model):
+    if not repository.is_published(model):
         return False
     try:
-        config = read_config(repository, model)
+        config = repository.config(model)
     except ModelLoadFailed:
         return False
     return bool(config.parameters[CANARY_PARAMETER].string_value == name)
@@ -63,10 +52,10 @@ def start(deployment: Deployment, name: str, version: int) -> str:
     in that case a new canary is removed again.
     """
     repository = deployment.repository
-    with publishing(repository, f"canary {name}"):
+    with repository.lock(f"canary {name}"):
         recover(deployment)
-        require_published(repository, name)
-        if version == active_version(repository, name):
+        repository.require_published(name)
+        if version == repository.active_version(name):
             raise PublishFailed(
                 f"version {version} of {name} is already the active version: choose another"
             )
@@ -77,13 +66,16 @@ def start(deployment: Deployment, name: str, version: int) -> str:
                 f"one at a time: tidegate promote {name} makes it the active version, tidegate "
                 f"canary {name} --weight 0 stops it"
             )
-        config = checked_config(repository, name, version)
+        config = repository.verified_config(name, version)
         canary = canary_name(name, version)
         _require_canary(repository, canary, name)
-        is_new = not is_published(repository, canary)
+        is_new = not repository.is_published(canary)
         if is_new:
-            list_beside(repository, pins(config))
-            _install(repository, name, version, config)
+            repository.list_also(pins(config))
+            canary_config = with_versions(config, [version])
+            canary_config.name = canary
+            canary_config.parameters[CANARY_PARAMETER].string_value = name
+            repository.install_copy(name, version, canary_config)
         try:
             for replica in deployment.replicas:
                 replica.control.load(canary)
@@ -92,7 +84,7 @@ def start(deployment: Deployment, name: str, version: int) -> str:
             if is_new:
                 _remove(deployment, canary, name)
             raise
-        deployment.tell(PublishPhase.SERVED, canary)
+        deployment.report(PublishPhase.SERVED, canary)
     return canary
 
 
@@ -102,12 +94,13 @@ def stop(deployment: Deployment, name: str, version: int) -> None:
 
     PublishFailed, and nothing is removed, if the model of that name is not a canary of ``name``.
     """
-    with publishing(deployment.repository, f"stop canary {name}"):
-        _require_canary(deployment.repository, canary_name(name, version), name)
+    canary = canary_name(name, version)
+    with deployment.repository.lock(f"stop canary {name}"):
+        _require_canary(deployment.repository, canary, name)
         recover(deployment)
         if deployment.replicas:
             time.sleep(max(deployment.grace_s, REROUTED_S))
-        _remove(deployment, canary_name(name, version), name)
+        _remove(deployment, canary, name)
 
 
 def unload_left(deployment: Deployment, name: str) -> list[str]:
@@ -116,24 +109,18 @@ def unload_left(deployment: Deployment, name: str) -> list[str]:
     unloaded = []
     for replica in deployment.replicas:
         for model in sorted({state.name for state in replica.control.index()}):
-            if not _may_be_canary(model, name) or is_published(deployment.repository, model):
+            if not _may_be_canary(model, name) or deployment.repository.is_published(model):
                 continue
-            if replica.serves(model) and _is_served_as_canary(replica, model, name):
+            if not replica.serves(model):
+                continue
+            try:
+                config = replica.control.config(model)
+            except ServingError:
+                continue
+            if config.parameters[CANARY_PARAMETER].string_value == name:
                 replica.control.unload(model)
                 unloaded.append(model)
     return unloaded
-
-
-def _may_be_canary(model: str, name: str) -> bool:
-    return model.startswith(f"{name}.v") and model.removeprefix(f"{name}.v").isdecimal()
-
-
-def _is_served_as_canary(replica: Replica, model: str, name: str) -> bool:
-    try:
-        config = replica.control.config(model)
-    except ServingError:
-        return False
-    return bool(config.parameters[CANARY_PARAMETER].string_value == name)
 
 
 def promote(deployment: Deployment, name: str, version: int) -> None:
@@ -145,21 +132,12 @@ def promote(deployment: Deployment, name: str, version: int) -> None:
     switch_to(deployment, name, version)
 
 
-def _install(repository: Path, name: str, version: int, config: ModelConfig) -> None:
-    canary = canary_name(name, version)
-    staged = owned_path(repository, "canary")
-    staged.mkdir()
-    canary_config = with_versions(config, [version])
-    canary_config.name = canary
-    canary_config.parameters[CANARY_PARAMETER].string_value = name
-    (staged / CONFIG_FILE).write_bytes(as_bytes(canary_config))
-    copy_profiles(repository / name, staged, canary_config)
-    shutil.copytree(repository / name / str(version), staged / str(version))
-    staged.rename(repository / canary)
+def _may_be_canary(model: str, name: str) -> bool:
+    return model.startswith(f"{name}.v") and model.removeprefix(f"{name}.v").isdecimal()
 
 
-def _require_canary(repository: Path, canary: str, name: str) -> None:
-    if is_published(repository, canary) and not is_canary_of(repository, canary, name):
+def _require_canary(repository: ModelRepository, canary: str, name: str) -> None:
+    if repository.is_published(canary) and not is_canary_of(repository, canary, name):
         raise PublishFailed(
             f"{canary} is a separate model and not a canary of {name} (its config has no "
             f"{CANARY_PARAMETER}), so it was left unchanged. Publish it under a name that does not "
@@ -171,8 +149,8 @@ def _remove(deployment: Deployment, canary: str, name: str) -> None:
     repository = deployment.repository
     if not is_canary_of(repository, canary, name):
         return
-    members = list(pins(read_config(repository, canary)))
+    members = list(repository.pinned_members(canary))
     for replica in deployment.replicas:
         replica.drop(canary)
-    remove_folder(repository, repository / canary)
-    deployment.list_needed(members)
+    repository.remove(canary)
+    deployment.retire_unpinned(members)

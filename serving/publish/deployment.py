@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from serving.publish.phases import Tell, say_nothing
+from serving.publish.phases import Progress, no_report
 from serving.publish.replica import Replica
-from serving.repository.config_profiles import place_config
-from serving.repository.model_repository import is_published, needed, read_config
+from serving.repository.model_repository import ModelRepository
 from serving.repository.pins import listed_versions, with_versions
 
 GRACE_S = 2.0
@@ -19,29 +17,34 @@ class Deployment:
     the addresses of those that run but do not answer; ``grace_s`` is for how many seconds an old
     version stays loaded after the pin has moved."""
 
-    repository: Path
+    repository: ModelRepository
     replicas: Sequence[Replica] = ()
-    tell: Tell = say_nothing
+    report: Progress = no_report
     grace_s: float = GRACE_S
     silent: Sequence[str] = ()
 
-    def list_needed(self, models: Sequence[str]) -> None:
+    @property
+    def server_pids(self) -> list[int]:
+        """Of the servers whose processes can be seen from here."""
+        return [replica.server_pid for replica in self.replicas if replica.server_pid]
+
+    def newest_version(self, model: str) -> int:
+        """The highest version that any of the servers remembers; 0 for none."""
+        return max((replica.newest(model) for replica in self.replicas), default=0)
+
+    def retire_unpinned(self, models: Sequence[str]) -> None:
         """Make each member list exactly the versions that pipelines pin now, and reload it on the
         servers: versions that nothing pins are unloaded, and stay on disk."""
-        pinned = needed(self.repository)
+        pinned = self.repository.pinned_versions()
         for model in models:
-            if not is_published(self.repository, model):
+            if not self.repository.is_published(model):
                 continue
-            versions = pinned.get(model, set())
-            if versions:
-                self._list(model, sorted(versions))
+            versions = sorted(pinned.get(model, set()))
+            config = self.repository.config(model)
+            if versions and listed_versions(config) not in ([], versions):
+                self.repository.place_config(model, with_versions(config, versions))
             for replica in self.replicas:
                 if versions:
                     replica.control.load(model)
                 else:
                     replica.drop(model)
-
-    def _list(self, model: str, versions: Sequence[int]) -> None:
-        config = read_config(self.repository, model)
-        if listed_versions(config) not in ([], list(versions)):
-            place_config(self.repository, model, with_versions(config, versions))

@@ -5,12 +5,12 @@ whether to undo or to finish: the version that it serves is the state of the rep
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from modelspec.files import atomic_write
-from modelspec.layout import CONFIG_FILE, staging_folder
+from serving.repository.model_repository import ModelRepository
 
 
 @dataclass(frozen=True)
@@ -30,55 +30,53 @@ class Journal:
     def members(self) -> list[str]:
         return [model for model in self.configs if model != self.pipeline]
 
-    def write(self, repository: Path) -> None:
-        text = json.dumps(asdict(self), indent=1, ensure_ascii=False)
-        atomic_write(_path(repository, self.pipeline), text)
+    @classmethod
+    def begin(
+        cls,
+        repository: ModelRepository,
+        pipeline: str,
+        after: int,
+        members: Iterable[str],
+        new: Sequence[tuple[str, int]] = (),
+    ) -> "Journal":
+        """Write down how the pipeline, the members that it is to have and those that it has now
+        are, before it goes to version ``after`` and the ``new`` folders are added."""
+        before = repository.active_version(pipeline)
+        now = repository.pinned_members(pipeline) if before else {}
+        models = [*dict.fromkeys([*now, *members]), pipeline]
+        journal = cls(
+            pipeline=pipeline,
+            before=before,
+            after=after,
+            new=tuple(new),
+            configs=repository.config_texts(models),
+            profiles=repository.profile_texts(models),
+        )
+        text = json.dumps(asdict(journal), indent=1, ensure_ascii=False)
+        atomic_write(_path(repository, pipeline), text)
+        return journal
 
-    def close(self, repository: Path) -> None:
+    def close(self, repository: ModelRepository) -> None:
         _path(repository, self.pipeline).unlink(missing_ok=True)
 
 
-def open_journals(repository: Path) -> list[Journal]:
-    """The journals of interrupted publishers; those that cannot be read are left out (see
-    ``broken_journals``)."""
-    journals = [_read(path) for path in _paths(repository)]
-    return [journal for journal in journals if isinstance(journal, Journal)]
+def journals(repository: ModelRepository) -> tuple[list[Journal], list[tuple[Path, str]]]:
+    """The journals of interrupted publishers, and those that cannot be read, each with the
+    reason."""
+    open_journals, broken = [], []
+    for path in sorted(repository.staging.glob("journal-*.json")):
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            new = tuple((str(model), int(version)) for model, version in fields.pop("new"))
+            journal = Journal(**fields, new=new)
+            dict(journal.configs), dict(journal.profiles)
+            open_journals.append(journal)
+        except OSError as error:
+            broken.append((path, error.strerror or str(error)))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            broken.append((path, "it is not a journal"))
+    return open_journals, broken
 
 
-def broken_journals(repository: Path) -> list[tuple[Path, str]]:
-    """The journals that cannot be read, each with the reason."""
-    journals = [(path, _read(path)) for path in _paths(repository)]
-    return [(path, fault) for path, fault in journals if isinstance(fault, str)]
-
-
-def configs_now(repository: Path, models: Iterable[str]) -> dict[str, str | None]:
-    return {model: _config_now(repository / model) for model in models}
-
-
-def _config_now(folder: Path) -> str | None:
-    if not folder.is_dir():
-        return None
-    path = folder / CONFIG_FILE
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
-def _read(path: Path) -> Journal | str:
-    """The journal, or why it cannot be read."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        new = tuple((str(model), int(version)) for model, version in fields.pop("new"))
-        journal = Journal(**fields, new=new)
-        dict(journal.configs), dict(journal.profiles)
-    except OSError as error:
-        return error.strerror or str(error)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return "it is not a journal"
-    return journal
-
-
-def _paths(repository: Path) -> list[Path]:
-    return sorted(staging_folder(repository).glob("journal-*.json"))
-
-
-def _path(repository: Path, pipeline: str) -> Path:
-    return staging_folder(repository) / f"journal-{pipeline}.json"
+def _path(repository: ModelRepository, pipeline: str) -> Path:
+    return repository.staging / f"journal-{pipeline}.json"

@@ -22,8 +22,8 @@ class PublishPhase(StrEnum):
 
 
 # Called at each phase with the model's name: prints progress, or lets a test kill the process.
-Tell = Callable[[PublishPhase, str], None]
+Progress = Callable[[PublishPhase, str], None]
 
 
-def say_nothing(phase: PublishPhase, model: str) -> None:
-    """The default ``Tell``: does nothing."""
+def no_report(phase: PublishPhase, model: str) -> None:
+    """The default ``Progress``: does nothing."""

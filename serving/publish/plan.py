@@ -5,26 +5,18 @@ member's config has changed in *meaning*, it cannot share its model with the old
 Triton would then serve with the new config: it becomes a separate model, ``NAME_onnx.g2``.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from modelspec.layout import version_folders
 from serving.errors import PublishFailed
-from serving.repository.config_profiles import read_profiles
-from serving.repository.files import hashes
-from serving.repository.manifest import CACHE_FOLDER, MANIFEST_FILE, PROOF_FILE
-from serving.repository.model_repository import active_version, is_published, read_config
-from serving.repository.pins import meaning, pins, repinned, with_versions
+from serving.publish.deployment import Deployment
+from serving.repository.manifest import content
+from serving.repository.model_repository import ModelRepository
+from serving.repository.pins import meaning, repinned, with_versions
 from serving.repository.tuned import carried
-
-CONFIG_COPY = "config.pbtxt"
-# The files in a version folder that are not served.
-_BESIDE = frozenset({MANIFEST_FILE, PROOF_FILE, "proof.md", ".gitkeep", CONFIG_COPY})
-NewestTaken = Callable[[str], int]
 
 
 @dataclass(frozen=True)
@@ -42,104 +34,79 @@ class PlannedVersion:
 
 @dataclass(frozen=True)
 class Plan:
-    """Members first; ``public`` is the pipeline itself, its steps pinned to the members."""
+    """Members first; ``pipeline`` is the public model itself, its steps pinned to the members."""
 
     members: tuple[PlannedVersion, ...]
-    public: PlannedVersion
+    pipeline: PlannedVersion
+
+    @property
+    def all(self) -> tuple[PlannedVersion, ...]:
+        return (*self.members, self.pipeline)
 
     @property
     def new(self) -> tuple[PlannedVersion, ...]:
-        return tuple(version for version in (*self.members, self.public) if version.source)
+        return tuple(planned for planned in self.all if planned.source)
 
 
-def plan(staged: Path, repository: Path, models: Sequence[str], taken: NewestTaken) -> Plan:
+def make_plan(staged: ModelRepository, models: Sequence[str], deployment: Deployment) -> Plan:
     """The plan for ``models`` (members first, the pipeline last) in ``staged``.
 
-    ``taken(model)`` is the highest version that a running server remembers: a number is never used
-    twice while a server may still have the old one.
+    A version's number is never used twice while a server of the deployment still remembers the old
+    one.
     """
-    name = models[-1]
-    config = read_config(staged, name)
-    pinned = {model: max(versions) for model, versions in pins(config).items()}
+    repository, name = deployment.repository, models[-1]
+    pinned = staged.pinned_members(name)
     members = []
-    positions = {}
     for model in models[:-1]:
-        source = _staged_version(staged, model, pinned.get(model))
-        members.append(_plan_member(source, read_config(staged, model), repository, taken))
-        positions[model] = (members[-1].model, members[-1].version)
-    config = with_versions(repinned(config, positions), ())
-    source = _staged_version(staged, name, active_version(staged, name))
-    return Plan(tuple(members), _plan_public(source, config, repository, taken))
-
-
-def content(folder: Path) -> dict[str, str]:
-    """The hashes of the files that a version folder serves, and its proof in short."""
-    digests = {
-        path: digest
-        for path, digest in hashes(folder).items()
-        if path not in _BESIDE and CACHE_FOLDER not in path
+        source = _staged_version(staged, model, pinned.get(model, 0))
+        members.append(_plan_member(staged, model, source, deployment))
+    positions = {
+        model: (member.model, member.version)
+        for model, member in zip(models[:-1], members, strict=True)
     }
-    return {**digests, PROOF_FILE: _proof_in_short(folder / PROOF_FILE)}
-
-
-def next_version(repository: Path, model: str, taken: NewestTaken) -> int:
-    return max([*version_folders(repository / model), taken(model)], default=0) + 1
-
-
-def _staged_version(staged: Path, model: str, version: int | None) -> Path:
-    folders = version_folders(staged / model)
-    if not folders:
-        raise PublishFailed(f"{staged / model} has no version folder: stage it again")
-    return staged / model / str(version if version in folders else folders[-1])
+    config = with_versions(repinned(staged.config(name), positions), ())
+    source = _staged_version(staged, name, staged.active_version(name))
+    active, profiles = repository.active_version(name), staged.profiles(name)
+    is_unchanged = (
+        active
+        and with_versions(repository.config(name), ()) == config
+        and content(repository.version_folder(name, active)) == content(source)
+    )
+    if is_unchanged:
+        pipeline = PlannedVersion(name, active, config, None, profiles)
+    else:
+        version = _next_version(deployment, name)
+        pipeline = PlannedVersion(name, version, config, source, profiles)
+    return Plan(tuple(members), pipeline)
 
 
 def _plan_member(
-    source: Path, config: ModelConfig, repository: Path, taken: NewestTaken
+    staged: ModelRepository, model: str, source: Path, deployment: Deployment
 ) -> PlannedVersion:
-    name = _target_model(config, source.parent.name, repository)
-    planned_config = ModelConfig()
-    planned_config.CopyFrom(config)
-    planned_config.name = name
-    planned_config.ClearField("version_policy")
-    if is_published(repository, name):
-        planned_config = carried(read_config(repository, name), planned_config)
-    staged, profiles = content(source), read_profiles(source.parent)
-    for version in reversed(version_folders(repository / name)):
-        if content(repository / name / str(version)) == staged:
-            return PlannedVersion(name, version, planned_config, None, profiles)
-    return PlannedVersion(
-        name, next_version(repository, name, taken), planned_config, source, profiles
-    )
-
-
-def _target_model(config: ModelConfig, name: str, repository: Path) -> str:
-    """The first of NAME, NAME.g2, NAME.g3 ... that is free or means the same."""
-    generation, target = 1, name
-    while is_published(repository, target):
-        if meaning(read_config(repository, target)) == meaning(config):
-            return target
+    repository, config = deployment.repository, staged.config(model)
+    # The first of NAME, NAME.g2, NAME.g3 ... that is free or means the same.
+    generation, name = 1, model
+    while repository.is_published(name) and meaning(repository.config(name)) != meaning(config):
         generation += 1
-        target = f"{name}.g{generation}"
-    return target
+        name = f"{model}.g{generation}"
+    config.name = name
+    config.ClearField("version_policy")
+    if repository.is_published(name):
+        config = carried(repository.config(name), config)
+    files, profiles = content(source), staged.profiles(model)
+    for version in reversed(repository.versions(name)):
+        if content(repository.version_folder(name, version)) == files:
+            return PlannedVersion(name, version, config, None, profiles)
+    return PlannedVersion(name, _next_version(deployment, name), config, source, profiles)
 
 
-def _plan_public(
-    source: Path, config: ModelConfig, repository: Path, taken: NewestTaken
-) -> PlannedVersion:
-    """The pipeline: published already if the active version has the same pins, config and files."""
-    name = source.parent.name
-    active, profiles = active_version(repository, name), read_profiles(source.parent)
-    if active:
-        current = with_versions(read_config(repository, name), ())
-        if current == config and content(repository / name / str(active)) == content(source):
-            return PlannedVersion(name, active, config, None, profiles)
-    return PlannedVersion(name, next_version(repository, name, taken), config, source, profiles)
+def _staged_version(staged: ModelRepository, model: str, version: int) -> Path:
+    versions = staged.versions(model)
+    if not versions:
+        raise PublishFailed(f"{staged.folder(model)} has no version folder: stage it again")
+    return staged.version_folder(model, version if version in versions else versions[-1])
 
 
-def _proof_in_short(path: Path) -> str:
-    """What must be equal for two engines to count as proved the same way; '' without a proof."""
-    if not path.is_file():
-        return ""
-    proof = json.loads(path.read_text(encoding="utf-8"))
-    keys = ("passed", "accepted", "precision", "source_sha256", "engine_sha256")
-    return json.dumps([proof.get(key) for key in keys])
+def _next_version(deployment: Deployment, model: str) -> int:
+    on_disk = deployment.repository.versions(model)
+    return max([*on_disk, deployment.newest_version(model)], default=0) + 1

@@ -8,13 +8,12 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from serving.errors import NotOurServer, PublishFailed, ServingError
 from serving.health.work import Work
-from serving.triton.control import ModelState, TritonControl, read_key
+from serving.triton.control import READY, UNAVAILABLE, UNLOADED, ModelState, TritonControl, read_key
 from serving.triton.golden import IS_LATE, fault
 from serving.triton.servers import Server
 
 BUSY_S = 300.0  # how long a golden answer may take that is queued behind clients' requests
 LIVE_TIMEOUT_S = 5.0
-READY, UNAVAILABLE, UNLOADED = "READY", "UNAVAILABLE", "unloaded"
 
 
 class Replica:
@@ -97,11 +96,6 @@ def connected(servers: Sequence[Server]) -> Iterator[list[Replica]]:
             for server in servers
         ]
         yield [replica for replica in replicas if replica.control.is_live(LIVE_TIMEOUT_S)]
-
-
-def newest_of(replicas: Sequence[Replica], model: str) -> int:
-    """The highest version that any of the servers remembers."""
-    return max((replica.newest(model) for replica in replicas), default=0)
 
 
 def _key(server: Server) -> str:

@@ -7,16 +7,13 @@ copy of a served version's files or, for a model that has none, a model of a few
 """
 
 import shutil
-from pathlib import Path
 
-from modelspec.layout import CONFIG_FILE, STEP_FILE, version_folders
+from modelspec.layout import CONFIG_FILE, STEP_FILE
 from modelspec.model import ModelSpec, TensorSpec
 from modelspec.pbtxt import to_proto
 from serving.publish.journal import Journal
 from serving.publish.replica import Replica
-from serving.repository.config_profiles import place_config, profiles_now, put_back, sync_configs
-from serving.repository.files import owned_path, place, remove_folder
-from serving.repository.model_repository import read_config
+from serving.repository.model_repository import ModelRepository
 from serving.repository.pins import as_bytes, listed_versions, with_versions
 
 STAND_IN = '''class TritonPythonModel:
@@ -27,52 +24,51 @@ STAND_IN = '''class TritonPythonModel:
 '''
 
 
-def restore_readiness(repository: Path, replica: Replica, journal: Journal) -> None:
+def restore_readiness(repository: ModelRepository, replica: Replica, journal: Journal) -> None:
     """Make the server forget the versions of this publication that failed to load."""
     for model, version in replica.failed(list(journal.configs)):
         if (model, version) not in journal.new:
             continue
-        remove_folder(repository, repository / model / str(version))
-        text = journal.configs[model]
-        listed = listed_versions(read_config(repository, model)) if text else []
-        on_disk = version_folders(repository / model)
-        served = [number for number in listed if number in on_disk]
+        repository.remove_version(model, version)
+        listed = listed_versions(repository.config(model)) if journal.configs[model] else []
+        served = [number for number in listed if number in repository.versions(model)]
         if served:
-            _load_copy(repository, replica, model, (served[-1], version))
+            _load_copy(repository, replica, model, served[-1], version)
         else:
             _load_stand_in(repository, replica, model, version)
 
 
-def _load_copy(repository: Path, replica: Replica, model: str, numbers: tuple[int, int]) -> None:
+def _load_copy(
+    repository: ModelRepository, replica: Replica, model: str, served: int, failed: int
+) -> None:
     """Briefly serve a copy of a served version's files under the failed number."""
-    served, failed = numbers
-    path = repository / model / CONFIG_FILE
-    text, before = path.read_bytes(), read_config(repository, model)
-    copy = owned_path(repository, "stand-in")
-    shutil.copytree(repository / model / str(served), copy)
-    copy.rename(repository / model / str(failed))
-    place_config(repository, model, with_versions(before, [*listed_versions(before), failed]))
+    path = repository.folder(model) / CONFIG_FILE
+    text, before = path.read_bytes(), repository.config(model)
+    copy = repository.staged_path("stand-in")
+    shutil.copytree(repository.version_folder(model, served), copy)
+    copy.rename(repository.version_folder(model, failed))
+    repository.place_config(model, with_versions(before, [*listed_versions(before), failed]))
     replica.control.load(model)
-    place(repository, path, text)
-    sync_configs(repository, model)
+    repository.place(path, text)
+    repository.sync_profiles(model)
     replica.control.load(model)
-    remove_folder(repository, repository / model / str(failed))
+    repository.remove_version(model, failed)
 
 
-def _load_stand_in(repository: Path, replica: Replica, model: str, version: int) -> None:
+def _load_stand_in(repository: ModelRepository, replica: Replica, model: str, version: int) -> None:
     """Put a model that loads in place of the failed one, load it, unload it, and restore."""
-    path, staged = repository / model / CONFIG_FILE, owned_path(repository, "stand-in")
+    path, staged = repository.folder(model) / CONFIG_FILE, repository.staged_path("stand-in")
     before = path.read_bytes()
     staged.mkdir()
     (staged / STEP_FILE).write_text(STAND_IN)
-    staged.rename(repository / model / str(version))
+    staged.rename(repository.version_folder(model, version))
     tensors = (TensorSpec("x", "FP32", (1,)), TensorSpec("y", "FP32", (1,)))
     spec = ModelSpec(model, "python", 0, tensors[:1], tensors[1:], versions=(version,))
-    profiles = profiles_now(repository, [model])
-    put_back(repository, [model], {})
-    place(repository, path, as_bytes(to_proto(spec)))
+    profiles = repository.profile_texts([model])
+    repository.restore_profiles([model], {})
+    repository.place(path, as_bytes(to_proto(spec)))
     replica.control.load(model)
     replica.control.unload(model)
-    place(repository, path, before)
-    put_back(repository, [model], profiles)
-    remove_folder(repository, repository / model / str(version))
+    repository.place(path, before)
+    repository.restore_profiles([model], profiles)
+    repository.remove_version(model, version)

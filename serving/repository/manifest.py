@@ -13,15 +13,17 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from modelspec.files import file_sha256
-from serving.errors import PublishFailed, Tampered
+from serving.errors import PublishFailed
 from serving.repository.files import hashes
 
 MANIFEST_FILE = "manifest.json"
 PROOF_FILE = "proof.json"
+CONFIG_COPY = "config.pbtxt"  # beside the manifest: the config that pins this version's members
 CACHE_FOLDER = "__pycache__"  # another Python version may add its own files there
+# The files in a version folder that are not served.
+_BESIDE = frozenset({MANIFEST_FILE, PROOF_FILE, "proof.md", ".gitkeep", CONFIG_COPY})
 
 
 @dataclass(frozen=True)
@@ -39,80 +41,65 @@ class Manifest:
     git_commit: str = ""
     note: str = ""
 
+    @classmethod
+    def of_folders(
+        cls, pipeline: str, number: int, folders: Mapping[tuple[str, int], Path]
+    ) -> Self:
+        """The manifest of the files in ``folders``: (model, version) -> version folder, the
+        pipeline's own among them."""
+        files = {
+            f"{model}/{model_version}/{path}": digest
+            for (model, model_version), folder in folders.items()
+            for path, digest in hashes(folder).items()
+            if path != MANIFEST_FILE
+        }
+        members = {model: model_version for model, model_version in folders if model != pipeline}
+        proofs = {model: _proof(folder) for (model, _), folder in folders.items()}
+        proof = {model: summary for model, summary in proofs.items() if summary}
+        tools: dict[str, str] = {}
+        for summary in proof.values():
+            tools |= summary.pop("tools")
+        return cls(
+            pipeline=pipeline,
+            version=number,
+            made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            members=members,
+            files=files,
+            proof=proof,
+            tools={**tools, **_installed_tools()},
+            git_commit=_git_commit(),
+        )
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
 
+    def summary(self) -> str:
+        """The proof in one line, for people."""
+        if not self.proof:
+            return self.note or "nothing was converted"
+        verdicts = [
+            f"{model}: {proof['checks']} checks, "
+            + ("passed" if proof["passed"] else f"FAILED, accepted: {proof['accepted']}")
+            for model, proof in self.proof.items()
+        ]
+        return "; ".join(verdicts)
 
-def start(pipeline: str, number: int, folders: Mapping[tuple[str, int], Path]) -> Manifest:
-    """The manifest of the files in ``folders``: (model, version) -> version folder, the pipeline's
-    own among them."""
-    files = {
-        f"{model}/{model_version}/{path}": digest
-        for (model, model_version), folder in folders.items()
+
+def content(folder: Path) -> dict[str, str]:
+    """The hashes of the files that a version folder serves, and its proof in short: two versions
+    with equal content are the same one."""
+    digests = {
+        path: digest
         for path, digest in hashes(folder).items()
-        if path != MANIFEST_FILE
+        if path not in _BESIDE and CACHE_FOLDER not in path
     }
-    members = {model: model_version for model, model_version in folders if model != pipeline}
-    proofs = {model: _proof(folder) for (model, _), folder in folders.items()}
-    proof = {model: summary for model, summary in proofs.items() if summary}
-    tools: dict[str, str] = {}
-    for summary in proof.values():
-        tools |= summary.pop("tools")
-    return Manifest(
-        pipeline=pipeline,
-        version=number,
-        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        members=members,
-        files=files,
-        proof=proof,
-        tools={**tools, **_installed_tools()},
-        git_commit=_git_commit(),
-    )
-
-
-def read(repository: Path, pipeline: str, number: int) -> Manifest | None:
-    """The manifest of a version; None if it has none. Tampered if it cannot be read."""
-    path = repository / pipeline / str(number) / MANIFEST_FILE
-    try:
-        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError):
-        raise Tampered(str(path), "is not a manifest") from None
-
-
-def verify(repository: Path, manifest: Manifest) -> None:
-    """Tampered names the first file that is missing, has changed or was added."""
-    for name, digest in manifest.files.items():
-        path = repository / name
-        if not path.is_file():
-            raise Tampered(name, "is missing")
-        if file_sha256(path) != digest:
-            raise Tampered(name, "has changed")
-    for added in _files(repository, manifest) - set(manifest.files):
-        raise Tampered(added, "was added")
-
-
-def summary(manifest: Manifest) -> str:
-    """The proof in one line, for people."""
-    if not manifest.proof:
-        return manifest.note or "nothing was converted"
-    verdicts = [
-        f"{model}: {proof['checks']} checks, "
-        + ("passed" if proof["passed"] else f"FAILED, accepted: {proof['accepted']}")
-        for model, proof in manifest.proof.items()
-    ]
-    return "; ".join(verdicts)
-
-
-def _files(repository: Path, manifest: Manifest) -> set[str]:
-    folders = {**manifest.members, manifest.pipeline: manifest.version}
-    return {
-        path.relative_to(repository).as_posix()
-        for model, number in folders.items()
-        for path in (repository / model / str(number)).rglob("*")
-        if path.is_file() and CACHE_FOLDER not in path.parts and path.name != MANIFEST_FILE
-    }
+    proof_in_short = ""
+    if (folder / PROOF_FILE).is_file():
+        proof = json.loads((folder / PROOF_FILE).read_text(encoding="utf-8"))
+        # What must be equal for two engines to count as proved the same way.
+        keys = ("passed", "accepted", "precision", "source_sha256", "engine_sha256")
+        proof_in_short = json.dumps([proof.get(key) for key in keys])
+    return {**digests, PROOF_FILE: proof_in_short}
 
 
 def _proof(folder: Path) -> dict[str, Any]:

@@ -31,6 +31,11 @@ def pins(config: ModelConfig) -> dict[str, set[int]]:
     return versions
 
 
+def newest_pins(config: ModelConfig) -> dict[str, int]:
+    """The newest version of each model that an ensemble pins; {} for a single model."""
+    return {model: max(versions) for model, versions in pins(config).items()}
+
+
 def repinned(config: ModelConfig, positions: Mapping[str, tuple[str, int]]) -> ModelConfig:
     """The config with each step of a model in ``positions`` moved to that (model, version)."""
     changed = ModelConfig()

@@ -23,6 +23,8 @@ KEY_HEADER = "tidegate-triton-key"
 GRPC_KEY_HEADER = f"triton-grpc-protocol-{KEY_HEADER}"
 LOAD_TIMEOUT_S = 300.0
 LOOK_S = 0.2
+# A model's states in the index, and the reason of a version that was unloaded.
+READY, UNAVAILABLE, UNLOADED = "READY", "UNAVAILABLE", "unloaded"
 # A reload may take this many times as long as the model's slowest load so far, and at least this
 # many seconds: the machine may be busy, and files no longer in memory. After that the processes
 # that the load has started are ended.

@@ -20,7 +20,7 @@ import psutil
 
 from modelspec.address import joined, reached_at
 from serving.errors import ServingError, TritonDied
-from serving.publish.recovery import clear_up
+from serving.repository.model_repository import ModelRepository
 from serving.triton import children, leftovers, servers
 from serving.triton.backend_directory import assemble
 from serving.triton.control import KEY_HEADER, LOAD_TIMEOUT_S, TritonControl
@@ -58,11 +58,12 @@ class TritonServer:
         self,
         options: LaunchOptions,
         installation: Installation | None = None,
-        tell: Callable[[str], None] = lambda line: None,
+        report: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """``tell`` is called with problems that do not stop the server (what could not be written
-        or cleared up), and with the model that is still loading."""
-        self.options, self._tell = options, tell
+        """``report`` is called with problems that do not stop the server (what could not be
+        written), and with the model that is still loading."""
+        self.options, self._report = options, report
+        self._repository = ModelRepository(options.repository)
         self._backends: Path | None = None  # reused by ``restart``
         self._is_restarting = False
         self.key = _restricted_key(options.work_dir / "triton.key")
@@ -89,7 +90,6 @@ class TritonServer:
         """Launch the server and return once it is live. If that fails, ServingError, and nothing is
         left behind."""
         self.require_ports()
-        self._clear_up()
         self._log_offset = self.log_file.stat().st_size if self.log_file.is_file() else 0
         backends = self._assemble_backends()
         repository = self._shell_safe(self.options.repository, "models")
@@ -155,8 +155,7 @@ class TritonServer:
     def _loading(self, model: str) -> Loading:
         if not self.is_alive():
             raise TritonDied(f"Triton has ended: {self._last_error()}")
-        options = self.options
-        return Loading(model, options.repository, self.log_file, self.pid or 0, self._tell)
+        return Loading(model, self._repository, self.log_file, self.pid or 0, self._report)
 
     def _shell_safe(self, path: Path, what: str) -> Path:
         """A path to the folder that ``bash -c`` takes without quotes: its own, or that of a link.
@@ -172,15 +171,6 @@ class TritonServer:
     def _build_folder(self) -> Path:
         return self.options.work_dir / "build"
 
-    def _clear_up(self) -> None:
-        """Clear up what others left. What cannot be cleared up is reported, and stays."""
-        work_dir, repository = self.options.work_dir, self.options.repository
-        try:
-            clear_up(repository, servers.servers_of(work_dir, repository), self._tell)
-        except (ServingError, OSError) as error:
-            self._tell(f"what a killed publisher left was not cleared up: {error}")
-        leftovers.remove_orphans(self._build_folder)
-
     def _assemble_backends(self) -> Path:
         # A separate folder: another server of the same home may be running from the previous one.
         if self._backends is None or not self._backends.is_dir():
@@ -194,7 +184,7 @@ class TritonServer:
             self.log_file.parent.mkdir(parents=True, exist_ok=True)
             return self.log_file.open("ab")
         except OSError as error:
-            self._tell(f"Triton's log is not written: {error}")
+            self._report(f"Triton's log is not written: {error}")
             return Path(os.devnull).open("ab")
 
     def _announce(self) -> None:
@@ -208,13 +198,13 @@ class TritonServer:
         try:
             is_found = servers.announce(options.work_dir, self._prefix, server)
         except OSError as error:
-            self._tell(
+            self._report(
                 f"publishers will not find this server until it is restarted, because it cannot be "
                 f"announced: {error}. Publish with --server {self.control.address}"
             )
             return
         if not is_found:
-            self._tell(
+            self._report(
                 f"nothing can be written beside {options.repository}: from another home, publish "
                 f"with --server {self.control.address}"
             )

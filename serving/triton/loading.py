@@ -14,10 +14,10 @@ from typing import NoReturn
 import psutil
 
 from serving.errors import ModelLoadFailed, ServingError
-from serving.repository.model_repository import read_config
+from serving.repository.model_repository import ModelRepository
 from serving.triton.stubs import live_stubs, stub_of
 
-TELL_EVERY_S = 10.0
+REPORT_EVERY_S = 10.0
 # If Triton has not noticed for this long that a process of a model has ended, it never will.
 UNNOTICED_S = 4.0
 # A process's connections close a moment before it has ended.
@@ -33,13 +33,18 @@ _REASONS = re.compile(
 
 class Loading:
     """One load of a model from ``repository``. The server with process id ``pid`` logs to
-    ``log_file``; ``tell`` takes lines for the operator."""
+    ``log_file``; ``report`` takes lines for the operator."""
 
     def __init__(
-        self, model: str, repository: Path, log_file: Path, pid: int, tell: Callable[[str], None]
+        self,
+        model: str,
+        repository: ModelRepository,
+        log_file: Path,
+        pid: int,
+        report: Callable[[str], None],
     ) -> None:
         self._model, self._repository = model, repository
-        self._log_file, self._tell = log_file, tell
+        self._log_file, self._report = log_file, report
         self._log_offset = log_file.stat().st_size if log_file.is_file() else 0
         self._server = psutil.Process(pid)
         self._began = time.monotonic()
@@ -65,9 +70,9 @@ class Loading:
                 self._model,
                 self.explained("one of its processes ended before it was ready, and Triton waits"),
             )
-        if now - self._reported_at >= TELL_EVERY_S:
+        if now - self._reported_at >= REPORT_EVERY_S:
             self._reported_at = now
-            self._tell(f"  still loading {self._model} ({now - self._began:.0f} s)")
+            self._report(f"  still loading {self._model} ({now - self._began:.0f} s)")
 
     def give_up(self, bound_s: float) -> NoReturn:
         """End the processes that this load has started, so that Triton gives it up; raises
@@ -121,9 +126,7 @@ class Loading:
     def _with_warmup(self) -> list[str]:
         """Those of the model and its members that have a warm-up."""
         try:
-            return [
-                name for name in self._names if read_config(self._repository, name).model_warmup
-            ]
+            return [name for name in self._names if self._repository.config(name).model_warmup]
         except (ServingError, OSError):
             return []
 
@@ -143,7 +146,7 @@ class Loading:
             return []
 
 
-def _with_steps(repository: Path, model: str) -> list[str]:
+def _with_steps(repository: ModelRepository, model: str) -> list[str]:
     """The model and, for an ensemble, all its steps, as far as the configs can be read."""
     names: list[str] = []
     waiting = [model]
@@ -153,7 +156,7 @@ def _with_steps(repository: Path, model: str) -> list[str]:
             continue
         names.append(name)
         with contextlib.suppress(ServingError, OSError, ValueError):
-            config = read_config(repository, name)
+            config = repository.config(name)
             waiting += [step.model_name for step in config.ensemble_scheduling.step]
     return names
 

@@ -13,7 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from serving.publish.plan import content
+from serving.repository.manifest import content
+from serving.repository.model_repository import ModelRepository
 from serving.tuning.setting import setting_of
 from serving.tuning.trial import Trial
 from serving.tuning.trial_server import TrialServer
@@ -31,18 +32,21 @@ def tools() -> dict[str, str]:
     return {name: number for name in TOOLS if (number := _version(name))}
 
 
-def engine_files(repository: Path, versions: Mapping[str, int]) -> str:
+def engine_files(repository: ModelRepository, versions: Mapping[str, int]) -> str:
     """SHA-256 over all the files that these versions of models serve."""
     digests = {
         f"{model}/{path}": digest
         for model, number in sorted(versions.items())
-        for path, digest in content(repository / model / str(number)).items()
+        for path, digest in content(repository.version_folder(model, number)).items()
     }
     return _sha256(digests)
 
 
 def context(
-    trial_server: TrialServer, repository: Path, requests: Sequence[bytes], load: tuple[int, float]
+    trial_server: TrialServer,
+    repository: ModelRepository,
+    requests: Sequence[bytes],
+    load: tuple[int, float],
 ) -> dict[str, Any]:
     """What a figure depends on besides the setting. ``load`` is the number of connections and the
     seconds of a pass: what was found in short passes, on a small budget, does not hold for long

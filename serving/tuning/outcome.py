@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -14,16 +13,8 @@ from modelspec.parameters import TUNED_PARAMETER
 from serving.errors import ServingError
 from serving.publish.deployment import Deployment
 from serving.publish.recovery import recover
-from serving.repository.config_profiles import (
-    TUNED,
-    place_config,
-    place_profile,
-    read_profiles,
-    remove_profile,
-    synced_with,
-)
-from serving.repository.lock import publishing
-from serving.repository.model_repository import active_members, active_version, read_config
+from serving.repository.model_repository import ModelRepository
+from serving.repository.profiles import TUNED, synced_with
 from serving.tuning.journal import engine_files
 from serving.tuning.setting import applied, setting_of
 from serving.tuning.trial import Trial
@@ -53,15 +44,15 @@ def write_tuned(deployment: Deployment, result: Result) -> list[str]:
     repository = deployment.repository
     if not (result.finals or result.is_complete):
         return []  # the budget ended before there was any result
-    with publishing(repository, f"tune {result.name}"):
+    with repository.lock(f"tune {result.name}"):
         recover(deployment)
         configs = _current(repository, result)
         changed = _changed(configs, result, result.winner) if result.winner else {}
         for model, main in configs.items():
             if model in changed:
-                place_profile(repository, model, TUNED, synced_with(main, changed[model]))
+                repository.place_profile(model, TUNED, synced_with(main, changed[model]))
             else:
-                remove_profile(repository, model, TUNED)
+                repository.remove_profile(model, TUNED)
     return [f"{model}/configs/{TUNED}.pbtxt" for model in changed]
 
 
@@ -76,7 +67,7 @@ def commit(deployment: Deployment, result: Result) -> list[str]:
         return []
     default_batch = result.context["default"].get("max_batch")
     setting = replace(result.winner.setting, max_batch=default_batch)
-    with publishing(deployment.repository, f"commit the serving parameters of {result.name}"):
+    with deployment.repository.lock(f"commit the serving parameters of {result.name}"):
         recover(deployment)
         before = _current(deployment.repository, result)
         changed = _changed(before, result, replace(result.winner, setting=setting))
@@ -90,27 +81,29 @@ def commit(deployment: Deployment, result: Result) -> list[str]:
     return list(changed)
 
 
-def tuned_measurement(repository: Path, name: str) -> dict[str, Any]:
+def tuned_measurement(repository: ModelRepository, name: str) -> dict[str, Any]:
     """The measurement in the pipeline's ``configs/tuned.pbtxt``; {} if there is none."""
-    for model in (*active_members(repository, name), name):
-        profile = read_profiles(repository / model).get(TUNED)
+    for model in (*repository.pinned_members(name), name):
+        profile = repository.profiles(model).get(TUNED)
         if profile and TUNED_PARAMETER in profile.parameters:
             measured = json.loads(profile.parameters[TUNED_PARAMETER].string_value)
             return measured if isinstance(measured, dict) else {}
     return {}
 
 
-def is_of_another_engine(repository: Path, name: str, measured: Mapping[str, Any]) -> bool:
+def is_of_another_engine(
+    repository: ModelRepository, name: str, measured: Mapping[str, Any]
+) -> bool:
     """Whether the active version's files differ from those of the measurement."""
-    versions = {**active_members(repository, name), name: active_version(repository, name)}
+    versions = {**repository.pinned_members(name), name: repository.active_version(name)}
     return bool(measured.get("files") != engine_files(repository, versions))
 
 
-def _current(repository: Path, result: Result) -> dict[str, ModelConfig]:
+def _current(repository: ModelRepository, result: Result) -> dict[str, ModelConfig]:
     """The pipeline's main configs now, members first."""
     name = result.name
-    versions = {**active_members(repository, name), name: active_version(repository, name)}
-    configs = {model: read_config(repository, model) for model in versions}
+    versions = {**repository.pinned_members(name), name: repository.active_version(name)}
+    configs = {model: repository.config(model) for model in versions}
     current = (engine_files(repository, versions), setting_of(configs).as_dict())
     if current != (result.context["files"], result.context["default"]):
         raise ServingError(
@@ -135,7 +128,7 @@ def _changed(
 
 def _apply(deployment: Deployment, configs: Mapping[str, ModelConfig]) -> None:
     for model, config in configs.items():
-        place_config(deployment.repository, model, config)
+        deployment.repository.place_config(model, config)
     for replica in deployment.replicas:
         for model in configs:
             if replica.serves(model):

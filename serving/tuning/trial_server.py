@@ -3,6 +3,7 @@ on trial. The two are measured in alternation, so that whatever else the machine
 a model without requests costs memory but no time.
 """
 
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -12,10 +13,10 @@ from typing import Self
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from modelspec.layout import CONFIG_FILE, staging_folder
+from modelspec.layout import CONFIG_FILE
 from serving.errors import ServingError
 from serving.repository.files import owned_prefix
-from serving.repository.model_repository import active_members, active_version, read_config
+from serving.repository.model_repository import ModelRepository
 from serving.repository.pins import as_bytes, pins, repinned, with_versions
 from serving.triton.launch import LaunchOptions, TritonServer
 from serving.triton.ports import Ports, free_ports
@@ -28,11 +29,11 @@ class TrialServer:
     """``configs`` are the pipeline's current configs, members first, each with its one served
     version. Use it as a context manager."""
 
-    def __init__(self, repository: Path, name: str, work_dir: Path) -> None:
+    def __init__(self, repository: ModelRepository, name: str, work_dir: Path) -> None:
         self.name, self._repository = name, repository
-        self.versions = {**active_members(repository, name), name: active_version(repository, name)}
+        self.versions = {**repository.pinned_members(name), name: repository.active_version(name)}
         self.configs: Configs = {
-            model: with_versions(read_config(repository, model), [version])
+            model: with_versions(repository.config(model), [version])
             for model, version in self.versions.items()
         }
         self._work_dir = work_dir
@@ -40,7 +41,7 @@ class TrialServer:
         self._loaded: list[str] = []
 
     def __enter__(self) -> Self:
-        staging = staging_folder(self._repository)
+        staging = self._repository.staging
         staging.mkdir(parents=True, exist_ok=True)
         self._folder = tempfile.TemporaryDirectory(dir=staging, prefix=owned_prefix("tune"))
         scratch = Path(self._folder.name) / "repository"
@@ -101,11 +102,13 @@ class TrialServer:
 
     def _place(self, scratch: Path, model: str, config: ModelConfig) -> None:
         """Create the model's folder under the config's name: its version linked, and the config."""
-        folder, version = scratch / config.name, str(self.versions[model])
+        folder, version = scratch / config.name, self.versions[model]
         if not folder.is_dir():
-            source = self._repository / model / version
-            shutil.copytree(source, folder / version, copy_function=_link)
-            _copy_labels(self._repository / model, folder)
+            source = self._repository.version_folder(model, version)
+            shutil.copytree(source, folder / str(version), copy_function=os.link)
+            for path in self._repository.folder(model).iterdir():
+                if path.is_file() and path.name != CONFIG_FILE:  # an output's labels
+                    shutil.copyfile(path, folder / path.name)
         (folder / CONFIG_FILE).write_bytes(as_bytes(config))
 
     def _end(self) -> None:
@@ -114,15 +117,3 @@ class TrialServer:
             server.control.close()
         if self._folder:
             self._folder.cleanup()
-
-
-def _copy_labels(source: Path, folder: Path) -> None:
-    """Copy the files beside the config: an output's labels."""
-    for path in source.iterdir():
-        if path.is_file() and path.name != CONFIG_FILE:
-            shutil.copyfile(path, folder / path.name)
-
-
-def _link(source: str, target: str) -> str:
-    Path(target).hardlink_to(source)
-    return target

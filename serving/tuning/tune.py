@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import ServingError
-from serving.repository.model_repository import is_published, read_config
+from serving.repository.model_repository import ModelRepository
 from serving.repository.pins import is_ensemble
 from serving.tuning import workload
 from serving.tuning.closed_loop import LEAD_IN
@@ -34,7 +34,7 @@ class Job:
     """What to tune. ``bodies`` are requests in the endpoint schema's form; trials are recorded in
     ``folder``; ``p99_ms`` is the bound, None for the default's own p99 and a little."""
 
-    repository: Path
+    repository: ModelRepository
     work_dir: Path
     name: str
     bodies: Sequence[Mapping[str, Any]]
@@ -86,10 +86,10 @@ def tune(job: Job, say: Say) -> Result:
         raise
 
 
-def require_pipeline(repository: Path, name: str) -> None:
-    if not is_published(repository, name):
+def require_pipeline(repository: ModelRepository, name: str) -> None:
+    if not repository.is_published(name):
         raise ServingError(f"there is no model {name!r} in {repository}: convert it first")
-    if not is_ensemble(read_config(repository, name)):
+    if not is_ensemble(repository.config(name)):
         raise ServingError(
             f"{name} is a single model, not a pipeline: it has no serving parameters to search"
         )

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from serving.repository.model_repository import active_version
+from serving.repository.model_repository import ModelRepository
 from tests.running import ROOT, wait_until
 from tests.serving.small_pipeline import NAME, stage
 from tests.serving.small_server import Caller, serving_small_pipeline
@@ -84,7 +84,7 @@ def _report(server, caller: Caller, counts: dict[str, int]) -> None:
         **counts,
         "answers": sum(caller.answers.values()),
         "failed": len(caller.errors),
-        "active": active_version(server.options.repository, NAME),
+        "active": ModelRepository(server.options.repository).active_version(NAME),
         "triton_mib": triton.memory_info().rss // 2**20,
         "stubs": len(triton.children(recursive=True)),
         "shm_files": len(list(Path("/dev/shm").glob("tidegate_*"))),

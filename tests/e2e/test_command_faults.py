@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from serving.errors import ServingError
+from serving.repository.model_repository import ModelRepository
 from tests.running import wait_until
 from tests.serving.small_pipeline import stage
 from tidegate import cli
@@ -45,9 +46,9 @@ def test_only_errors_in_served_models_refuse_a_start(tmp_path):
     repository = tmp_path / "model_repository"
     stage(repository, 0).rename(repository)
     (repository / "mood_onnx" / "1" / "model.py").unlink()
-    require_loadable(repository, ["mood_pre"], "default")
+    require_loadable(ModelRepository(repository), ["mood_pre"], "default")
     with pytest.raises(ServingError, match=r"mood_onnx/1: .*model\.py"):
-        require_loadable(repository, ["mood"], "default")
+        require_loadable(ModelRepository(repository), ["mood"], "default")
 
 
 def test_an_error_in_another_config_profile_refuses_nothing(tmp_path):
@@ -56,9 +57,9 @@ def test_an_error_in_another_config_profile_refuses_nothing(tmp_path):
     configs = repository / "mood_pre" / "configs"
     configs.mkdir()
     (configs / "gpu.pbtxt").write_text("max_batch_size: many")
-    require_loadable(repository, ["mood"], "tuned")
+    require_loadable(ModelRepository(repository), ["mood"], "tuned")
     with pytest.raises(ServingError, match=r"mood_pre/configs/gpu\.pbtxt"):
-        require_loadable(repository, ["mood"], "gpu")
+        require_loadable(ModelRepository(repository), ["mood"], "gpu")
 
 
 def test_a_log_that_cannot_be_rotated_is_reported_once_and_stays(tmp_path, monkeypatch):

@@ -14,10 +14,9 @@ from pathlib import Path
 import click
 import pytest
 
-from serving.publish.publish import publish
 from serving.triton.ports import Ports
 from tests.running import environment, wait_until
-from tests.serving.small_pipeline import MODELS, NAME, stage
+from tests.serving.small_pipeline import NAME, publish_staged, stage
 from tidegate import cli
 from tidegate.app.claim import Running
 from tidegate.app.paths import Paths
@@ -144,7 +143,7 @@ def test_an_invalid_server_address_is_wrong_usage(call, verb, address):
 def test_the_documents_of_the_verbs_that_change_a_repository(call, tmp_path):
     repository = tmp_path / "home" / "model_repository"
     for add in (0, 10, 20):
-        publish(stage(repository, add), repository, MODELS)
+        publish_staged(stage(repository, add), repository)
     here = {"pipeline": NAME, "repository": str(repository)}
     nobody = {"served_by": [], "no_answer_from": []}
 
@@ -176,11 +175,12 @@ def test_the_documents_of_the_verbs_that_change_a_repository(call, tmp_path):
 def test_an_interrupted_verb_says_so_with_its_own_exit_code(tmp_path):
     """SIGTERM while another publisher holds the repository."""
     repository = tmp_path / "model_repository"
-    publish(stage(repository, 0), repository, MODELS)
+    publish_staged(stage(repository, 0), repository)
     shutil.rmtree(tmp_path / ".model_repository.staging" / "servers", ignore_errors=True)
     code = (
-        "import signal; from pathlib import Path; from serving.repository.lock import publishing\n"
-        f"with publishing(Path({str(repository)!r}), 'a test'):\n"
+        "import signal; from pathlib import Path; "
+        "from serving.repository.model_repository import ModelRepository\n"
+        f"with ModelRepository(Path({str(repository)!r})).lock('a test'):\n"
         "    print('held', flush=True); signal.pause()"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -11,9 +11,8 @@ import httpx
 import psutil
 import pytest
 
-from serving.publish.publish import publish
 from tests.running import ROOT, RunningStack, launch, stop, wait_ready, wait_until
-from tests.serving.small_pipeline import MODELS, stage
+from tests.serving.small_pipeline import publish_staged, stage
 
 HEAL_S = 60.0
 # The engine of ``mood``: the golden sample (1) takes 7 s, anything else 0.3 s.
@@ -70,7 +69,7 @@ def two(tmp_path_factory):
     starts at all shows that ``up`` and the gateway wait for it."""
     home = tmp_path_factory.mktemp("two")
     repository = home / "model_repository"
-    publish(stage(repository, 0, initialize=SLOW), repository, MODELS)
+    publish_staged(stage(repository, 0, initialize=SLOW), repository)
     stack = _stack(home, "mood", "--workers=2")
     try:
         wait_ready(stack, 120)

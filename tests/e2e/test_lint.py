@@ -7,6 +7,7 @@ import sys
 
 from serving.errors import ModelLoadFailed
 from serving.lint.check import lint
+from serving.repository.model_repository import ModelRepository
 from serving.triton.launch import LaunchOptions, TritonServer
 from serving.triton.ports import Ports, free_ports
 from tests.running import ROOT, environment
@@ -112,9 +113,9 @@ def test_an_error_is_what_triton_refuses_and_nothing_else(tmp_path):
         (repository / name / "config.pbtxt").write_text(config)
         if "ensemble_scheduling" not in config:
             (repository / name / "1" / "model.py").write_text(step(("x", "y"), 0))
-    findings = lint(repository, cores=2)
+    findings = lint(ModelRepository(repository), cores=2)
     faulty = {
-        finding.place.partition("/")[0] for finding in findings if finding.severity == "error"
+        finding.location.partition("/")[0] for finding in findings if finding.severity == "error"
     }
     with TritonServer(LaunchOptions(repository, tmp_path, Ports(*free_ports(3)))) as server:
         refused = {name for name in TRITON if not _loads(server, name)}

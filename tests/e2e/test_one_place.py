@@ -14,13 +14,12 @@ from click.testing import CliRunner
 
 from serving.errors import ServingError
 from serving.publish.deployment import Deployment
-from serving.publish.publish import publish
 from serving.publish.replica import connected
 from serving.publish.versions import switch_to
-from serving.repository.model_repository import active_version
+from serving.repository.model_repository import ModelRepository
 from serving.triton.servers import servers_of
 from tests.running import launch, stop, wait_ready, wait_until
-from tests.serving.small_pipeline import MODELS, NAME, stage
+from tests.serving.small_pipeline import NAME, publish_staged, stage
 from tidegate.cli import cli
 
 
@@ -31,8 +30,8 @@ def own_stack(tmp_path_factory):
     home = tmp_path_factory.mktemp("one_place")
     repository = home / "model_repository"
     for add in (0, 10, 20, 30):
-        publish(stage(repository, add), repository, MODELS)
-    switch_to(Deployment(repository), NAME, 1)
+        publish_staged(stage(repository, add), repository)
+    switch_to(Deployment(ModelRepository(repository)), NAME, 1)
     started = _run(home, "canary", NAME, "--version", "3", "--weight", "100")
     assert started.returncode == 0, started.stderr
     assert "no server was notified" in started.stdout
@@ -113,7 +112,7 @@ def test_the_routed_canary_is_promoted_and_a_second_one_is_refused(own_stack):
     assert _loaded(own_stack) == {"mood.v2"}
     assert _routes(own_stack) == {NAME: {"mood.v2": 50}}
     assert "version 2 serves everyone" in _done(own_stack, "promote", NAME)
-    assert active_version(own_stack.home / "model_repository", NAME) == 2
+    assert ModelRepository(own_stack.home / "model_repository").active_version(NAME) == 2
     assert _routes(own_stack) == {}
     assert _loaded(own_stack) == set()
     _done(own_stack, "rollback", NAME, "--to", "1", "--grace", "0")

@@ -5,6 +5,7 @@ import pytest
 from serving.errors import ModelLoadFailed, PublishFailed
 from serving.publish.publish import publish
 from serving.publish.versions import prune, switch_to
+from serving.repository.model_repository import ModelRepository
 from serving.triton.stubs import live_stubs
 from tests.running import wait_until
 from tests.serving.small_pipeline import MODELS, NAME, stage
@@ -24,7 +25,7 @@ def _versions(server, model: str) -> dict[str, str]:
 def test_publish_and_roll_back_under_load(server):
     steps = {live_stub for live_stub in live_stubs(server.pid) if live_stub.model == "mood_pre"}
     with under_load(server) as caller, online(server) as target:
-        publish(stage(target.repository, 10), target.repository, MODELS, target)
+        publish(ModelRepository(stage(target.repository.path, 10)), MODELS, target)
         assert steps <= live_stubs(server.pid)  # an unchanged member is not reloaded
         wait_until(lambda: caller.answers[10] > 20, 10, "answers of the new version")
         assert _versions(server, "mood_pre") == {"1": "READY"}
@@ -33,18 +34,18 @@ def test_publish_and_roll_back_under_load(server):
         wait_until(lambda: caller.answers[0] > before, 20, "answers of the old version")
         switch_to(target, NAME, 2)
         assert set(caller.answers) == {0, 10}
-    assert not (target.repository / "mood.candidate").exists()
+    assert not (target.repository.path / "mood.candidate").exists()
 
 
 def test_old_versions_are_unloaded_and_stay_on_disk(server):
     with online(server) as target:
-        publish(stage(target.repository, 12), target.repository, MODELS, target)
+        publish(ModelRepository(stage(target.repository.path, 12)), MODELS, target)
         wait_until(
             lambda: list(_versions(server, "mood_onnx").values()).count("READY") == 1,
             10,
             "the old version unloaded",
         )
-        assert len(list((target.repository / "mood_onnx").iterdir())) > 2
+        assert len(list((target.repository.path / "mood_onnx").iterdir())) > 2
         wait_until(lambda: server.control.is_ready(), 10, "readiness")
 
 
@@ -58,10 +59,10 @@ def test_old_versions_are_unloaded_and_stay_on_disk(server):
 )
 def test_a_wrong_version_is_not_published_and_readiness_recovers(server, options, error, message):
     with under_load(server), online(server) as target:
-        serving = _state(target.repository)
+        serving = _state(target.repository.path)
         with pytest.raises(error, match=message):
-            publish(stage(target.repository, 20, **options), target.repository, MODELS, target)
-        assert _state(target.repository) == serving
+            publish(ModelRepository(stage(target.repository.path, 20, **options)), MODELS, target)
+        assert _state(target.repository.path) == serving
         wait_until(lambda: server.control.is_ready(), 15, "readiness")
 
 
@@ -75,7 +76,7 @@ def test_a_first_publication_that_does_not_load_leaves_nothing(server):
     models = [model.replace("mood", "gloom") for model in MODELS]
     with under_load(server), online(server) as target:
         with pytest.raises(ModelLoadFailed, match="broken"):
-            publish(staged, repository, models, target)
+            publish(ModelRepository(staged), models, target)
         wait_until(lambda: server.control.is_ready(), 15, "readiness")
     assert not list(repository.glob("gloom*"))
 
@@ -83,7 +84,7 @@ def test_a_first_publication_that_does_not_load_leaves_nothing(server):
 def test_prune_beside_a_running_server(server):
     with under_load(server), online(server) as target:
         assert prune(target, NAME, keep=1)[0]
-        publish(stage(target.repository, 30), target.repository, MODELS, target)
+        publish(ModelRepository(stage(target.repository.path, 30)), MODELS, target)
 
 
 def _state(repository) -> dict[str, bytes]:

@@ -9,9 +9,8 @@ import tomllib
 import httpx
 import pytest
 
-from serving.publish.publish import publish
 from tests.running import launch, stop, wait_ready
-from tests.serving.small_pipeline import MODELS, NAME, stage
+from tests.serving.small_pipeline import NAME, publish_staged, stage
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +18,7 @@ def own_stack(tmp_path_factory):
     """A stack that serves the small pipeline, so that nothing has to be converted."""
     home = tmp_path_factory.mktemp("own")
     repository = home / "model_repository"
-    publish(stage(repository, 0), repository, MODELS)
+    publish_staged(stage(repository, 0), repository)
     running = launch(home, NAME)
     wait_ready(running, 90)
     yield running

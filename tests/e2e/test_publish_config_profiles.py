@@ -6,10 +6,11 @@ from serving.errors import ServingError
 from serving.publish.canary import canary_name, start, stop
 from serving.publish.publish import publish
 from serving.publish.versions import switch_to
+from serving.repository.model_repository import ModelRepository
 from tests.running import wait_until
+from tests.serving.repository.test_config_profiles import in_step, tune
 from tests.serving.small_pipeline import MODELS, NAME, stage
 from tests.serving.small_server import online, serving_small_pipeline, under_load
-from tests.serving.test_config_profiles import in_step, tune
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def test_a_published_version_serves_with_the_tuned_config(server):
     assert control.config("mood_onnx").instance_group[0].count == 3
     with under_load(server) as caller:
         with online(server) as target:
-            assert publish(stage(repository, 5), repository, MODELS, target) == 2
+            assert publish(ModelRepository(stage(repository, 5)), MODELS, target) == 2
         _answers(caller, 5)
         assert control.config(NAME).max_batch_size == 4
         assert control.config("mood_onnx").instance_group[0].count == 3
@@ -54,7 +55,7 @@ def test_an_engine_that_fails_leaves_the_tuned_version_serving(server):
     staged = stage(repository, 9, initialize="1 / 0")
     with under_load(server) as caller:
         with online(server) as target, pytest.raises(ServingError):
-            publish(staged, repository, MODELS, target)
+            publish(ModelRepository(staged), MODELS, target)
         _answers(caller, 0)
     assert set(caller.answers) == {0}
     assert in_step(repository)["mood_onnx"] == 1

@@ -11,7 +11,7 @@ import pytest
 from modelspec.layout import staging_folder, version_folders
 from serving.publish.phases import PublishPhase
 from serving.publish.recovery import clear_up
-from serving.repository.model_repository import active_members, active_version
+from serving.repository.model_repository import ModelRepository
 from serving.triton.servers import servers_of
 from tests.running import ROOT, wait_until
 from tests.serving.small_pipeline import NAME, stage
@@ -56,10 +56,10 @@ def _run(server, step: PublishPhase, verb: str, argument: object) -> None:
 def _require_consistent(server, caller) -> None:
     """The active version is served, and no files are left behind."""
     repository = server.options.repository
-    engine = active_members(repository, NAME)["mood_onnx"]
+    engine = ModelRepository(repository).pinned_members(NAME)["mood_onnx"]
     source = (repository / "mood_onnx" / str(engine) / "model.py").read_text()
-    clear_up(repository, servers_of(server.options.work_dir, repository))
-    assert active_members(repository, NAME)["mood_onnx"] == engine
+    clear_up(ModelRepository(repository), servers_of(server.options.work_dir, repository))
+    assert ModelRepository(repository).pinned_members(NAME)["mood_onnx"] == engine
     leftovers = {path.name for path in staging_folder(repository).iterdir()}
     assert leftovers == {"lock", "servers"}  # where its servers are listed
     assert sorted(path.name for path in repository.iterdir()) == ["mood", "mood_onnx", "mood_pre"]
@@ -72,11 +72,14 @@ def _require_consistent(server, caller) -> None:
 @pytest.mark.parametrize("step", list(PublishPhase), ids=lambda step: step.name)
 def test_a_killed_publication_leaves_the_old_state_or_the_new(server, step):
     repository = server.options.repository
-    before, folders = active_version(repository, NAME), version_folders(repository / NAME)
+    before, folders = (
+        ModelRepository(repository).active_version(NAME),
+        version_folders(repository / NAME),
+    )
     staged = stage(repository, 100 + list(PublishPhase).index(step))
     with under_load(server) as caller:
         _run(server, step, "publish", staged)
-        is_new = active_version(repository, NAME) != before
+        is_new = ModelRepository(repository).active_version(NAME) != before
         assert is_new == (step not in BEFORE_THE_PIN)
         shutil.rmtree(staged)
         _require_consistent(server, caller)
@@ -86,10 +89,10 @@ def test_a_killed_publication_leaves_the_old_state_or_the_new(server, step):
 @pytest.mark.parametrize("step", SWITCH_STEPS, ids=lambda step: step.name)
 def test_a_killed_rollback_leaves_the_old_state_or_the_new(server, step):
     repository = server.options.repository
-    before = active_version(repository, NAME)
+    before = ModelRepository(repository).active_version(NAME)
     other = next(version for version in version_folders(repository / NAME) if version != before)
     with under_load(server) as caller:
         _run(server, step, "switch", other)
         expected = before if step in BEFORE_THE_PIN else other
-        assert active_version(repository, NAME) == expected
+        assert ModelRepository(repository).active_version(NAME) == expected
         _require_consistent(server, caller)

@@ -11,8 +11,7 @@ from serving.publish.import_pipeline import import_pipeline
 from serving.publish.phases import PublishPhase
 from serving.publish.publish import publish
 from serving.publish.versions import switch_to
-from serving.repository import manifest
-from serving.repository.model_repository import active_members, active_version
+from serving.repository.model_repository import ModelRepository
 from serving.triton.launch import LaunchOptions, TritonServer
 from serving.triton.ports import Ports, free_ports
 from serving.triton.servers import servers_of
@@ -43,7 +42,7 @@ def test_both_servers_are_registered(first, second):
 
 def test_a_publication_rolls_over_both_and_loses_no_request(first, second):
     with under_load(first) as one, under_load(second) as two, online(first, count=2) as deployment:
-        publish(stage(deployment.repository, 10), deployment.repository, MODELS, deployment)
+        publish(ModelRepository(stage(deployment.repository.path, 10)), MODELS, deployment)
     assert set(one.answers) == {0, 10}
     assert set(two.answers) == {0, 10}
 
@@ -53,11 +52,14 @@ def test_a_failing_server_stops_the_rollout_which_can_be_finished_or_undone(firs
         if phase is PublishPhase.PINNED:
             refuse.enter_context(_refusing(deployment.replicas[-1]))
 
-    with contextlib.ExitStack() as refuse, online(first, count=2, tell=lose_the_last) as deployment:
+    with (
+        contextlib.ExitStack() as refuse,
+        online(first, count=2, report=lose_the_last) as deployment,
+    ):
         last = deployment.replicas[-1].address
         with pytest.raises(RolloutStopped) as stopped:
-            publish(stage(deployment.repository, 20), deployment.repository, MODELS, deployment)
-    before = active_version(first.options.repository, NAME) - 1
+            publish(ModelRepository(stage(deployment.repository.path, 20)), MODELS, deployment)
+    before = ModelRepository(first.options.repository).active_version(NAME) - 1
     assert f"1 of 2 servers serve it ({deployment.replicas[0].address}); {last}" in str(
         stopped.value
     )
@@ -95,11 +97,11 @@ def test_a_pipeline_travels_to_another_repository_with_its_manifest(first, tmp_p
         with online(server) as deployment:
             assert import_pipeline(folder, deployment) == (NAME, 2)
         assert set(caller.answers) == {0, 10}
-        pinned = active_members(folder, NAME)["mood_onnx"]
+        pinned = ModelRepository(folder).pinned_members(NAME)["mood_onnx"]
         (folder / "mood_onnx" / str(pinned) / "model.py").write_text("")
         with online(server) as deployment, pytest.raises(Tampered, match=r"model\.py has changed"):
             import_pipeline(folder, deployment)
-    assert active_version(server.options.repository, NAME) == 2
+    assert ModelRepository(server.options.repository).active_version(NAME) == 2
 
 
 def test_a_folder_without_a_manifest_is_refused_unless_a_reason_is_given(tmp_path):
@@ -107,9 +109,9 @@ def test_a_folder_without_a_manifest_is_refused_unless_a_reason_is_given(tmp_pat
     staged = stage(repository, 1)
     for source in staged.glob("*.py"):
         source.unlink()
-    deployment = Deployment(repository)
+    deployment = Deployment(ModelRepository(repository))
     with pytest.raises(PublishFailed, match=r"no manifest.*--accept-no-manifest"):
         import_pipeline(staged, deployment)
-    assert not active_version(repository, NAME)
+    assert not ModelRepository(repository).active_version(NAME)
     assert import_pipeline(staged, deployment, accepted="a demonstration") == (NAME, 1)
-    assert "a demonstration" in manifest.read(repository, NAME, 1).note
+    assert "a demonstration" in ModelRepository(repository).manifest(NAME, 1).note

@@ -12,6 +12,7 @@ from serving.health import health, restart_backoff, watch
 from serving.health.watch import Watcher
 from serving.publish.publish import publish
 from serving.publish.versions import switch_to
+from serving.repository.model_repository import ModelRepository
 from serving.triton.stubs import live_stubs
 from tests.running import wait_until
 from tests.serving.small_pipeline import MODELS, NAME, stage
@@ -52,7 +53,7 @@ def watching(server, *models):
 def test_publishing_and_rolling_back_raise_no_alarm(server):
     """Old versions lose their processes, as they should."""
     with watching(server) as (watcher, messages), under_load(server), online(server) as target:
-        publish(stage(target.repository, 1), target.repository, MODELS, target)
+        publish(ModelRepository(stage(target.repository.path, 1)), MODELS, target)
         switch_to(target, NAME, 1)
         wait_until(lambda: len(live_stubs(server.pid)) == 3, 15, "the old version unloaded")
         time.sleep(1)
@@ -89,7 +90,7 @@ def unhealthy(server, tmp_path):
     """A file that makes the published engine answer wrongly while it is newer than the engine."""
     path = tmp_path / "sick"
     with online(server) as target:
-        publish(stage(target.repository, 7, sick=str(path)), target.repository, MODELS, target)
+        publish(ModelRepository(stage(target.repository.path, 7, sick=str(path))), MODELS, target)
         yield path
         switch_to(target, NAME, None)
 

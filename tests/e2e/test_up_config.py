@@ -8,13 +8,11 @@ import pytest
 
 from modelspec.parameters import TUNED_PARAMETER
 from serving.errors import ServingError
-from serving.publish.publish import publish
-from serving.repository.config_profiles import place_profile
-from serving.repository.model_repository import read_config
+from serving.repository.model_repository import ModelRepository
 from serving.triton.control import TritonControl, read_key
 from serving.tuning.journal import engine_files, machine
 from tests.running import launch, stop, wait_ready
-from tests.serving.small_pipeline import MODELS, NAME, stage
+from tests.serving.small_pipeline import MODELS, NAME, publish_staged, stage
 from tidegate.app.configs import config_name, tuned_line, usable_gpu
 
 
@@ -23,15 +21,15 @@ def home(tmp_path_factory):
     """A home with the small pipeline, tuned to batches of 4."""
     home = tmp_path_factory.mktemp("config")
     repository = home / "model_repository"
-    publish(stage(repository, 0), repository, MODELS)
-    files = engine_files(repository, dict.fromkeys(MODELS, 1))
+    publish_staged(stage(repository, 0), repository)
+    files = engine_files(ModelRepository(repository), dict.fromkeys(MODELS, 1))
     measurement = {"ratio": 1.5, "connections": 32, "made_at": "2026-11-25T08:00:00+00:00"}
     for model in MODELS:
-        config = read_config(repository, model)
+        config = ModelRepository(repository).config(model)
         config.max_batch_size = 4
         text = json.dumps({**measurement, "machine": machine(), "files": files})
         config.parameters[TUNED_PARAMETER].string_value = text
-        place_profile(repository, model, "tuned", config)
+        ModelRepository(repository).place_profile(model, "tuned", config)
     return home
 
 
@@ -55,20 +53,22 @@ def test_a_tuned_config_is_served_and_reported(home):
 def test_it_can_be_turned_off_and_other_profiles_are_never_chosen_by_auto(home, tmp_path):
     messages = []
     repository = home / "model_repository"
-    assert config_name(repository, "default", messages.append) is None
-    assert config_name(tmp_path, "auto", messages.append) is None
+    assert config_name(ModelRepository(repository), "default", messages.append) is None
+    assert config_name(ModelRepository(tmp_path), "auto", messages.append) is None
     assert messages == []
-    assert config_name(repository, "tuned", messages.append) == "tuned"
+    assert config_name(ModelRepository(repository), "tuned", messages.append) == "tuned"
     with pytest.raises(ServingError, match=r"no model has configs/gpu\.pbtxt: .*default, tuned"):
-        config_name(repository, "gpu", messages.append)
+        config_name(ModelRepository(repository), "gpu", messages.append)
 
 
 def test_an_outdated_measurement_is_reported(home):
     """Another engine was published: it is served with these serving parameters, which were not
     measured for it."""
     repository = home / "model_repository"
-    publish(stage(repository, 3), repository, MODELS)
-    assert "with a different engine or step than the active one" in tuned_line(repository, NAME)
+    publish_staged(stage(repository, 3), repository)
+    assert "with a different engine or step than the active one" in tuned_line(
+        ModelRepository(repository), NAME
+    )
 
 
 def test_auto_means_a_gpu_that_triton_can_use(home, tmp_path, monkeypatch):
@@ -84,14 +84,14 @@ def test_auto_means_a_gpu_that_triton_can_use(home, tmp_path, monkeypatch):
     shutil.copy(tuned, tuned.with_name("gpu.pbtxt"))
     usable_gpu.cache_clear()
     try:
-        assert config_name(repository, "auto", messages.append) == "tuned"
+        assert config_name(ModelRepository(repository), "auto", messages.append) == "tuned"
         assert "NVIDIA H200 is not used, because ONNX Runtime is installed without" in messages[0]
         messages.clear()
         usable_gpu.cache_clear()
         monkeypatch.setattr("tidegate.app.configs.version", lambda package: "1.31.1")
-        assert config_name(repository, "auto", messages.append) == "gpu"
+        assert config_name(ModelRepository(repository), "auto", messages.append) == "gpu"
         assert messages[0].startswith("using NVIDIA H200 instead of tuned")
         assert f"configs gpu: of {model}" in messages[1]
-        assert config_name(repository, "default", messages.append) is None
+        assert config_name(ModelRepository(repository), "default", messages.append) is None
     finally:
         usable_gpu.cache_clear()

@@ -17,6 +17,7 @@ from serving.publish.phases import PublishPhase
 from serving.publish.publish import publish
 from serving.publish.replica import connected
 from serving.publish.versions import switch_to
+from serving.repository.model_repository import ModelRepository
 from serving.triton.servers import servers_of
 from tests.serving.small_pipeline import MODELS, NAME
 
@@ -28,9 +29,9 @@ def main(work_dir: Path, repository: Path, fatal: str, verb: str, argument: str)
             os.kill(os.getpid(), signal.SIGKILL)
 
     with connected(servers_of(work_dir, repository)) as replicas:
-        deployment = Deployment(repository, replicas, tell, grace_s=0.2)
+        deployment = Deployment(ModelRepository(repository), replicas, tell, grace_s=0.2)
         if verb == "publish":
-            publish(Path(argument), repository, MODELS, deployment)
+            publish(ModelRepository(Path(argument)), MODELS, deployment)
         else:
             switch_to(deployment, NAME, int(argument))
 

@@ -6,6 +6,7 @@ expects what that version outputs, so a mix of two versions cannot pass.
 
 import itertools
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from modelspec.endpoint_schema import EndpointSchema
@@ -13,6 +14,9 @@ from modelspec.golden import Golden
 from modelspec.layout import staging_folder
 from modelspec.model import Instances, ModelSpec, Pipeline, StepSpec, TensorSpec
 from modelspec.staging import stage_model
+from serving.publish.deployment import Deployment
+from serving.publish.publish import publish
+from serving.repository.model_repository import ModelRepository
 
 NAME = "mood"
 MODELS = ["mood_pre", "mood_onnx", "mood"]
@@ -112,3 +116,8 @@ def stage(
             files["model.py"] = source
         stage_model(staged, spec, files)
     return staged
+
+
+def publish_staged(staged: Path, repository: Path, models: Sequence[str] = MODELS) -> int:
+    """Publish into the repository, with no server on it."""
+    return publish(ModelRepository(staged), models, Deployment(ModelRepository(repository)))

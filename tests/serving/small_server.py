@@ -12,13 +12,13 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from serving.publish.deployment import Deployment
-from serving.publish.publish import publish
 from serving.publish.replica import connected
+from serving.repository.model_repository import ModelRepository
 from serving.triton.launch import LaunchOptions, TritonServer
 from serving.triton.ports import Ports, free_ports
 from serving.triton.servers import servers_of
 from tests.running import wait_until
-from tests.serving.small_pipeline import MODELS, NAME, stage
+from tests.serving.small_pipeline import NAME, publish_staged, stage
 
 
 class Caller:
@@ -63,7 +63,7 @@ def serving_small_pipeline(
     repository first."""
     repository = home / "model_repository"
     staged = stage(repository, 0)
-    publish(staged, repository, MODELS)
+    publish_staged(staged, repository)
     shutil.rmtree(staged)
     prepare(repository)
     ports = Ports(*free_ports(3))
@@ -79,7 +79,7 @@ def online(server, count=1, **options):
     repository = server.options.repository
     with connected(servers_of(server.options.work_dir, repository)) as replicas:
         assert len(replicas) == count
-        yield Deployment(repository, replicas, grace_s=0.2, **options)
+        yield Deployment(ModelRepository(repository), replicas, grace_s=0.2, **options)
 
 
 @contextlib.contextmanager

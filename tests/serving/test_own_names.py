@@ -12,10 +12,9 @@ from serving.errors import PublishFailed
 from serving.publish import canary, candidate
 from serving.publish.deployment import Deployment
 from serving.publish.import_pipeline import import_pipeline
-from serving.publish.publish import publish
 from serving.publish.versions import prune
-from serving.repository.model_repository import is_published, read_config
-from tests.serving.small_pipeline import MODELS, NAME, stage
+from serving.repository.model_repository import ModelRepository
+from tests.serving.small_pipeline import NAME, publish_staged, stage
 from tidegate.commands.canary import command as canary_command
 from tidegate.commands.convert import command as convert_command
 from tidegate.commands.optimize import command as optimize_command
@@ -25,15 +24,15 @@ from tidegate.commands.optimize import command as optimize_command
 def deployment(tmp_path):
     repository = tmp_path / "model_repository"
     for add in (1, 2):
-        publish(stage(repository, add), repository, MODELS)
-    return Deployment(repository, grace_s=0)
+        publish_staged(stage(repository, add), repository)
+    return Deployment(ModelRepository(repository), grace_s=0)
 
 
 def _add_users_model(deployment, name):
     """A user's public model of that name, as an older Tidegate accepted it."""
-    folder = deployment.repository / name
-    shutil.copytree(deployment.repository / NAME, folder)
-    config = read_config(deployment.repository, NAME)
+    folder = deployment.repository.path / name
+    shutil.copytree(deployment.repository.path / NAME, folder)
+    config = deployment.repository.config(NAME)
     config.name = name
     (folder / CONFIG_FILE).write_text(render(config))
     return folder
@@ -53,7 +52,7 @@ def test_a_real_canary_is_started_and_removed(deployment):
     assert canary.start(deployment, NAME, 1) == "mood.v1"
     assert canary.canaries(deployment.repository, NAME) == [1]
     canary.stop(deployment, NAME, 1)
-    assert not is_published(deployment.repository, "mood.v1")
+    assert not deployment.repository.is_published("mood.v1")
 
 
 def test_the_commands_do_not_remove_it_either(deployment, monkeypatch, tmp_path):
@@ -72,12 +71,12 @@ def test_a_model_named_like_a_candidate_is_not_removed(deployment):
 
 
 def test_prune_keeps_a_member_that_clients_call(deployment):
-    config = read_config(deployment.repository, "mood_onnx")
+    config = deployment.repository.config("mood_onnx")
     config.parameters.pop("tidegate.internal")
-    (deployment.repository / "mood_onnx" / CONFIG_FILE).write_text(render(config))
+    (deployment.repository.path / "mood_onnx" / CONFIG_FILE).write_text(render(config))
     deleted, _ = prune(deployment, NAME, 1)
     assert deleted == ["mood/1"]
-    assert (deployment.repository / "mood_onnx" / "1").is_dir()
+    assert (deployment.repository.path / "mood_onnx" / "1").is_dir()
 
 
 @pytest.mark.parametrize("name", ["mood.v2", "mood.v10", "mood.candidate"])

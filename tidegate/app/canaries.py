@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.errors import PublishFailed, ServingError
 from serving.publish.canary import canaries, canary_name, promote, start, stop, unload_left
-from serving.publish.versions import require_published, versions
-from serving.repository.model_repository import is_published
+from serving.repository.model_repository import ModelRepository
 from tidegate.app import rollout
 from tidegate.app.routes_file import PER, Per, Route, read_route, set_weights, wait_until_taken
 
@@ -26,7 +25,7 @@ def policies(paths: "Paths", servers: Sequence["Server"]) -> list[Path]:
     return list(dict.fromkeys(path.resolve() for path in files)) or [paths.policy]
 
 
-def companion_models(repository: Path, policy: Path, names: Sequence[str]) -> list[str]:
+def companion_models(repository: ModelRepository, policy: Path, names: Sequence[str]) -> list[str]:
     """The models to serve along with these pipelines: their canaries, and every other model that
     their callers are routed to."""
     models: list[str] = []
@@ -36,7 +35,7 @@ def companion_models(repository: Path, policy: Path, names: Sequence[str]) -> li
         except (OSError, ServingError):  # the gateway reports what is wrong with the file
             routed = []
         loaded = [canary_name(name, version) for version in canaries(repository, name)]
-        models += [*loaded, *(model for model in routed if is_published(repository, model))]
+        models += [*loaded, *(model for model in routed if repository.is_published(model))]
     return models
 
 
@@ -44,7 +43,7 @@ def companion_models(repository: Path, policy: Path, names: Sequence[str]) -> li
 class Canaries:
     """The canaries of the pipeline ``name``; ``policies`` are the files that route to them."""
 
-    repository: Path
+    repository: ModelRepository
     name: str
     policies: Sequence[Path]
 
@@ -130,7 +129,7 @@ class Canaries:
     def _is_stale(self, model: str) -> bool:
         """Whether it is a canary that is no longer in the repository, so that its route is dead."""
         is_canary_name = model.removeprefix(f"{self.name}.v").isdecimal()
-        return is_canary_name and not is_published(self.repository, model)
+        return is_canary_name and not self.repository.is_published(model)
 
     def _clear(self, deployment: "Deployment", names: set[str]) -> list[str]:
         loaded = self.loaded()
@@ -260,7 +259,7 @@ def set_canary(
     repository, version = paths.repository, options.version
     with rollout.deployment(paths, repository, say, grace_s, addresses) as deployment:
         canaries = Canaries(
-            repository, options.name, policies(paths, rollout.running(paths, repository))
+            deployment.repository, options.name, policies(paths, rollout.running(paths, repository))
         )
         if options.percent == 0:
             names = None if version is None else {canary_name(options.name, version)}
@@ -305,9 +304,11 @@ def promote_canary(
     """Make the canary's version (``version``, if several run) the active one, and end the canary.
     Raises PublishFailed."""
     repository = paths.repository
-    require_published(repository, name)
+    ModelRepository(repository).require_published(name)
     with rollout.deployment(paths, repository, say, grace_s, addresses) as deployment:
-        canaries = Canaries(repository, name, policies(paths, rollout.running(paths, repository)))
+        canaries = Canaries(
+            deployment.repository, name, policies(paths, rollout.running(paths, repository))
+        )
         number = canaries.routed_version(version)
         promote(deployment, name, number)
         canaries.end(deployment)
@@ -319,7 +320,7 @@ def _default_version(canaries: Canaries) -> int:
     candidates = list(canaries.routed().values()) or list(canaries.loaded().values())
     candidates = candidates or [
         version.number
-        for version in versions(canaries.repository, canaries.name)
+        for version in canaries.repository.published_versions(canaries.name)
         if not version.is_active
     ]
     if not candidates:

@@ -80,15 +80,15 @@ def tune(options: ConfigSearchOptions, paths: Paths, say: Say) -> ConfigSearchRe
     """
     from modelspec.declaration import Declaration
     from serving.errors import ServingError
-    from serving.repository.model_repository import read_config
+    from serving.repository.model_repository import ModelRepository
     from serving.tuning import tune as search
     from serving.tuning.outcome import commit, write_tuned
     from tidegate.app.config_search_samples import bodies
     from tidegate.app.rollout import deployment
 
-    repository = paths.repository
+    repository = ModelRepository(paths.repository)
     search.require_pipeline(repository, options.name)
-    declaration = Declaration.of(read_config(repository, options.name))
+    declaration = Declaration.of(repository.config(options.name))
     if declaration.endpoint is None:
         raise ServingError(str(declaration.error or f"{options.name} has no endpoint schema"))
     fields = declaration.endpoint.fields
@@ -97,7 +97,7 @@ def tune(options: ConfigSearchOptions, paths: Paths, say: Say) -> ConfigSearchRe
     }
     job = search.Job(repository, paths.state, bodies=bodies(fields, options.samples), **job_options)
     result = search.tune(job, say)
-    with deployment(paths, repository, say) as target:
+    with deployment(paths, repository.path, say) as target:
         written = write_tuned(target, result)
         committed = commit(target, result) if options.commit else []
     return ConfigSearchReport(result, written, committed)

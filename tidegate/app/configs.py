@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from modelspec.hardware import GPU
 from serving.errors import ServingError
-from serving.repository.config_profiles import TUNED, profile_names
-from serving.repository.model_repository import is_published, top_models
+from serving.repository.model_repository import ModelRepository
+from serving.repository.profiles import TUNED
 from serving.triton.installation import find_triton
 from serving.tuning.journal import machine
 from serving.tuning.outcome import is_of_another_engine, tuned_measurement
@@ -45,7 +44,9 @@ def automatic() -> str:
     return GPU if gpu else TUNED
 
 
-def config_name(repository: Path, requested: str, say: Callable[[str], None]) -> str | None:
+def config_name(
+    repository: ModelRepository, requested: str, say: Callable[[str], None]
+) -> str | None:
     """The name for ``--model-config-name``; None for the main configs.
 
     ``auto`` means ``gpu`` on a machine with a GPU that Triton can use, else ``tuned`` where
@@ -53,7 +54,7 @@ def config_name(repository: Path, requested: str, say: Callable[[str], None]) ->
     """
     if requested == DEFAULT:
         return None
-    names = profile_names(repository)
+    names = repository.models_by_profile()
     name = requested
     if requested == AUTO:
         gpu, missing = usable_gpu()
@@ -74,14 +75,14 @@ def config_name(repository: Path, requested: str, say: Callable[[str], None]) ->
     return name
 
 
-def tuned_lines(repository: Path) -> Iterator[str]:
+def tuned_lines(repository: ModelRepository) -> Iterator[str]:
     """One line per tuned pipeline."""
-    for name in top_models(repository):
-        if is_published(repository, name) and (line := tuned_line(repository, name)):
+    for name in repository.public_models():
+        if repository.is_published(name) and (line := tuned_line(repository, name)):
             yield line
 
 
-def tuned_line(repository: Path, name: str) -> str:
+def tuned_line(repository: ModelRepository, name: str) -> str:
     """The measurement of a tuned pipeline, and whether it still holds; '' if it was not tuned."""
     measurement = tuned_measurement(repository, name)
     if not measurement:

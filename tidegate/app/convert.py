@@ -38,11 +38,11 @@ class ConvertResult:
 
     def as_dict(self, paths: Paths) -> dict[str, Any]:
         """The result in plain JSON types."""
-        from serving.repository.model_repository import active_version
+        from serving.repository.model_repository import ModelRepository
 
         return {
             "pipeline": self.name,
-            "version": active_version(paths.repository, self.name),
+            "version": ModelRepository(paths.repository).active_version(self.name),
             "repository": str(paths.repository),
             "is_new": self.is_new,
             "proofs": [

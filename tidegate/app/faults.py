@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.errors import ServingError
-from serving.repository.model_repository import read_config
+from serving.repository.model_repository import ModelRepository
 from serving.repository.pins import pins
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ SHOWN = 5
 _PROFILE = re.compile(r"\(with the configs '([^']*)'\)\Z|^[^/]+/configs/([^/]+)\.pbtxt")
 
 
-def require_loadable(repository: Path, models: Iterable[str], config: str) -> None:
+def require_loadable(repository: ModelRepository, models: Iterable[str], config: str) -> None:
     """Raises ServingError with the lint errors of these models and their members. ``config`` is the
     config profile that is served, for the models that have it."""
     from serving.lint.check import lint
@@ -28,13 +27,13 @@ def require_loadable(repository: Path, models: Iterable[str], config: str) -> No
         if finding.severity == "error"
         and finding.code
         != "step-refused"  # the step's own errors are listed, for the configs it serves
-        and re.split("[/:]", finding.place)[0] in served
+        and re.split("[/:]", finding.location)[0] in served
         and _profile(finding) in (None, config)
     ]
     if not errors:
         return
     lines = [
-        f"  {finding.place}: {finding.message} [{finding.code}]: {finding.fix}"
+        f"  {finding.location}: {finding.message} [{finding.code}]: {finding.fix}"
         for finding in errors[:SHOWN]
     ]
     if len(errors) > SHOWN:
@@ -50,7 +49,7 @@ def require_loadable(repository: Path, models: Iterable[str], config: str) -> No
     )
 
 
-def with_members(repository: Path, models: Iterable[str]) -> set[str]:
+def with_members(repository: ModelRepository, models: Iterable[str]) -> set[str]:
     """The models and, for pipelines, their members, including those of nested pipelines."""
     members: set[str] = set()
     pending = list(models)
@@ -60,7 +59,7 @@ def with_members(repository: Path, models: Iterable[str]) -> set[str]:
             continue
         members.add(model)
         try:
-            pending.extend(pins(read_config(repository, model)))
+            pending.extend(pins(repository.config(model)))
         except (ServingError, OSError):
             continue  # the linter reports it
     return members
@@ -68,5 +67,5 @@ def with_members(repository: Path, models: Iterable[str]) -> set[str]:
 
 def _profile(finding: "Finding") -> str | None:
     """The config profile that a finding is about; None if it is about all of them."""
-    match = _PROFILE.search(finding.message) or _PROFILE.search(finding.place)
+    match = _PROFILE.search(finding.message) or _PROFILE.search(finding.location)
     return (match[1] or match[2]) if match else None

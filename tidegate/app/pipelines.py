@@ -17,7 +17,7 @@ from serving.publish.deployment import Deployment
 from serving.publish.publish import publish
 from serving.publish.replica import connected
 from serving.repository.files import owned_prefix
-from serving.repository.model_repository import is_published
+from serving.repository.model_repository import ModelRepository
 from serving.triton.servers import servers_of
 from tidegate.app.published import pinned
 from tidegate.app.scratch import proved_through_triton
@@ -92,7 +92,8 @@ def release(built: Built, repository: Path, work_dir: Path, say: Say) -> "Record
         servers = servers_of(work_dir, repository)
         with connected(servers) as replicas:
             models = [spec.name for spec in built.pipeline.models]
-            version = publish(staged, repository, models, Deployment(repository, replicas))
+            deployment = Deployment(ModelRepository(repository), replicas)
+            version = publish(ModelRepository(staged), models, deployment)
             answering = {replica.address for replica in replicas}
     for silent in {server.address for server in servers} - answering:
         say(f"{name}: {silent} did not answer: when it does, run tidegate publish {name}")
@@ -103,10 +104,11 @@ def release(built: Built, repository: Path, work_dir: Path, say: Say) -> "Record
 def is_current(name: str, repository: Path) -> bool:
     """Whether the known pipeline is in the repository, with the current steps."""
     pipeline: Pipeline = importlib.import_module(f"ensembles.{name}").PIPELINE
-    if is_published(repository, name) and member_name(name, Role.PLAN) in pinned(repository, name):
+    published = ModelRepository(repository)
+    if published.is_published(name) and member_name(name, Role.PLAN) in pinned(repository, name):
         pipeline = with_plan(pipeline)
     return all(
-        is_published(repository, spec.name) and _has_step(repository / spec.name, spec)
+        published.is_published(spec.name) and _has_step(repository / spec.name, spec)
         for spec in pipeline.models
     )
 

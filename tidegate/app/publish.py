@@ -15,14 +15,13 @@ def publish(what: str, name: str, accepted: str) -> Callable[["Deployment"], tup
     ``accepted`` is the reason to accept a folder without a manifest; "" refuses it.
     """
     from serving.publish.import_pipeline import import_pipeline
-    from serving.publish.versions import require_published, switch_to
-    from serving.repository.model_repository import active_version
+    from serving.publish.versions import switch_to
 
     def change(deployment: "Deployment") -> tuple[str, int]:
         if Path(what).is_dir():
             return import_pipeline(Path(what).resolve(), deployment, name, accepted)
-        require_published(deployment.repository, what)
-        active = active_version(deployment.repository, what)
+        deployment.repository.require_published(what)
+        active = deployment.repository.active_version(what)
         return what, switch_to(deployment, what, active)
 
     return change

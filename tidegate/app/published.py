@@ -8,7 +8,7 @@ from modelspec.layout import CONFIG_FILE, ENGINE_FILE
 from modelspec.names import possible_models
 from modelspec.pbtxt import parse
 from serving.errors import ServingError
-from serving.repository.model_repository import is_published
+from serving.repository.model_repository import ModelRepository
 
 if TYPE_CHECKING:
     from converters.proof.record import Record
@@ -22,7 +22,7 @@ def conflicting_models(repository: Path, name: str) -> list[str]:
 def pinned(repository: Path, name: str) -> dict[str, int]:
     """The members of the pipeline and the version of each that it pins; ServingError when the
     repository has no such pipeline."""
-    if not is_published(repository, name):
+    if not ModelRepository(repository).is_published(name):
         raise ServingError(f"there is no model {name!r} in {repository}: convert one first")
     config = parse((repository / name / CONFIG_FILE).read_text(encoding="utf-8"))
     return {step.model_name: step.model_version for step in config.ensemble_scheduling.step}

@@ -28,6 +28,7 @@ def deployment(
     from serving.publish.deployment import Deployment
     from serving.publish.phases import PublishPhase
     from serving.publish.replica import connected
+    from serving.repository.model_repository import ModelRepository
 
     known = running(paths, repository, addresses)
     with connected(known) as replicas:
@@ -40,11 +41,11 @@ def deployment(
                 "passed with --server"
             )
 
-        def tell(phase: PublishPhase, subject: str) -> None:
+        def report(phase: PublishPhase, subject: str) -> None:
             is_served = phase is PublishPhase.SERVED
             say(f"{subject}: {_who_serves(answering, silent) if is_served else phase.value}")
 
-        yield Deployment(repository, replicas, tell, grace_s, silent)
+        yield Deployment(ModelRepository(repository), replicas, report, grace_s, silent)
 
 
 def running(paths: Paths, repository: Path, addresses: Sequence[str] = ()) -> list["Server"]:
@@ -82,10 +83,10 @@ class Outcome:
         return cls(
             name,
             version,
-            deployment.repository,
+            deployment.repository.path,
             [replica.address for replica in deployment.replicas],
             list(deployment.silent),
-            f"{paths.shown(deployment.repository)}/",
+            f"{paths.shown(deployment.repository.path)}/",
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from modelspec.golden import probe_time_s
 from serving.errors import ServingError
 from serving.health.watch import Watcher
 from serving.publish.recovery import clear_up
-from serving.repository.model_repository import is_published
+from serving.repository.model_repository import ModelRepository
 from serving.triton.children import end, start, why_ended
 from serving.triton.control import LOAD_TIMEOUT_S
 from serving.triton.launch import LaunchOptions, TritonServer
@@ -119,7 +119,7 @@ class Stack:
         self._check_settings()
         require_free(self._endpoints())
         self._claim_home()
-        repository = options.paths.repository
+        repository = ModelRepository(options.paths.repository)
         self._clear_up()
         missing = self._missing()
         if options.lint:
@@ -132,14 +132,14 @@ class Stack:
         config = config_name(repository, options.config, self._say)
         self._server = TritonServer(
             LaunchOptions(
-                repository,
+                repository.path,
                 options.paths.state,
                 options.triton,
                 config_name=config,
                 load_timeout_s=options.load_timeout,
                 gpu_metrics=options.gpu_metrics,
             ),
-            tell=self._say,
+            report=self._say,
         )
         self._log_keeper = LogKeeper(
             [self._log_file, self._server.log_file],
@@ -180,7 +180,11 @@ class Stack:
         """Clean up after a killed publisher, so that its leftovers are not blamed on the models."""
         paths = self.options.paths
         try:
-            clear_up(paths.repository, servers_of(paths.state, paths.repository), self._say)
+            clear_up(
+                ModelRepository(paths.repository),
+                servers_of(paths.state, paths.repository),
+                self._say,
+            )
         except (ServingError, OSError) as error:
             self._say(f"the leftovers of a killed publisher were not cleaned up: {error}")
 
@@ -344,18 +348,25 @@ class Stack:
         """The models to load by name: pipelines, and models that a user put into the repository."""
         if self.options.pipelines:
             paths = self.options.paths
-            companions = companion_models(paths.repository, paths.policy, self.options.pipelines)
+            companions = companion_models(
+                ModelRepository(paths.repository), paths.policy, self.options.pipelines
+            )
             return list(dict.fromkeys([*self.options.pipelines, *companions, "identity_fp32"]))
-        from serving.repository.model_repository import top_models
 
-        return list(dict.fromkeys([*KNOWN, *top_models(self.options.paths.repository)]))
+        return list(
+            dict.fromkeys([*KNOWN, *ModelRepository(self.options.paths.repository).public_models()])
+        )
 
     def _missing(self) -> list[str]:
         """The known pipelines that must be converted first; ServingError for an unknown name."""
         repository = self.options.paths.repository
         missing = []
         for name in self._models():
-            if is_current(name, repository) if name in KNOWN else is_published(repository, name):
+            if (
+                is_current(name, repository)
+                if name in KNOWN
+                else ModelRepository(repository).is_published(name)
+            ):
                 continue
             if name not in KNOWN:
                 raise ServingError(

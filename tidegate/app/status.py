@@ -126,8 +126,7 @@ def _stopped(pid: int) -> str:
 
 def _check_triton(paths: Paths, report: Report) -> None:
     from serving.errors import ServingError
-    from serving.publish.replica import READY
-    from serving.triton.control import TritonControl, read_key
+    from serving.triton.control import READY, TritonControl, read_key
 
     running = report.running
     try:

@@ -8,7 +8,7 @@ from tidegate.app import rollout
 from tidegate.app.paths import Paths
 
 if TYPE_CHECKING:
-    from serving.publish.versions import Version
+    from serving.repository.model_repository import Version
     from serving.triton.servers import Server
     from tidegate.app.canaries import Canaries
     from tidegate.app.routes_file import Route
@@ -92,13 +92,13 @@ class VersionsReport:
 def versions_report(paths: Paths, name: str, addresses: Sequence[str]) -> VersionsReport:
     """The versions of the pipeline ``name``, as the repository, its servers (those found, and those
     at ``addresses``) and gateway.toml have them."""
-    from serving.publish.versions import versions
+    from serving.repository.model_repository import ModelRepository
     from tidegate.app.canaries import Canaries, policies
     from tidegate.app.configs import tuned_line
 
-    repository = paths.repository
-    published = versions(repository, name)
-    servers = rollout.running(paths, repository, addresses)
+    repository = ModelRepository(paths.repository)
+    published = repository.published_versions(name)
+    servers = rollout.running(paths, repository.path, addresses)
     canaries = Canaries(repository, name, policies(paths, servers))
     route, fault = _route(canaries)
     return VersionsReport(
@@ -113,14 +113,12 @@ def versions_report(paths: Paths, name: str, addresses: Sequence[str]) -> Versio
 
 
 def _line(version: "Version") -> str:
-    from serving.repository.manifest import summary
-
     members = " ".join(f"{model}/{number}" for model, number in version.members.items())
     mark = "*" if version.is_active else " "
     if version.manifest is None:
         return f"{mark} {version.number}  added by hand, no manifest  {members}"
     manifest = version.manifest
-    return f"{mark} {version.number}  {manifest.made_at}  {members}  {summary(manifest)}"
+    return f"{mark} {version.number}  {manifest.made_at}  {members}  {manifest.summary()}"
 
 
 def _served(server: "Server", name: str) -> list[int] | str:

@@ -63,10 +63,13 @@ def command(
     """
     from serving.lint.check import lint
     from serving.lint.newer import TRITON
+    from serving.repository.model_repository import ModelRepository
 
     paths = Paths.current()
     on_demand = {model for name in KNOWN for model in possible_models(name)}
-    findings = lint(repository or paths.repository, cores or 0, on_demand, triton or TRITON)
+    findings = lint(
+        ModelRepository(repository or paths.repository), cores or 0, on_demand, triton or TRITON
+    )
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
@@ -78,7 +81,7 @@ def command(
 def _print(findings: list["Finding"]) -> None:
     for finding in findings:
         head = click.style(f"{finding.severity.value:7}", fg=COLOURS[finding.severity.value])
-        click.echo(f"{head} {finding.place}: {finding.message} [{finding.code}]")
+        click.echo(f"{head} {finding.location}: {finding.message} [{finding.code}]")
         click.echo(f"        {finding.fix}")
     counts = Counter(finding.severity.value for finding in findings)
     summary = ", ".join(

@@ -142,12 +142,12 @@ def command(as_json: bool, **options: Any) -> None:
     tidegate up
     tidegate up text_embedding --gateway-port 9090
     """
-    from serving.health.events import telling
+    from serving.health.events import unfailing
     from serving.triton.ports import Ports
 
     triton = Ports(
         *(options.pop(f"triton_{protocol}_port") for protocol in ("http", "grpc", "metrics"))
     )
-    say = telling(partial(click.echo, err=as_json))
+    say = unfailing(partial(click.echo, err=as_json))
     stack_options = StackOptions(Paths.current(), triton=triton, as_json=as_json, **options)
     serve(Stack(stack_options, say), say)

@@ -1,4 +1,4 @@
-"""The linter on hand-written repositories: each fault is found, with its place."""
+"""The linter on hand-written repositories: each fault is found, with its location."""
 
 import json
 import re
@@ -11,10 +11,10 @@ from onnx import TensorProto, helper
 from serving.errors import ServingError
 from serving.lint.check import lint
 from serving.lint.finding import Severity
-from serving.publish.publish import publish
+from serving.repository.model_repository import ModelRepository
 from tests.running import ROOT
 from tests.serving.lint.corpus import graphs
-from tests.serving.small_pipeline import MODELS, stage
+from tests.serving.small_pipeline import publish_staged, stage
 
 STEP = """
 backend: "python"
@@ -71,23 +71,25 @@ def repository(tmp_path):
 
 
 def _codes(repository, **options) -> list[str]:
-    return [finding.code for finding in lint(repository, **{"cores": 2, **options})]
+    return [
+        finding.code for finding in lint(ModelRepository(repository), **{"cores": 2, **options})
+    ]
 
 
 def test_a_good_hand_written_repository_is_clean(repository):
-    assert lint(repository, cores=2) == []
+    assert lint(ModelRepository(repository), cores=2) == []
 
 
 def test_what_we_publish_is_clean(tmp_path):
     published = tmp_path / "model_repository"
     for add in (1, 2):
-        publish(stage(published, add), published, MODELS)
-    assert lint(published) == []
+        publish_staged(stage(published, add), published)
+    assert lint(ModelRepository(published)) == []
 
 
 def test_no_such_folder_is_an_error(tmp_path):
     with pytest.raises(ServingError, match="there is no folder"):
-        lint(tmp_path / "nowhere")
+        lint(ModelRepository(tmp_path / "nowhere"))
 
 
 # One replacement in one config, and the expected finding.
@@ -207,15 +209,17 @@ EDITS = [
 ]
 
 
-@pytest.mark.parametrize(("model", "old", "new", "code", "place"), EDITS)
-def test_a_fault_in_a_config_is_found_at_its_place(repository, model, old, new, code, place):
+@pytest.mark.parametrize(("model", "old", "new", "code", "location"), EDITS)
+def test_a_fault_in_a_config_is_found_at_its_place(repository, model, old, new, code, location):
     path = repository / model / "config.pbtxt"
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-    findings = [finding for finding in lint(repository, cores=2) if finding.code == code]
+    findings = [
+        finding for finding in lint(ModelRepository(repository), cores=2) if finding.code == code
+    ]
     assert findings, _codes(repository)
-    assert place in findings[0].place
+    assert location in findings[0].location
     assert findings[0].message
     assert findings[0].fix
 
@@ -306,7 +310,7 @@ def test_a_step_without_a_batch_axis_may_be_part_of_an_ensemble_with_one(reposit
 
 def test_a_file_is_distinguished_from_a_missing_folder(repository):
     with pytest.raises(ServingError, match="is a file"):
-        lint(repository / "step" / "config.pbtxt")
+        lint(ModelRepository(repository / "step" / "config.pbtxt"))
 
 
 def test_a_field_is_refused_by_the_servers_that_do_not_know_it(repository):
@@ -336,9 +340,9 @@ def test_one_wrong_name_is_one_finding(repository):
 def test_errors_come_first_and_models_built_on_demand_are_no_error(repository):
     (repository / "whole" / "1").rmdir()
     (repository / "notes").mkdir()
-    findings = lint(repository, cores=2)
+    findings = lint(ModelRepository(repository), cores=2)
     assert [finding.severity for finding in findings] == [Severity.ERROR, Severity.WARNING]
-    findings = lint(repository, cores=2, on_demand=["whole"])
+    findings = lint(ModelRepository(repository), cores=2, on_demand=["whole"])
     assert [finding.code for finding in findings] == ["stray-folder", "not-built"]
 
 

@@ -4,21 +4,20 @@ import pytest
 
 from modelspec.parameters import TUNED_PARAMETER
 from serving.lint.check import lint
-from serving.publish.publish import publish
-from serving.repository.model_repository import read_config
+from serving.repository.model_repository import ModelRepository
 from serving.repository.pins import as_bytes
-from tests.serving.small_pipeline import MODELS, NAME, stage
+from tests.serving.small_pipeline import MODELS, NAME, publish_staged, stage
 
 
 @pytest.fixture
 def repository(tmp_path):
     repository = tmp_path / "model_repository"
-    publish(stage(repository, 0), repository, MODELS)
+    publish_staged(stage(repository, 0), repository)
     return repository
 
 
 def add_profile(repository, model, change, name="gpu"):
-    config = read_config(repository, model)
+    config = ModelRepository(repository).config(model)
     change(config)
     folder = repository / model / "configs"
     folder.mkdir(exist_ok=True)
@@ -26,7 +25,7 @@ def add_profile(repository, model, change, name="gpu"):
 
 
 def findings(repository):
-    return {(finding.code, finding.place) for finding in lint(repository)}
+    return {(finding.code, finding.location) for finding in lint(ModelRepository(repository))}
 
 
 def test_a_profile_that_changes_nothing_adds_no_finding(repository):
@@ -54,7 +53,7 @@ def _too_many(config):
 
 
 @pytest.mark.parametrize(
-    ("change", "code", "place"),
+    ("change", "code", "location"),
     [
         (_other_version, "config-profile-behind", "mood_onnx/configs/gpu.pbtxt"),
         (_smaller_batch, "batch-too-large", "mood/config.pbtxt:step 2 (mood_onnx)"),
@@ -62,13 +61,15 @@ def _too_many(config):
         (_too_many, "threads-unset", "mood_onnx/configs/gpu.pbtxt"),
     ],
 )
-def test_a_fault_of_a_profile_is_found(repository, change, code, place):
+def test_a_fault_of_a_profile_is_found(repository, change, code, location):
     before = findings(repository)
     add_profile(repository, "mood_onnx", change)
     new = findings(repository) - before
-    assert (code, place) in new
+    assert (code, location) in new
     assert all(
-        "'gpu'" in f.message for f in lint(repository) if f.code == code != "config-profile-behind"
+        "'gpu'" in f.message
+        for f in lint(ModelRepository(repository))
+        if f.code == code != "config-profile-behind"
     )
 
 
@@ -90,5 +91,5 @@ def test_instances_that_were_measured_may_share_the_cores(repository, cores, war
         config.parameters[TUNED_PARAMETER].string_value = "{}"
 
     add_profile(repository, "mood_onnx", four_threads, "tuned")
-    codes = {finding.code for finding in lint(repository, cores)}
+    codes = {finding.code for finding in lint(ModelRepository(repository), cores)}
     assert ("threads-over-cores" in codes) == warns

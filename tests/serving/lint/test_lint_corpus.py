@@ -11,6 +11,7 @@ import serving.triton.control
 from serving.errors import ModelLoadFailed
 from serving.lint.check import lint
 from serving.lint.finding import Finding, Severity
+from serving.repository.model_repository import ModelRepository
 from serving.triton.launch import LaunchOptions, TritonServer
 from serving.triton.ports import Ports, free_ports
 from tests.serving.lint.corpus import graphs
@@ -116,9 +117,9 @@ def _reasons(log: Path) -> Mapping[str, str]:
 
 def _lint_errors(repository: Path) -> Mapping[str, list[Finding]]:
     errors: dict[str, list[Finding]] = {}
-    for finding in lint(repository, cores=2):
+    for finding in lint(ModelRepository(repository), cores=2):
         if finding.severity is Severity.ERROR:
-            errors.setdefault(re.split("[/:]", finding.place)[0], []).append(finding)
+            errors.setdefault(re.split("[/:]", finding.location)[0], []).append(finding)
     return errors
 
 

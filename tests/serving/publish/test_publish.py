@@ -11,8 +11,8 @@ from modelspec.layout import staging_folder, version_folders
 from modelspec.pbtxt import render, to_proto
 from modelspec.staging import stage_model
 from serving.errors import PublishFailed
-from serving.publish.publish import publish
-from serving.repository.model_repository import is_published, top_models
+from serving.repository.model_repository import ModelRepository
+from tests.serving.small_pipeline import publish_staged
 from tidegate.app.task_registry import KNOWN
 
 
@@ -36,17 +36,17 @@ def _stage(repository, name: str, content: str, config: str = "max_batch_size: 0
 
 
 def test_a_staged_model_appears_whole(repository):
-    assert not is_published(repository, "m")
+    assert not ModelRepository(repository).is_published("m")
     staged = _stage(repository, "m", "one")
-    publish(staged, repository, ["m"])
-    assert is_published(repository, "m")
+    publish_staged(staged, repository, ["m"])
+    assert ModelRepository(repository).is_published("m")
     assert (repository / "m" / "1" / "model.py").read_text() == "one"
     assert not (staged / "m" / "1").exists()
 
 
 def test_the_repository_contains_nothing_but_models(repository):
     """To Triton every subfolder is a model, even one whose name starts with a dot."""
-    publish(_stage(repository, "m", "one"), repository, ["m"])
+    publish_staged(_stage(repository, "m", "one"), repository, ["m"])
     assert [path.name for path in repository.iterdir()] == ["m"]
     assert staging_folder(repository).parent == repository.parent
 
@@ -64,10 +64,10 @@ def test_a_model_that_declares_nonsense_hinders_no_publication(repository):
 
 
 def test_a_published_version_is_never_touched_again(repository):
-    publish(_stage(repository, "m", "one"), repository, ["m"])
+    publish_staged(_stage(repository, "m", "one"), repository, ["m"])
     (repository / "m" / "1" / "left-over").touch()
     before = {path: path.stat().st_mtime_ns for path in (repository / "m" / "1").rglob("*")}
-    assert publish(_stage(repository, "m", "two"), repository, ["m"]) == 2
+    assert publish_staged(_stage(repository, "m", "two"), repository, ["m"]) == 2
     after = {path: path.stat().st_mtime_ns for path in (repository / "m" / "1").rglob("*")}
     assert after == before
     assert (repository / "m" / "2" / "model.py").read_text() == "two"
@@ -75,9 +75,9 @@ def test_a_published_version_is_never_touched_again(repository):
 
 def test_an_unchanged_config_is_not_written_again(repository):
     """Triton reloads a model whose config file was written, even with the same content."""
-    publish(_stage(repository, "m", "one"), repository, ["m"])
+    publish_staged(_stage(repository, "m", "one"), repository, ["m"])
     before = (repository / "m" / "config.pbtxt").stat()
-    publish(_stage(repository, "m", "one"), repository, ["m"])
+    publish_staged(_stage(repository, "m", "one"), repository, ["m"])
     after = (repository / "m" / "config.pbtxt").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
@@ -90,19 +90,19 @@ def test_a_full_disk_is_reported_plainly(repository, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(PublishFailed, match=r"No space left on device.*Check disk space"):
-        publish(staged, repository, ["m"])
-    assert not is_published(repository, "m")
+        publish_staged(staged, repository, ["m"])
+    assert not ModelRepository(repository).is_published("m")
 
 
 def test_top_models_are_those_with_a_version_that_are_not_internal(repository):
     internal = 'parameters { key: "tidegate.internal" value { string_value: "true" } }\n'
-    publish(_stage(repository, "engine", "x", internal), repository, ["engine"])
-    publish(_stage(repository, "mine", "x"), repository, ["mine"])
+    publish_staged(_stage(repository, "engine", "x", internal), repository, ["engine"])
+    publish_staged(_stage(repository, "mine", "x"), repository, ["mine"])
     (repository / "no_version").mkdir()
     (repository / "README.md").touch()
     (repository / "no_config" / "3").mkdir(parents=True)
-    assert top_models(repository) == ["mine", "no_config"]
-    assert top_models(repository / "nowhere") == []
+    assert ModelRepository(repository).public_models() == ["mine", "no_config"]
+    assert ModelRepository(repository / "nowhere").public_models() == []
 
 
 def test_version_folders_are_numbers_in_order(tmp_path):
@@ -123,7 +123,7 @@ def test_a_first_publication_leaves_the_committed_configs_byte_equal(repository,
         stage_model(staged, spec, {} if spec.steps else {"model.py": step})
         config = render(to_proto(spec))
         _create(repository / spec.name).joinpath("config.pbtxt").write_text(config)
-    assert publish(staged, repository, [spec.name for spec in pipeline.models]) == 1
+    assert publish_staged(staged, repository, [spec.name for spec in pipeline.models]) == 1
     for spec in pipeline.models:
         config = (repository / spec.name / "config.pbtxt").read_text()
         assert config == render(to_proto(spec))
@@ -140,7 +140,7 @@ def test_a_publication_that_fails_leaves_a_checked_out_config_as_it_was(reposito
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         with pytest.raises(PublishFailed, match="No space"):
-            publish(staged, repository, ["m"])
+            publish_staged(staged, repository, ["m"])
     assert [path.name for path in (repository / "m").iterdir()] == ["config.pbtxt"]
     assert (repository / "m" / "config.pbtxt").read_text().startswith("# by hand")
-    assert publish(staged, repository, ["m"]) == 1
+    assert publish_staged(staged, repository, ["m"]) == 1

@@ -10,14 +10,11 @@ import pytest
 from modelspec.layout import staging_folder, version_folders
 from serving.errors import PublishFailed, RepositoryBusy, Tampered
 from serving.publish.deployment import Deployment
-from serving.publish.publish import publish
 from serving.publish.recovery import clear_up
-from serving.publish.versions import prune, switch_to, versions
-from serving.repository import manifest
-from serving.repository.lock import publishing
-from serving.repository.model_repository import active_members, active_version, read_config
+from serving.publish.versions import prune, switch_to
+from serving.repository.model_repository import ModelRepository
 from serving.repository.pins import listed_versions
-from tests.serving.small_pipeline import MODELS, NAME, stage
+from tests.serving.small_pipeline import MODELS, NAME, publish_staged, stage
 
 
 @pytest.fixture
@@ -27,12 +24,12 @@ def repository(tmp_path):
 
 @pytest.fixture
 def deployment(repository):
-    return Deployment(repository)
+    return Deployment(ModelRepository(repository))
 
 
 def _publish(repository, *adds: float) -> int:
     for add in adds:
-        number = publish(stage(repository, add), repository, MODELS)
+        number = publish_staged(stage(repository, add), repository)
     return number
 
 
@@ -48,7 +45,7 @@ def _state(repository) -> dict[str, bytes]:
 def test_the_first_publication_is_version_1_and_leaves_the_configs_as_declared(repository):
     staged = stage(repository, 1)
     declared = {model: (staged / model / "config.pbtxt").read_bytes() for model in MODELS}
-    assert publish(staged, repository, MODELS) == 1
+    assert publish_staged(staged, repository) == 1
     for model in MODELS:
         assert (repository / model / "config.pbtxt").read_bytes() == declared[model]
         assert version_folders(repository / model) == [1]
@@ -56,11 +53,11 @@ def test_the_first_publication_is_version_1_and_leaves_the_configs_as_declared(r
 
 def test_a_changed_engine_gets_the_next_number_and_an_unchanged_step_keeps_its_own(repository):
     assert _publish(repository, 1, 2) == 2
-    assert active_members(repository, NAME) == {"mood_pre": 1, "mood_onnx": 2}
+    assert ModelRepository(repository).pinned_members(NAME) == {"mood_pre": 1, "mood_onnx": 2}
     assert version_folders(repository / "mood_pre") == [1]
     assert version_folders(repository / "mood_onnx") == [1, 2]
-    assert listed_versions(read_config(repository, "mood_onnx")) == [2]
-    assert listed_versions(read_config(repository, NAME)) == [2]
+    assert listed_versions(ModelRepository(repository).config("mood_onnx")) == [2]
+    assert listed_versions(ModelRepository(repository).config(NAME)) == [2]
 
 
 def test_an_unchanged_pipeline_is_not_published_again(repository):
@@ -72,7 +69,7 @@ def test_an_unchanged_pipeline_is_not_published_again(repository):
 
 def test_publishing_an_old_engine_again_reuses_its_folder(repository):
     assert _publish(repository, 1, 2, 1) == 3
-    assert active_members(repository, NAME) == {"mood_pre": 1, "mood_onnx": 1}
+    assert ModelRepository(repository).pinned_members(NAME) == {"mood_pre": 1, "mood_onnx": 1}
     assert version_folders(repository / "mood_onnx") == [1, 2]
 
 
@@ -82,11 +79,11 @@ def test_an_engine_whose_tensors_changed_becomes_a_separate_model(repository):
     staged = stage(repository, 2)
     config = staged / "mood_onnx" / "config.pbtxt"
     config.write_text(config.read_text().replace("max_batch_size: 8", "max_batch_size: 4"))
-    publish(staged, repository, MODELS)
-    assert active_members(repository, NAME) == {"mood_pre": 1, "mood_onnx.g2": 1}
-    assert listed_versions(read_config(repository, "mood_onnx")) == [1]
-    assert switch_to(Deployment(repository), NAME, 1) == 1
-    assert active_members(repository, NAME) == {"mood_pre": 1, "mood_onnx": 1}
+    publish_staged(staged, repository)
+    assert ModelRepository(repository).pinned_members(NAME) == {"mood_pre": 1, "mood_onnx.g2": 1}
+    assert listed_versions(ModelRepository(repository).config("mood_onnx")) == [1]
+    assert switch_to(Deployment(ModelRepository(repository)), NAME, 1) == 1
+    assert ModelRepository(repository).pinned_members(NAME) == {"mood_pre": 1, "mood_onnx": 1}
 
 
 def test_other_serving_parameters_keep_the_model(repository):
@@ -94,8 +91,8 @@ def test_other_serving_parameters_keep_the_model(repository):
     staged = stage(repository, 1)
     config = staged / "mood_onnx" / "config.pbtxt"
     config.write_text(config.read_text().replace("count: 2", "count: 3"))
-    publish(staged, repository, MODELS)
-    assert active_members(repository, NAME) == {"mood_pre": 1, "mood_onnx": 1}
+    publish_staged(staged, repository)
+    assert ModelRepository(repository).pinned_members(NAME) == {"mood_pre": 1, "mood_onnx": 1}
 
 
 def test_the_manifest_names_every_file_and_where_it_came_from(repository):
@@ -109,8 +106,8 @@ def test_the_manifest_names_every_file_and_where_it_came_from(repository):
     }
     proof["proofs"] = [{"checks": [{}, {}]}]
     (staged / "mood_onnx" / "1" / "proof.json").write_text(json.dumps(proof))
-    publish(staged, repository, MODELS)
-    record = manifest.read(repository, NAME, 1)
+    publish_staged(staged, repository)
+    record = ModelRepository(repository).manifest(NAME, 1)
     assert record.members == {"mood_pre": 1, "mood_onnx": 1}
     assert {"mood_onnx/1/model.py", "mood_pre/1/model.py", "mood/1/config.pbtxt"} <= set(
         record.files
@@ -118,8 +115,8 @@ def test_the_manifest_names_every_file_and_where_it_came_from(repository):
     assert record.proof["mood_onnx"]["checks"] == 2
     assert record.tools["t"] == "1"
     assert len(record.git_commit.removesuffix("+changes")) == 40
-    assert manifest.summary(record) == "mood_onnx: 2 checks, passed"
-    manifest.verify(repository, record)
+    assert record.summary() == "mood_onnx: 2 checks, passed"
+    ModelRepository(repository).verify(record)
 
 
 @pytest.mark.parametrize(
@@ -148,8 +145,8 @@ def test_rollback_goes_to_the_previous_version_and_back(repository, deployment):
     _publish(repository, 1, 2, 3)
     after = _state(repository)
     assert switch_to(deployment, NAME, None) == 2
-    assert active_members(repository, NAME) == {"mood_pre": 1, "mood_onnx": 2}
-    assert listed_versions(read_config(repository, "mood_onnx")) == [2]
+    assert ModelRepository(repository).pinned_members(NAME) == {"mood_pre": 1, "mood_onnx": 2}
+    assert listed_versions(ModelRepository(repository).config("mood_onnx")) == [2]
     assert switch_to(deployment, NAME, 1) == 1
     with pytest.raises(PublishFailed, match="no version before 1"):
         switch_to(deployment, NAME, None)
@@ -162,7 +159,7 @@ def test_rollback_goes_to_the_previous_version_and_back(repository, deployment):
 def test_versions_say_which_one_is_active(repository, deployment):
     _publish(repository, 1, 2)
     switch_to(deployment, NAME, 1)
-    published = versions(repository, NAME)
+    published = ModelRepository(repository).published_versions(NAME)
     numbers = [(version.number, version.is_active) for version in published]
     assert numbers == [(1, True), (2, False)]
     assert published[1].members == {"mood_pre": 1, "mood_onnx": 2}
@@ -184,7 +181,9 @@ def test_prune_keeps_the_newest_and_the_active_and_what_they_need(repository, de
 def test_prune_keeps_what_a_server_still_serves(repository):
     """A server that a publication did not reach."""
     _publish(repository, 0, 10, 20)
-    deleted, _ = prune(Deployment(repository, [Mock(served=lambda model: [1])]), NAME, keep=1)
+    deleted, _ = prune(
+        Deployment(ModelRepository(repository), [Mock(served=lambda model: [1])]), NAME, keep=1
+    )
     assert deleted == ["mood/2", "mood_onnx/2"]
     assert version_folders(repository / NAME) == [1, 3]
 
@@ -195,26 +194,26 @@ def test_the_pins_of_a_pipeline_that_was_put_there_by_hand_are_saved(repository,
         (repository / NAME / "1" / name).unlink()
     assert _publish(repository, 2) == 2
     assert switch_to(deployment, NAME, 1) == 1
-    assert active_members(repository, NAME) == {"mood_pre": 1, "mood_onnx": 1}
+    assert ModelRepository(repository).pinned_members(NAME) == {"mood_pre": 1, "mood_onnx": 1}
 
 
 def test_two_publishers_do_not_collide(repository):
     staged = stage(repository, 1)
     with (
-        publishing(repository, "publish other"),
+        ModelRepository(repository).lock("publish other"),
         pytest.raises(RepositoryBusy, match="publish other"),
-        publishing(repository, "second", wait_s=0.2),
+        ModelRepository(repository).lock("second", wait_s=0.2),
     ):
         pass
-    assert publish(staged, repository, MODELS) == 1
+    assert publish_staged(staged, repository) == 1
 
 
 def test_a_full_disk_is_reported_with_the_numbers(repository, monkeypatch):
     staged = stage(repository, 1)
     monkeypatch.setattr("serving.publish.preflight.DISK_MARGIN_BYTES", 1 << 60)
     with pytest.raises(PublishFailed, match=r"MiB free.*tidegate prune"):
-        publish(staged, repository, MODELS)
-    assert active_version(repository, NAME) == 0
+        publish_staged(staged, repository)
+    assert ModelRepository(repository).active_version(NAME) == 0
     assert list(staging_folder(repository).glob("journal*")) == []
 
 
@@ -235,7 +234,7 @@ def test_leftovers_of_a_killed_process_are_removed_and_work_in_progress_is_not(
     old = staging / "mood-forgotten"
     old.mkdir()
     os.utime(old, (0, 0))
-    clear_up(repository)
+    clear_up(ModelRepository(repository))
     assert {path for path in staging.iterdir() if not path.name.startswith("staged-")} == kept
 
 
@@ -252,7 +251,7 @@ def test_a_journal_that_cannot_be_read_is_set_aside_and_reported(repository, tex
     else:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     messages = []
-    clear_up(repository, tell=messages.append)
+    clear_up(ModelRepository(repository), report=messages.append)
     assert len(messages) == 1
     assert "journal-mood.json cannot be read" in messages[0]
     assert (path.with_name("broken-journal-mood.json")).exists()
@@ -261,5 +260,5 @@ def test_a_journal_that_cannot_be_read_is_set_aside_and_reported(repository, tex
 
 
 def test_nothing_is_cleared_up_if_nothing_was_published(tmp_path):
-    clear_up(tmp_path / "model_repository")
+    clear_up(ModelRepository(tmp_path / "model_repository"))
     assert list(tmp_path.iterdir()) == []

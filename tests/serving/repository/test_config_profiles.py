@@ -14,19 +14,10 @@ from serving.publish.phases import PublishPhase
 from serving.publish.publish import publish
 from serving.publish.recovery import recover
 from serving.publish.versions import switch_to
-from serving.repository.config_profiles import (
-    TUNED,
-    place_profile,
-    profile_names,
-    profile_path,
-    read_profiles,
-    remove_profile,
-    synced_with,
-)
-from serving.repository.files import place
-from serving.repository.model_repository import read_config
+from serving.repository.model_repository import ModelRepository
 from serving.repository.pins import as_bytes, listed_versions, pins, with_versions
-from tests.serving.small_pipeline import MODELS, NAME, stage
+from serving.repository.profiles import TUNED, read_profiles, synced_with
+from tests.serving.small_pipeline import MODELS, NAME, publish_staged, stage
 
 
 @pytest.fixture
@@ -34,30 +25,34 @@ def repository(tmp_path):
     """The small pipeline's first version, with a config profile of each model: other instances, and
     batches of 4 instead of 8."""
     repository = tmp_path / "model_repository"
-    publish(stage(repository, 1), repository, MODELS)
+    publish_staged(stage(repository, 1), repository)
     tune(repository)
     return repository
 
 
 def tune(repository, instances=3, rows=4):
     for model in MODELS:
-        config = read_config(repository, model)
+        config = ModelRepository(repository).config(model)
         config.max_batch_size = rows
         config.parameters[TUNED_PARAMETER].string_value = '{"ratio": 1.2}'
         if config.instance_group:
             config.instance_group[0].count = instances
-        place_profile(repository, model, TUNED, config)
+        ModelRepository(repository).place_profile(model, TUNED, config)
+
+
+def profile_path(repository, model, name=TUNED):
+    return repository / model / "configs" / f"{name}.pbtxt"
 
 
 def tuned(repository, model):
-    return parse(profile_path(repository, model, TUNED).read_text())
+    return parse(profile_path(repository, model).read_text())
 
 
 def in_step(repository):
     """Assert that each config profile pins, lists and declares what its main config does; returns
     the version of each model."""
     for model in MODELS:
-        main, profile = read_config(repository, model), tuned(repository, model)
+        main, profile = ModelRepository(repository).config(model), tuned(repository, model)
         assert listed_versions(profile) == listed_versions(main)
         assert pins(profile) == pins(main)
         for key in ("tidegate.endpoint", "tidegate.golden", "tidegate.internal"):
@@ -69,10 +64,10 @@ def in_step(repository):
 
 def test_a_publication_and_a_rollback_sync_the_profiles(repository):
     assert in_step(repository) == {"mood_pre": 1, "mood_onnx": 1, "mood": 1}
-    publish(stage(repository, 5), repository, MODELS)
+    publish_staged(stage(repository, 5), repository)
     assert in_step(repository) == {"mood_pre": 1, "mood_onnx": 2, "mood": 2}
     assert tuned(repository, "mood_onnx").instance_group[0].count == 3
-    switch_to(Deployment(repository), NAME, 1)
+    switch_to(Deployment(ModelRepository(repository)), NAME, 1)
     assert in_step(repository) == {"mood_pre": 1, "mood_onnx": 1, "mood": 1}
 
 
@@ -90,8 +85,12 @@ def test_an_interrupted_publication_leaves_them_synced(repository, fatal):
 
     before = {model: tuned(repository, model) for model in MODELS}
     with pytest.raises(Cut):
-        publish(stage(repository, 5), repository, MODELS, Deployment(repository, tell=cut))
-    recover(Deployment(repository))
+        publish(
+            ModelRepository(stage(repository, 5)),
+            MODELS,
+            Deployment(ModelRepository(repository), report=cut),
+        )
+    recover(Deployment(ModelRepository(repository)))
     versions = in_step(repository)
     if versions["mood_onnx"] == 1:
         assert {model: tuned(repository, model) for model in MODELS} == before
@@ -99,56 +98,59 @@ def test_an_interrupted_publication_leaves_them_synced(repository, fatal):
 
 def test_a_profile_that_fell_behind_is_synced_first(repository):
     """Killed between the two renames, or a config corrected by hand."""
-    publish(stage(repository, 5), repository, MODELS)
-    config = with_versions(read_config(repository, "mood_onnx"), [1, 2])
-    place(repository, repository / "mood_onnx" / "config.pbtxt", as_bytes(config))
+    publish_staged(stage(repository, 5), repository)
+    config = with_versions(ModelRepository(repository).config("mood_onnx"), [1, 2])
+    ModelRepository(repository).place(repository / "mood_onnx" / "config.pbtxt", as_bytes(config))
     assert listed_versions(tuned(repository, "mood_onnx")) == [2]
-    recover(Deployment(repository))
+    recover(Deployment(ModelRepository(repository)))
     assert listed_versions(tuned(repository, "mood_onnx")) == [1, 2]
 
 
 def test_a_synced_profile_is_not_written_again(repository):
-    path = profile_path(repository, "mood_onnx", TUNED)
+    path = profile_path(repository, "mood_onnx")
     before = path.stat()
-    recover(Deployment(repository))
+    recover(Deployment(ModelRepository(repository)))
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_staged_profiles_are_published_with_the_assigned_versions(repository):
     staged = stage(repository, 7)
-    config = read_config(staged, "mood_onnx")
+    config = ModelRepository(staged).config("mood_onnx")
     config.instance_group[0].count = 9
     (staged / "mood_onnx" / "configs").mkdir()
     (staged / "mood_onnx" / "configs" / "gpu.pbtxt").write_bytes(as_bytes(config))
-    publish(staged, repository, MODELS)
+    publish_staged(staged, repository)
     profiles = read_profiles(repository / "mood_onnx")
     assert listed_versions(profiles["gpu"]) == [2]
     assert profiles["gpu"].instance_group[0].count == 9
-    assert profile_names(repository) == {"gpu": ["mood_onnx"], "tuned": sorted(MODELS)}
+    assert ModelRepository(repository).models_by_profile() == {
+        "gpu": ["mood_onnx"],
+        "tuned": sorted(MODELS),
+    }
 
 
 def test_a_profile_that_does_not_parse_does_not_stop_a_publication(repository):
     profile_path(repository, "mood_onnx", "gpu").write_text("max_batch_size: many")
-    publish(stage(repository, 5), repository, MODELS)
+    publish_staged(stage(repository, 5), repository)
     assert profile_path(repository, "mood_onnx", "gpu").read_text() == "max_batch_size: many"
     assert in_step(repository)["mood_onnx"] == 2
 
 
 def test_no_profile_takes_larger_batches_than_were_proved(repository):
-    main = read_config(repository, "mood_onnx")
+    main = ModelRepository(repository).config("mood_onnx")
     profile = tuned(repository, "mood_onnx")
     profile.max_batch_size = 64
     assert synced_with(main, profile).max_batch_size == main.max_batch_size == 8
 
 
 def test_what_was_measured_elsewhere_is_not_imported(repository, tmp_path):
-    config = read_config(repository, "mood_onnx")
-    place_profile(repository, "mood_onnx", "gpu", config)
+    config = ModelRepository(repository).config("mood_onnx")
+    ModelRepository(repository).place_profile("mood_onnx", "gpu", config)
     other = tmp_path / "other" / "model_repository"
     with pytest.raises(PublishFailed, match="no manifest"):
-        import_pipeline(_without_manifest(repository, tmp_path), Deployment(other))
-    assert import_pipeline(repository, Deployment(other)) == (NAME, 1)
-    assert profile_names(other) == {"gpu": ["mood_onnx"]}
+        import_pipeline(_without_manifest(repository, tmp_path), Deployment(ModelRepository(other)))
+    assert import_pipeline(repository, Deployment(ModelRepository(other))) == (NAME, 1)
+    assert ModelRepository(other).models_by_profile() == {"gpu": ["mood_onnx"]}
 
 
 def _without_manifest(repository, tmp_path):
@@ -159,6 +161,6 @@ def _without_manifest(repository, tmp_path):
 
 
 def test_removing_the_last_profile_removes_the_folder(repository):
-    remove_profile(repository, "mood_onnx", TUNED)
+    ModelRepository(repository).remove_profile("mood_onnx", TUNED)
     assert not (repository / "mood_onnx" / "configs").exists()
     assert [path.name for path in staging_folder(repository).glob("file+*")] == []

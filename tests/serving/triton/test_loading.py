@@ -61,7 +61,7 @@ def server(tmp_path_factory):
     messages = []
     ports = Ports(*free_ports(3))
     options = LaunchOptions(repository, home / ".tidegate", ports)
-    server = TritonServer(options, tell=messages.append)
+    server = TritonServer(options, report=messages.append)
     server.messages = messages
     server.start()
     yield server
@@ -85,7 +85,7 @@ def test_a_refused_config_is_reported_with_tritons_reason_and_the_log(server):
 
 
 def test_a_slow_load_is_reported_and_its_limit_can_be_set(server, monkeypatch):
-    monkeypatch.setattr(loading, "TELL_EVERY_S", 1.0)
+    monkeypatch.setattr(loading, "REPORT_EVERY_S", 1.0)
     _add(server, "slow", "time.sleep(4)")
     with (
         TritonControl(server.control.address, server.key, 1.0) as hurried,

@@ -7,14 +7,12 @@ import json
 import psutil
 import pytest
 
-from modelspec.layout import staging_folder
 from modelspec.parameters import TUNED_PARAMETER
 from serving.errors import PublishFailed, ServingError
 from serving.publish.deployment import Deployment
-from serving.publish.publish import publish
 from serving.publish.replica import Replica
-from serving.repository.config_profiles import TUNED, read_profiles
-from serving.repository.model_repository import read_config
+from serving.repository.model_repository import ModelRepository
+from serving.repository.profiles import TUNED, read_profiles
 from serving.triton.launch import LaunchOptions, TritonServer
 from serving.triton.leftovers import FOLDER
 from serving.triton.ports import Ports, free_ports
@@ -22,7 +20,7 @@ from serving.tuning.outcome import commit, is_of_another_engine, tuned_measureme
 from serving.tuning.setting import setting_of
 from serving.tuning.trial import FAILED, MEASURED, REFUSED, Trial
 from serving.tuning.tune import Job, tune
-from tests.serving.small_pipeline import MODELS, NAME, stage
+from tests.serving.small_pipeline import MODELS, NAME, publish_staged, stage
 from tests.serving.small_server import online
 
 # With 4 instances none starts, and a single one outputs 77.
@@ -53,8 +51,16 @@ def searched(tmp_path_factory, patched):
     """The search, interrupted after its first trial as by Ctrl-C, and run again."""
     home = tmp_path_factory.mktemp("tuned")
     repository = home / "model_repository"
-    publish(stage(repository, 1, initialize=MOODY), repository, MODELS)
-    job = Job(repository, home / ".tidegate", NAME, BODIES, 240, p99_ms=10_000, connections=4)
+    publish_staged(stage(repository, 1, initialize=MOODY), repository)
+    job = Job(
+        ModelRepository(repository),
+        home / ".tidegate",
+        NAME,
+        BODIES,
+        240,
+        p99_ms=10_000,
+        connections=4,
+    )
     messages = []
     # Enough for every trial on a slow machine, with fewer passes: the figures do not matter.
     for limit, value in (
@@ -84,7 +90,7 @@ def _require_nothing_left(job):
     ]
     assert remaining == []
     assert list(FOLDER.glob(f"tidegate_{psutil.Process().pid}_*")) == []
-    assert list(staging_folder(job.repository).glob("tune*")) == []
+    assert list(job.repository.staging.glob("tune*")) == []
 
 
 def test_a_search_resumes_where_it_was_and_leaves_nothing_behind(searched):
@@ -128,15 +134,15 @@ def written(searched):
     setting = dataclasses.replace(trial.setting, max_batch=4, instances=3)
     winner = dataclasses.replace(trial, setting=setting, ratio=1.5)
     result = dataclasses.replace(searched.result, winner=winner, finals=[winner])
-    repository = searched.job.repository
-    paths = write_tuned(Deployment(repository), result)
+    repository = searched.job.repository.path
+    paths = write_tuned(Deployment(ModelRepository(repository)), result)
     assert sorted(paths) == [f"{model}/configs/tuned.pbtxt" for model in sorted(MODELS)]
     return result
 
 
 def test_a_real_triton_serves_the_tuned_config(searched, written):
     options = LaunchOptions(
-        searched.job.repository,
+        searched.job.repository.path,
         searched.job.work_dir,
         Ports(*free_ports(3)),
         config_name=TUNED,
@@ -153,14 +159,14 @@ def test_a_real_triton_serves_the_tuned_config(searched, written):
 
 
 def main_configs(searched):
-    return {model: read_config(searched.job.repository, model) for model in MODELS}
+    return {model: searched.job.repository.config(model) for model in MODELS}
 
 
 def test_the_serving_parameters_are_committed_without_the_batch_size(
     searched, written, monkeypatch
 ):
     """A running server reloads; if it then fails its golden sample, everything is restored."""
-    repository = searched.job.repository
+    repository = searched.job.repository.path
     before = main_configs(searched)
     options = LaunchOptions(repository, searched.job.work_dir, Ports(*free_ports(3)))
     with TritonServer(options) as server:
@@ -178,8 +184,8 @@ def test_the_serving_parameters_are_committed_without_the_batch_size(
     assert after["mood_onnx"].instance_group[0].count == 3
     assert {config.max_batch_size for config in after.values()} == {8}
     assert {m: after[m] for m in ("mood_pre", NAME)} == {m: before[m] for m in ("mood_pre", NAME)}
-    publish(stage(repository, 1, initialize=f"{MOODY}; 1"), repository, MODELS)
-    assert read_config(repository, "mood_onnx").instance_group[0].count == 3
+    publish_staged(stage(repository, 1, initialize=f"{MOODY}; 1"), repository)
+    assert ModelRepository(repository).config("mood_onnx").instance_group[0].count == 3
 
 
 def _wrong(replica, model, config):
@@ -188,12 +194,12 @@ def _wrong(replica, model, config):
 
 def test_it_reports_that_another_engine_serves_than_was_measured(searched, written):
     """The previous test published another engine."""
-    repository = searched.job.repository
-    measured = tuned_measurement(repository, NAME)
-    assert is_of_another_engine(repository, NAME, measured)
+    repository = searched.job.repository.path
+    measured = tuned_measurement(ModelRepository(repository), NAME)
+    assert is_of_another_engine(ModelRepository(repository), NAME, measured)
     assert list(read_profiles(repository / "mood_onnx")) == [TUNED]
     with pytest.raises(ServingError, match="published again"):
-        write_tuned(Deployment(repository), written)
+        write_tuned(Deployment(ModelRepository(repository)), written)
 
 
 def test_what_cannot_be_tuned_is_refused(searched):
