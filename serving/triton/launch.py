@@ -169,7 +169,7 @@ class TritonServer:
 
     @property
     def _build_folder(self) -> Path:
-        return self.options.work_dir / "build"
+        return self.options.work_dir / leftovers.BUILD
 
     def _assemble_backends(self) -> Path:
         # A separate folder: another server of the same home may be running from the previous one.

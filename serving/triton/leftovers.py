@@ -12,6 +12,7 @@ from pathlib import Path
 
 FOLDER = Path("/dev/shm")  # noqa: S108 - not a temporary file: it is where POSIX keeps the regions
 PREFIX = "tidegate_"
+BUILD = "build"  # in a home: where backend directories are put together
 
 
 def new_prefix() -> str:

@@ -28,6 +28,7 @@ from serving.errors import ServingError
 from serving.health.watch import Watcher
 from serving.publish.recovery import clear_up
 from serving.repository.model_repository import ModelRepository
+from serving.triton import leftovers
 from serving.triton.children import end, start, why_ended
 from serving.triton.control import LOAD_TIMEOUT_S
 from serving.triton.launch import LaunchOptions, TritonServer
@@ -177,8 +178,10 @@ class Stack:
                 self._say(f"tidegate status will not know that this stack is ready: {error}")
 
     def _clear_up(self) -> None:
-        """Clean up after a killed publisher, so that its leftovers are not blamed on the models."""
+        """Clean up after killed publishers and servers, so that their leftovers are not blamed on
+        the models. Launching a server repairs nothing by itself."""
         paths = self.options.paths
+        leftovers.remove_orphans(paths.state / leftovers.BUILD)
         try:
             clear_up(
                 ModelRepository(paths.repository),
