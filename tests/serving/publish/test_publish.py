@@ -58,9 +58,9 @@ def test_a_model_that_declares_nonsense_hinders_no_publication(repository):
         ("worst", "tidegate.endpoint", "["),
     ):
         config = f'parameters {{ key: "{parameter}" value {{ string_value: "{text}" }} }}\n'
-        publish(_stage(repository, name, "one", config), repository, [name])
-    assert publish(_stage(repository, "m", "one"), repository, ["m"]) == 1
-    assert top_models(repository) == ["bad", "m", "worse", "worst"]
+        publish_staged(_stage(repository, name, "one", config), repository, [name])
+    assert publish_staged(_stage(repository, "m", "one"), repository, ["m"]) == 1
+    assert ModelRepository(repository).public_models() == ["bad", "m", "worse", "worst"]
 
 
 def test_a_published_version_is_never_touched_again(repository):
