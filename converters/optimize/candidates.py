@@ -13,7 +13,8 @@ ORIGINAL = "original"
 
 @dataclass(frozen=True, order=True)
 class Candidate:
-    """A precision, ONNX Runtime's graph optimisation level, and whether the graph is pruned.
+    """A precision, and ONNX Runtime's graph optimisation level. Candidates of the same precision
+    share a file and run it differently.
 
     ``ORIGINAL`` as the precision means the model in its own framework, eagerly: all ratios are
     relative to it.
@@ -21,17 +22,11 @@ class Candidate:
 
     precision: str
     level: str = "all"
-    pruned: bool = False
 
     @property
     def name(self) -> str:
         level = "" if self.level == "all" else f"@{self.level}"
-        return f"{self.precision}{'-pruned' if self.pruned else ''}{level}"
-
-    @property
-    def graph(self) -> tuple[str, bool]:
-        """Candidates with the same value share a file and run it differently."""
-        return self.precision, self.pruned
+        return f"{self.precision}{level}"
 
 
 # Fastest first, as measured on a CPU (docs/precisions.md); all are written from FP32, and FP16 is
@@ -39,14 +34,12 @@ class Candidate:
 PROMISING = ("fp32", "int8-per-row", "int8-static", "int8-weight-only", "int8-dynamic", "fp16")
 
 
-def candidates(precisions: Sequence[str], pruning: bool) -> list[Candidate]:
+def candidates(precisions: Sequence[str]) -> list[Candidate]:
     """All candidates for these precisions: each at the level used for serving, FP32 at every other
-    level too, and with ``pruning`` each precision of the pruned graph."""
+    level too."""
     ranked = [Candidate(precision) for precision in sorted(precisions, key=_rank)]
     if "fp32" in precisions:
         ranked += [Candidate("fp32", level) for level in LEVELS if level != "all"]
-    if pruning:
-        ranked += [Candidate(precision, pruned=True) for precision in precisions]
     return ranked
 
 

@@ -60,7 +60,8 @@ class Findings:
         levels = [
             row
             for row in self.rows
-            if row.candidate.graph == chosen.candidate.graph and row.candidate.level != "all"
+            if row.candidate.precision == chosen.candidate.precision
+            and row.candidate.level != "all"
         ]
         best = max(levels, key=lambda row: row.throughput, default=None)
         if best is None or best.throughput < (1 + NOISE) * chosen.throughput:

@@ -24,7 +24,6 @@ from converters.optimize.budget import COMPARING, Budget, OutOfTime
 from converters.optimize.candidates import ORIGINAL, Candidate, candidates
 from converters.optimize.measurement_cache import MeasurementCache
 from converters.optimize.pareto import Row
-from converters.optimize.pruning import Pruning, write_pruned
 from converters.optimize.timing import TimedCandidate, Timer, Timings
 from converters.precisions.write import write_precision
 from converters.task import ConversionRequest, Reference, Task
@@ -43,7 +42,6 @@ class Subject:
     open_task: Callable[[ConversionRequest], Task]
     kind: str
     precisions: tuple[str, ...] = ()
-    pruning: Pruning | None = None
 
 
 @dataclass(frozen=True)
@@ -66,9 +64,9 @@ class Bench:
     many: Reference
     cache: MeasurementCache
     report: Progress
-    engines: dict[tuple[str, bool], Path] = field(default_factory=dict)
-    accuracies: dict[tuple[str, bool], Accuracy] = field(default_factory=dict)
-    reasons: dict[tuple[str, bool], str] = field(default_factory=dict)
+    engines: dict[str, Path] = field(default_factory=dict)
+    accuracies: dict[str, Accuracy] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
     _longest_s: float = 0.0  # the longest time to write and compare one candidate
 
     @property
@@ -83,10 +81,10 @@ class Bench:
     def compare_all(self, candidates: Sequence[Candidate], budget: Budget) -> None:
         """Write each graph and compare its answers, in this order, until the budget is spent."""
         for candidate in candidates:
-            if candidate.graph in self.engines or candidate.graph in self.reasons:
+            if candidate.precision in self.engines or candidate.precision in self.reasons:
                 continue
             if not budget.has_room(self._longest_s, COMPARING):
-                self.reasons[candidate.graph] = LEFT_OUT
+                self.reasons[candidate.precision] = LEFT_OUT
                 continue
             started = budget.spent
             try:
@@ -95,43 +93,33 @@ class Bench:
                     self._compare(candidate, budget)
                 self._longest_s = max(self._longest_s, budget.spent - started)
             except OutOfTime:
-                self.reasons[candidate.graph] = LEFT_OUT
+                self.reasons[candidate.precision] = LEFT_OUT
             except ConversionError as error:
-                self.reasons[candidate.graph] = " ".join(str(error).split())[:300]
+                self.reasons[candidate.precision] = " ".join(str(error).split())[:300]
 
     def _write(self, candidate: Candidate) -> None:
         fp32, reference = self.converted.engine, self.converted.reference
-        pruning = _pruning_key(self.subject.pruning) if candidate.pruned else ""
-        parts = [source_sha256(self.task), files_sha256([fp32]), candidate.precision, pruning]
+        parts = [source_sha256(self.task), files_sha256([fp32]), candidate.precision]
         settings = json.dumps(["candidate", *parts])
 
         def build(folder: Path) -> None:
             self.report(f"writing {candidate.name}")
-            source = self._graph(candidate, folder)
             write_precision(
                 candidate.precision,
-                source,
+                fp32,
                 folder / GRAPH,
                 lambda: self.task.calibration(reference),
             )
 
-        self.engines[candidate.graph] = (
+        self.engines[candidate.precision] = (
             conversion(reference.name, content_key(settings), GRAPH, build) / GRAPH
         )
 
-    def _graph(self, candidate: Candidate, folder: Path) -> Path:
-        """The graph that the candidate is written from: the proved one, or that pruned."""
-        if not (candidate.pruned and self.subject.pruning):
-            return self.converted.engine
-        pruned = folder / "pruned.onnx"
-        write_pruned(self.converted.engine, pruned, self.subject.pruning)
-        return pruned
-
     def _compare(self, candidate: Candidate, budget: Budget) -> None:
-        engine, reference = self.engines[candidate.graph], self.converted.reference
+        engine, reference = self.engines[candidate.precision], self.converted.reference
         answers = [files_sha256([r.folder / ANSWERS]) for r in (reference, self.many)]
         key = self.cache.key(
-            "accuracy", self.task.name, candidate.graph, files_sha256([engine]), answers
+            "accuracy", self.task.name, candidate.precision, files_sha256([engine]), answers
         )
         fields = self.cache.get(key)
         if fields is None:
@@ -140,24 +128,24 @@ class Bench:
             self.report(f"comparing {candidate.name} with the original")
             fields = compare(self.task, engine, candidate.precision, reference, self.many).to_dict()
             self.cache.put(key, fields)
-        self.accuracies[candidate.graph] = Accuracy.from_dict(fields)
+        self.accuracies[candidate.precision] = Accuracy.from_dict(fields)
 
     def row(self, candidate: Candidate, timings: Timings) -> Row:
         """Everything that is known about this candidate."""
         if candidate.precision == ORIGINAL:
             return Row(candidate, None, timings.times(), timings.ratios(), timings.passes,
                        memory_mb=timings.memory_bytes / 1e6, reason=timings.reason)  # fmt: skip
-        engine = self.engines.get(candidate.graph)
+        engine = self.engines.get(candidate.precision)
         untimed = "" if timings.passes else LEFT_OUT
         return Row(
             candidate=candidate,
-            accuracy=self.accuracies.get(candidate.graph),
+            accuracy=self.accuracies.get(candidate.precision),
             times=timings.times(),
             ratios=timings.ratios(),
             passes=timings.passes,
             size_mb=engine.stat().st_size / 1e6 if engine else 0.0,
             memory_mb=timings.memory_bytes / 1e6,
-            reason=self.reasons.get(candidate.graph) or timings.reason or untimed,
+            reason=self.reasons.get(candidate.precision) or timings.reason or untimed,
             engine=engine,
         )
 
@@ -182,8 +170,8 @@ class Bench:
             content = [ORIGINAL, source_sha256(self.task), *batches]
             timed.append(TimedCandidate(Candidate(ORIGINAL), spec, content))
         for candidate in candidates:
-            if candidate.graph in self.accuracies:
-                engine = self.engines[candidate.graph]
+            if candidate.precision in self.accuracies:
+                engine = self.engines[candidate.precision]
                 spec = {"engine": str(engine), "level": candidate.level, "feeds": feeds}
                 content = [files_sha256([engine]), candidate.level, *batches]
                 timed.append(TimedCandidate(candidate, spec, content))
@@ -208,7 +196,7 @@ def measure(
         ) from None
     many = _larger_reference(subject, converted, report, budget)
     bench = Bench(subject, converted, many, cache, report)
-    choices = candidates(precisions, subject.pruning is not None)
+    choices = candidates(precisions)
     bench.compare_all(choices, budget)
     with tempfile.TemporaryDirectory(prefix="tidegate-optimize-") as work:
         timed = bench.timed(choices, Path(work))
@@ -263,12 +251,6 @@ def many_samples(
         build = lambda folder: ask_original(task, folder, report)  # noqa: E731 - a name would add nothing
         folder = conversion(request.name, key, ANSWERS, build)
     return reference_in(folder, request.name, converted.task.name, "fp32")
-
-
-def _pruning_key(pruning: Pruning | None) -> str:
-    """The shares, and the pruning code, which the key of a conversion does not cover."""
-    code = sorted(Path(__file__).parent.glob("prun*.py"))
-    return files_sha256(code, str(pruning))
 
 
 def _valid_precisions(task: Task, precisions: Sequence[str]) -> tuple[str, ...]:

@@ -54,7 +54,6 @@ class Allowed:
     """What the user permits and requires, in addition to the tolerances."""
 
     batch_dependent: bool = False
-    accuracy_cost: bool = False
     least_cosine: float = 0.0
     least_agreement: float = 0.0
 
@@ -89,9 +88,7 @@ def _refusals(row: Row, allowed: Allowed) -> Iterator[str]:
     if not (accuracy.invariant or allowed.batch_dependent):
         hint = " (--allow-batch-dependent)" if candidate.precision in BATCH_DEPENDENT else ""
         yield f"{accuracy.grade}{hint}"
-    if candidate.pruned and not allowed.accuracy_cost:
-        yield "pruned: another model, not a rounded one (--accept-accuracy-cost)"
-    elif accuracy.failed and not candidate.pruned:
+    if accuracy.failed:
         more = f", and {len(accuracy.failed) - 1} more" if len(accuracy.failed) > 1 else ""
         yield f"outside its tolerance: {accuracy.failed[0]}{more}"
     closeness = accuracy.closeness

@@ -91,7 +91,6 @@ def test_measurements_are_cached(options, model, quick):
     [
         (["nothing"], "there is no model 'nothing': give its original with --against"),
         (["text_embedding", "--budget", "soon"], "90s, 10m, 24h or 30d"),
-        (["text_embedding", "--prune", "heads=3"], "write heads=0.25"),
         (["text_embedding", "--against", "./other"], "leave out --against"),
         (["mood", "--against", "no-such-folder"], "pass --task"),
     ],

@@ -33,9 +33,7 @@ class OptimizeOptions:
     only: str | None = None
     budget_s: float = 600.0
     precisions: tuple[str, ...] = ()
-    prune: Any = None
     allow_batch_dependent: bool = False
-    accept_accuracy_cost: bool = False
     min_cosine: float = 0.0
     min_agreement: float = 0.0
     p99_ms: float | None = None
@@ -92,7 +90,7 @@ def _choose_model(
     """The findings, saved and plotted, and the seconds they took; None if there is no choice."""
     from converters.optimize.budget import Budget
     from converters.optimize.chart import draw
-    from tidegate.app.optimize_candidates import find, keep_pruned
+    from tidegate.app.optimize_candidates import find
 
     budget = Budget(budget_s, hard_s=max(1.0, options.budget_s - CLOSING_S))
     findings = find(options, budget, paths, report)
@@ -100,7 +98,7 @@ def _choose_model(
         report(f"{options.name}: tabular models exist in fp32 only: nothing to choose")
         return None, budget.spent
     folder = paths.state / "optimize" / options.name
-    saved = [findings.save(folder), *draw(findings, folder), *keep_pruned(findings, folder)]
+    saved = [findings.save(folder), *draw(findings, folder)]
     report("written: " + ", ".join(paths.shown(path) for path in saved))
     if options.publish and findings.chosen:
         _publish(options, findings, paths, report)
@@ -130,10 +128,7 @@ def _lines(options: OptimizeOptions, findings: "Findings", paths: Paths) -> Iter
 
     yield from lines(findings)
     chosen = findings.chosen
-    if chosen and chosen.candidate.pruned:
-        folder = paths.shown(paths.state / "optimize" / options.name)
-        yield f"a pruned graph can only be served as tensors: {folder}/{chosen.candidate.name}.onnx"
-    elif chosen and not options.publish:
+    if chosen and not options.publish:
         extra = original_options(options, paths)
         yield f"to serve it: {convert_line(options, chosen.candidate.precision, extra)}"
 
@@ -164,8 +159,7 @@ def _publish(
     from tidegate.app.optimize_candidates import original_options
 
     chosen = findings.chosen
-    if chosen is None or chosen.candidate.pruned:
-        report("not published: convert does not publish a pruned graph under its original's task")
+    if chosen is None:
         return
     known = options.name in KNOWN
     convert_options = ConvertOptions(

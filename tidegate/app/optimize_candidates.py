@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -43,9 +42,7 @@ def find(
     request = ConversionRequest(
         options.name, source, options.samples, original_options(options, paths)
     )
-    subject = Subject(
-        request, registered.open_task, registered.task, options.precisions, options.prune
-    )
+    subject = Subject(request, registered.open_task, registered.task, options.precisions)
     measured = measure(subject, cache, budget, report)
     return Findings(
         name=options.name,
@@ -58,20 +55,11 @@ def find(
     )
 
 
-def keep_pruned(findings: "Findings", folder: Path) -> list[Path]:
-    """Copy the pick's graph to ``folder`` if it is pruned: no other command can build it."""
-    chosen = findings.chosen
-    if chosen is None or not chosen.candidate.pruned or chosen.engine is None:
-        return []
-    return [Path(shutil.copyfile(chosen.engine, folder / f"{chosen.candidate.name}.onnx"))]
-
-
 def _allowed(options: "OptimizeOptions") -> Any:
     from converters.optimize.pareto import Allowed
 
     return Allowed(
         batch_dependent=options.allow_batch_dependent,
-        accuracy_cost=options.accept_accuracy_cost,
         least_cosine=options.min_cosine,
         least_agreement=options.min_agreement,
     )

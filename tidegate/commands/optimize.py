@@ -23,21 +23,6 @@ from tidegate.commands.options import (
 from tidegate.commands.output import print_json, progress
 
 
-class Shares(click.ParamType):
-    """``heads=0.25,channels=0.25``."""
-
-    name = "shares"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from converters.errors import ConversionError
-        from converters.optimize.pruning import Pruning
-
-        try:
-            return value if isinstance(value, Pruning) else Pruning.parse(value)
-        except ConversionError as error:
-            self.fail(str(error), param, ctx)
-
-
 @click.command(
     "optimize", short_help="Measure a model's candidates here, pick one, tune its config"
 )
@@ -54,11 +39,7 @@ class Shares(click.ParamType):
 @click.option(
     "--precisions", default="", help="The precisions to measure, comma-separated. Default: all."
 )
-@click.option(
-    "--prune", type=Shares(), help="Also measure a pruned model: heads=0.25,channels=0.25."
-)
 @click.option("--allow-batch-dependent", is_flag=True, help="Allow int8-dynamic to be picked.")
-@click.option("--accept-accuracy-cost", is_flag=True, help="Allow a pruned model to be picked.")
 @click.option(
     "--min-cosine", type=float, default=0.0, help="The lowest cosine that a pick may have."
 )
@@ -77,8 +58,8 @@ class Shares(click.ParamType):
 def command(as_json: bool, precisions: str, budget: timedelta, **arguments: Any) -> None:
     """Measure every candidate for NAME on this machine, pick one, then search its config.
 
-    Candidates: the original in eager mode, FP32, FP16, 8-bit, graph optimization levels, and
-    pruned ones on request. Results are saved in .tidegate/optimize/NAME/: the same command resumes
+    Candidates: the original in eager mode, FP32, FP16, 8-bit, and graph optimization
+    levels. Results are saved in .tidegate/optimize/NAME/: the same command resumes
     where it was stopped. When both parts run, the model gets 40 % of the budget and the config
     search the rest. Exits 3 if no candidate could be picked.
 

@@ -36,11 +36,12 @@ def accuracy(mean_cosine=1.0, cosine=None, agreement=1.0, failed=(), invariant=T
     return Accuracy(closeness, 1500, tuple(failed), invariant, GRADES[invariant])
 
 
-def row(precision, speed, measured: Accuracy | None, level="all", pruned=False) -> Row:
+def row(precision, speed, measured: Accuracy | None, level="all") -> Row:
     times = {cell.name: Times(speed * cell.rows / 8, 1.0, 2.0) for cell in CELLS}
     ratios = {cell.name: speed / 100 for cell in CELLS}
-    candidate = Candidate(precision, level, pruned)
-    return Row(candidate, measured, times, ratios, 3, size_mb=90.0, memory_mb=120.0)
+    return Row(
+        Candidate(precision, level), measured, times, ratios, 3, size_mb=90.0, memory_mb=120.0
+    )
 
 
 ROWS = (
@@ -52,7 +53,7 @@ ROWS = (
     row("int8-per-row", 200, accuracy(0.9994, 0.995, 0.985)),
     row("int8-dynamic", 260, accuracy(0.99, 0.955, 0.88, invariant=False)),
     row("fp32", 130, accuracy(), "basic"),
-    row("fp32", 180, accuracy(0.8, failed=["parity: lowest cosine"]), pruned=True),
+    row("fp16", 180, accuracy(0.8, failed=["parity: lowest cosine"]), "basic"),
 )
 
 
@@ -69,7 +70,7 @@ def findings(rows=ROWS, allowed=ANY) -> Findings:
 
 def test_the_front_is_what_no_other_beats_in_both():
     assert names(front(ROWS)) == ["int8-dynamic", "int8-per-row", "int8-weight-only", "fp32@basic"]
-    duplicate = replace(ROWS[5], candidate=Candidate("int8-weight-only", pruned=True))
+    duplicate = replace(ROWS[5], candidate=Candidate("int8-weight-only", "basic"))
     assert len(front([ROWS[5], duplicate])) == 1, "a tie is one point"
     assert (
         front([row(ORIGINAL, 100, None), Row(Candidate("int8-weight-only"), reason="ended")]) == []
@@ -83,7 +84,7 @@ def test_the_front_is_what_no_other_beats_in_both():
         (Allowed(least_agreement=0.97), "int8-per-row"),
         (Allowed(least_cosine=0.997), "int8-weight-only"),
         (Allowed(batch_dependent=True), "int8-dynamic"),
-        (Allowed(accuracy_cost=True, least_agreement=0.999), "fp32-pruned"),
+        (Allowed(least_agreement=0.999), "fp32"),
         (Allowed(least_cosine=1.5), None),
     ],
 )
@@ -105,9 +106,10 @@ def test_every_faster_candidate_is_refused_with_its_reason():
     assert "answers depend on the batch" in reasons["int8-dynamic"]
     assert "--allow-batch-dependent" in reasons["int8-dynamic"]
     assert reasons["int8-static"] == "agreement 0.840, below the required 0.97"
-    pruned, level = refusals(ROWS[8], Allowed()), refusals(ROWS[7], Allowed())
-    assert any("--accept-accuracy-cost" in reason for reason in pruned)
-    assert level == ["a graph optimisation level, not a candidate of its own"]
+    assert refusals(ROWS[7], Allowed()) == [
+        "a graph optimisation level, not a candidate of its own"
+    ]
+    assert "outside its tolerance: parity: lowest cosine" in refusals(ROWS[8], Allowed())
     broken = row(
         "int8-weight-only",
         500,
@@ -190,13 +192,9 @@ def test_the_chart_is_a_real_image_of_the_points(tmp_path):
 
 
 def test_candidates():
-    assert [
-        candidate.name for candidate in candidates(["fp32", "int8-weight-only"], pruning=True)
-    ] == [
-        *("fp32", "int8-weight-only", "fp32@disable", "fp32@basic", "fp32@extended"),
-        *("fp32-pruned", "int8-weight-only-pruned"),
-    ]
-    assert len(candidates(["fp32"], pruning=False)) == 4
+    names = [candidate.name for candidate in candidates(["fp32", "int8-weight-only"])]
+    assert names == ["fp32", "int8-weight-only", "fp32@disable", "fp32@basic", "fp32@extended"]
+    assert len(candidates(["fp32"])) == 4
 
 
 def test_a_precision_that_promises_nothing_is_measured_anyway():
@@ -227,7 +225,7 @@ def test_what_would_not_end_in_time_is_not_started():
 
 def test_the_most_promising_are_measured_first():
     precisions = ["fp32", "fp16", "int8-weight-only", "int8-static", "int8-per-row"]
-    ordered = [candidate.name for candidate in candidates(precisions, pruning=False)]
+    ordered = [candidate.name for candidate in candidates(precisions)]
     assert ordered[:5] == ["fp32", "int8-per-row", "int8-static", "int8-weight-only", "fp16"]
     assert all("@" in name for name in ordered[5:])
 
