@@ -5,17 +5,18 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Protocol
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from gateway.api.admin.health import HealthApi
+from gateway.api.admin.health import health_router
 from gateway.api.openai.embeddings import EmbeddingsApi
-from gateway.api.openapi.docs_pages import DocsPages
+from gateway.api.openai.models import models_router
+from gateway.api.openapi.docs_pages import docs_router
 from gateway.api.openapi.document import describe
 from gateway.api.tasks.routes import TaskApi
 from gateway.api.v2.routes import V2Api
@@ -23,11 +24,12 @@ from gateway.background import Background, readiness
 from gateway.core import Gateway
 from gateway.errors import GatewayError, Internal, MethodNotAllowed
 from gateway.heartbeat import SOCKET, heartbeat
-from gateway.http.handler import Endpoint, Handler, LateEndpoint, open_to_all
-from gateway.http.request_context import RequestContext
+from gateway.http.control import ControlRoute, CurrentContext, routes_of
+from gateway.http.handler import Handler, LateEndpoint, open_to_all
+from gateway.http.json_body import to_json
 from gateway.logs import set_up
 from gateway.middleware import Middleware, unknown_path
-from gateway.render import Reply, error_reply, json_reply
+from gateway.render import error_reply
 from gateway.settings import Settings
 from gateway.upstream.replicas import CHECK_S
 from gateway.workers import end_with_parent
@@ -57,10 +59,12 @@ def create_app(settings: Settings) -> Middleware:
     )
     gateway = Gateway(settings)
     app.state.gateway = gateway
+    health = routes_of(health_router(gateway))
     apis = [
-        *HealthApi(gateway).routes(),
-        *DocsPages().routes(),
-        Description(gateway).route(),
+        *health,
+        *routes_of(docs_router()),
+        *routes_of(_description_router(gateway, health)),
+        *routes_of(models_router(gateway)),
         *_late_routes(gateway),
         *V2Api(gateway).routes(),
         *EmbeddingsApi(gateway).routes(),
@@ -126,7 +130,7 @@ def _listeners(gateway: Gateway) -> dict[str, Listener]:
     settings = gateway.settings
     listeners: dict[str, Listener] = {}
     if settings.admin_port:
-        from gateway.api.admin.routes import AdminListener
+        from gateway.api.admin.listener import AdminListener
 
         listeners["admin"] = AdminListener(gateway, settings.admin_port)
     if settings.grpc_port:
@@ -194,25 +198,23 @@ async def _read_first_catalogue(background: Background) -> None:
         await asyncio.sleep(CHECK_S)
 
 
-class Description:
+def _description_router(gateway: Gateway, control_routes: Sequence[Route]) -> APIRouter:
     """The OpenAPI document, which follows the catalogue and shows callers only their models."""
+    router = APIRouter(route_class=ControlRoute, include_in_schema=False)
+    rendered: dict[str, bytes] = {}
 
-    def __init__(self, gateway: Gateway) -> None:
-        self.gateway = gateway
-        self._rendered: dict[str, Reply] = {}
-
-    def route(self) -> Route:
-        return Route("/openapi.json", Endpoint(self.show), methods=["GET"])
-
+    @router.get("/openapi.json")
     @open_to_all  # the middleware requires an identity if the documentation is not open
-    async def show(self, context: RequestContext) -> Reply:
-        catalogue = self.gateway.catalogue.restricted_to(context.may_read)
-        if catalogue.digest not in self._rendered:
-            if len(self._rendered) >= DOCUMENTS:
-                self._rendered.clear()
-            self._rendered[catalogue.digest] = json_reply(describe(TITLE, VERSION, catalogue))
-        document = self._rendered[catalogue.digest]
-        return Reply(200, document.body)
+    async def openapi(context: CurrentContext) -> Response:
+        catalogue = gateway.catalogue.restricted_to(context.may_read)
+        if catalogue.digest not in rendered:
+            if len(rendered) >= DOCUMENTS:
+                rendered.clear()
+            document = describe(TITLE, VERSION, catalogue, control_routes)
+            rendered[catalogue.digest] = to_json(document)
+        return Response(rendered[catalogue.digest], media_type="application/json")
+
+    return router
 
 
 async def _error_response(request: Request, error: Exception) -> Response:

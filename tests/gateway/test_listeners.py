@@ -9,7 +9,7 @@ import grpc
 import httpx
 import pytest
 
-from gateway.api.admin.routes import AdminListener
+from gateway.api.admin.listener import AdminListener
 from gateway.api.grpc.server import GrpcServer
 from gateway.background import readiness
 from gateway.core import Gateway

@@ -127,7 +127,7 @@ async def test_the_viewers_files_are_open_and_read_once(governed):
     for name in ("redoc.standalone.js", "swagger-ui.css", "favicon.png"):
         full = await client.get(f"/static-offline-docs/{name}")
         assert (full.status_code, full.content) == (200, ASSETS[name][0])
-        assert full.headers["content-type"].encode() == ASSETS[name][1]
+        assert full.headers["content-type"] == ASSETS[name][1]
         head = await client.head(f"/static-offline-docs/{name}")
         assert head.headers["content-length"] == str(len(ASSETS[name][0]))
     for path in ("app.py", "../app.py", ""):

@@ -14,6 +14,7 @@ import gateway
 FOLDER = Path(gateway.__file__).parent
 # Modules that most gateways never need.
 OPTIONAL = {
+    "gateway.api.admin.listener",
     "gateway.api.admin.routes",
     "gateway.api.grpc",
     "gateway.api.openai.completions",

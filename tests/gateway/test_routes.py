@@ -1,8 +1,10 @@
 """Every route declares what it needs of its caller; one that does not cannot be served."""
 
 import pytest
+from fastapi import APIRouter
 
 from gateway.app import create_app
+from gateway.http.control import ControlRoute
 from gateway.http.handler import OPEN, Endpoint, Undeclared
 from gateway.settings import Settings
 from tests.gateway.undeclared import undeclared
@@ -17,7 +19,9 @@ async def test_every_route_declares_its_policy():
 
 
 def test_a_handler_without_a_policy_is_not_served():
-    async def forgotten(context): ...
+    async def forgotten(): ...
 
     with pytest.raises(Undeclared, match="forgotten declares no policy"):
         Endpoint(forgotten)
+    with pytest.raises(Undeclared, match="forgotten declares no policy"):
+        APIRouter(route_class=ControlRoute).get("/")(forgotten)

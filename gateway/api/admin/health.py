@@ -1,54 +1,80 @@
 """``/healthz`` and ``/readyz`` for operators, without a key; ``/`` redirects to ``/docs``."""
 
-from typing import Any
+from typing import Any, Literal
 
-from starlette.routing import Route
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+from starlette.responses import RedirectResponse
 
 from gateway.background import readable_readiness, readiness, shown_state
 from gateway.core import Gateway
 from gateway.errors import GatewayError
-from gateway.http.handler import Endpoint, open_to_all
+from gateway.http.control import ControlRoute, CurrentContext
+from gateway.http.handler import open_to_all
 from gateway.http.request_context import RequestContext
-from gateway.render import Reply, json_reply
+
+_NO_KEY: dict[str, Any] = {"security": [{}]}
 
 
-class HealthApi:
-    def __init__(self, gateway: Gateway) -> None:
-        self.gateway = gateway
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
 
-    def routes(self) -> list[Route]:
-        table = {"/": self.start, "/healthz": self.healthz, "/readyz": self.readyz}
-        return [Route(path, Endpoint(table[path]), methods=["GET"]) for path in table]
 
+class Readiness(BaseModel):
+    """``pipelines``: for each that the caller may read, 'ready', 'unproved' or its fault."""
+
+    status: Literal["ready", "not ready"]
+    pipelines: dict[str, str] | None = None
+
+
+def health_router(gateway: Gateway) -> APIRouter:
+    router = APIRouter(route_class=ControlRoute, tags=["health"])
+
+    @router.get("/", include_in_schema=False)
     @open_to_all
-    async def start(self, context: RequestContext) -> Reply:
-        return Reply(307, b"", headers=[(b"location", b"/docs")])
+    async def start() -> Response:
+        return RedirectResponse("/docs")
 
+    @router.get(
+        "/healthz",
+        summary="Whether the gateway runs",
+        operation_id="healthz",
+        openapi_extra=_NO_KEY,
+    )
     @open_to_all
-    async def healthz(self, context: RequestContext) -> Reply:
-        return json_reply({"status": "ok"})
+    async def healthz() -> Health:
+        return Health()
 
+    @router.get(
+        "/readyz",
+        summary="Whether every pipeline answers; with a key, the state of each",
+        operation_id="readyz",
+        openapi_extra=_NO_KEY,
+        response_model_exclude_none=True,
+        responses={503: {"model": Readiness, "description": "Not ready"}},
+    )
     @open_to_all
-    async def readyz(self, context: RequestContext) -> Reply:
-        """200 or 503 for everybody. Once there are tenants, pipelines are named only to a caller
-        who may read them: a name tells a stranger something, and a fault tells more."""
-        faults = readiness(self.gateway)
-        ready = not any(faults.values())
-        document: dict[str, Any] = {"status": "ready" if ready else "not ready"}
-        if await self._is_identified(context):
-            readable = readable_readiness(self.gateway, context)
-            document["pipelines"] = {
-                name: shown_state(self.gateway, name, fault) for name, fault in readable.items()
+    async def readyz(context: CurrentContext, response: Response) -> Readiness:
+        # Once there are tenants, pipelines are named only to a caller who may read them: a name
+        # tells a stranger something, and a fault tells more.
+        is_ready = not any(readiness(gateway).values())
+        response.status_code = 200 if is_ready else 503
+        readable = None
+        if await _is_identified(gateway, context):
+            readable = {
+                name: shown_state(gateway, name, fault)
+                for name, fault in readable_readiness(gateway, context).items()
             }
-        reply = json_reply(document)
-        reply.status = 200 if ready else 503
-        return reply
+        return Readiness(status="ready" if is_ready else "not ready", pipelines=readable)
 
-    async def _is_identified(self, context: RequestContext) -> bool:
-        if not self.gateway.access_control.policy.current.rules.tenants:
-            return True
-        try:
-            await self.gateway.access_control.identify(context)
-        except GatewayError:
-            return False  # a probe with an old key still learns whether the gateway is ready
+    return router
+
+
+async def _is_identified(gateway: Gateway, context: RequestContext) -> bool:
+    if not gateway.access_control.policy.current.rules.tenants:
         return True
+    try:
+        await gateway.access_control.identify(context)
+    except GatewayError:
+        return False  # a probe with an old key still learns whether the gateway is ready
+    return True

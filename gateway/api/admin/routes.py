@@ -1,145 +1,122 @@
-"""The operator's API, on its own listener: metrics, the policy in force, replicas, models."""
+"""The operator's API: metrics, the policy in force, replicas, models; and its own description."""
 
-import asyncio
-import contextlib
-import socket
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
-import uvicorn
-from starlette.applications import Starlette
-from starlette.routing import Route
+from fastapi import APIRouter, Response
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 
+from gateway.api.admin.health import Health
 from gateway.core import Gateway
-from gateway.http.bounded import BoundedProtocol
-from gateway.http.handler import Endpoint, Handler, needs, open_to_all
-from gateway.http.request_context import RequestContext
-from gateway.listening import listening_socket
-from gateway.middleware import Middleware
-from gateway.render import Reply, json_reply
+from gateway.http.control import ControlRoute
+from gateway.http.handler import needs, open_to_all
+from gateway.policy.gateway_toml import Rules
 
-METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
-STOP_S = 5.0
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class AdminApi:
-    def __init__(self, gateway: Gateway) -> None:
-        self.gateway = gateway
-        self._watch_file = gateway.settings.state_folder / "watch.prom"
+class PolicyInForce(BaseModel):
+    """``rules`` has the names of issuers and certificates, and no secrets: the file has none."""
 
-    def routes(self) -> list[Route]:
-        table: dict[str, Handler] = {
-            "/healthz": self.health,
-            "/metrics": self.metrics,
-            "/admin/policy": self.policy,
-            "/admin/replicas": self.replicas,
-            "/admin/models": self.models,
-        }
-        return [Route(path, Endpoint(table[path]), methods=["GET"]) for path in table]
+    version: str
+    rules: Rules
 
+
+class ReplicaState(BaseModel):
+    """``reason`` is why it receives no requests, or ''; ``probes`` has the faults of pipelines."""
+
+    address: str
+    health: Literal["up", "unknown", "down"]
+    reason: str
+    inflight: int
+    models: list[str]
+    probes: dict[str, str]
+
+
+class Replicas(BaseModel):
+    replicas: list[ReplicaState]
+
+
+class ModelState(BaseModel):
+    """``probe`` is '' if the last golden probe succeeded, else the fault; ``proved`` says whether
+    the model has a golden sample."""
+
+    name: str
+    versions: list[str]
+    public: bool
+    probe: str
+    proved: bool
+
+
+class Models(BaseModel):
+    """``faults``: why models that Triton serves cannot be called."""
+
+    models: list[ModelState]
+    faults: dict[str, str]
+
+
+def admin_router(gateway: Gateway) -> APIRouter:
+    router = APIRouter(route_class=ControlRoute, tags=["admin"])
+    watcher_file = gateway.settings.state_folder / "watch.prom"
+
+    @router.get("/healthz", operation_id="healthz", openapi_extra={"security": [{}]})
     @open_to_all
-    async def health(self, context: RequestContext) -> Reply:
-        return json_reply({"status": "ok"})
+    async def healthz() -> Health:
+        """Whether this worker runs."""
+        return Health()
 
+    @router.get("/metrics", response_class=Response, operation_id="metrics")
     @needs("admin")
-    async def metrics(self, context: RequestContext) -> Reply:
-        return Reply(200, self.gateway.metrics.page(self._watch_file), METRICS_TYPE)
+    async def metrics() -> Response:
+        """The metrics of all workers and of the stack's watcher, for Prometheus."""
+        page = gateway.metrics.page(watcher_file)
+        return Response(page, headers={"content-type": METRICS_TYPE})
 
+    @router.get("/admin/policy", operation_id="policy")
     @needs("admin")
-    async def policy(self, context: RequestContext) -> Reply:
-        """The rules in force: names of issuers and certificates, no secrets (the file has none)."""
-        current = self.gateway.access_control.policy.current
-        rules = current.rules.model_dump(mode="json")
-        return json_reply({"version": current.version, "rules": rules})
+    async def policy() -> PolicyInForce:
+        """The rules in force."""
+        current = gateway.access_control.policy.current
+        return PolicyInForce(version=current.version, rules=current.rules)
 
+    @router.get("/admin/replicas", operation_id="replicas")
     @needs("admin")
-    async def replicas(self, context: RequestContext) -> Reply:
+    async def replicas() -> Replicas:
         """Each replica, whether it receives requests, and if not, why."""
-        replicas = [
-            {
-                "address": replica.address,
-                "health": replica.health.name.lower(),
-                "reason": replica.reason,
-                "inflight": replica.inflight,
-                "models": sorted(replica.versions or ()),
-                "probes": {name: fault for name, fault in replica.probes.items() if fault},
-            }
-            for replica in self.gateway.pool.replicas
+        states = [
+            ReplicaState.model_validate(
+                {
+                    "address": replica.address,
+                    "health": replica.health.name.lower(),
+                    "reason": replica.reason,
+                    "inflight": replica.inflight,
+                    "models": sorted(replica.versions or ()),
+                    "probes": {name: fault for name, fault in replica.probes.items() if fault},
+                }
+            )
+            for replica in gateway.pool.replicas
         ]
-        return json_reply({"replicas": replicas})
+        return Replicas(replicas=states)
 
+    @router.get("/admin/models", operation_id="models")
     @needs("admin")
-    async def models(self, context: RequestContext) -> Reply:
+    async def models() -> Models:
         """Every model that can be called, and the result of its last golden probe."""
-        gateway = self.gateway
-        models = [
-            {
-                "name": model.name,
-                "versions": model.versions,
-                "public": model.endpoint_schema is not None,
-                "probe": gateway.probes.get(model.name, ""),
-                "proved": model.probe is not None,
-            }
+        states = [
+            ModelState(
+                name=model.name,
+                versions=list(model.versions),
+                public=model.endpoint_schema is not None,
+                probe=gateway.probes.get(model.name, ""),
+                proved=model.probe is not None,
+            )
             for model in gateway.catalogue.models.values()
         ]
-        return json_reply({"models": models, "faults": gateway.reader.faults})
+        return Models(models=states, faults=gateway.reader.faults)
 
+    @router.get("/openapi.json", include_in_schema=False)
+    @needs("admin")
+    async def openapi() -> dict[str, Any]:
+        return get_openapi(title="Tidegate admin", version="1", routes=router.routes)
 
-class AdminListener:
-    """Serves the admin API in this worker; several workers share the port."""
-
-    def __init__(self, gateway: Gateway, port: int) -> None:
-        """Raises OSError when another program has the port."""
-        routes = AdminApi(gateway).routes()
-        settings = gateway.settings
-        app = Middleware(Starlette(routes=routes), gateway, routes)
-        http_options: dict[str, Any] = {"http": BoundedProtocol}
-        if settings.tls_certificate_file:
-            from gateway.http.tls import Tls
-
-            http_options |= Tls(settings).http()
-        self._config = uvicorn.Config(
-            app,
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            ws="none",
-            timeout_keep_alive=settings.keep_alive_s,
-            timeout_graceful_shutdown=int(STOP_S),
-            **http_options,
-        )
-        self._address = (settings.host, port)
-        self._is_shared = settings.workers > 1
-        self._socket = self._listen()
-
-    def _listen(self) -> socket.socket:
-        listener = listening_socket(*self._address, is_shared=self._is_shared)
-        listener.listen()  # a client that connects before the server has started waits
-        return listener
-
-    async def start(self) -> None:
-        self._server = _Server(self._config)
-        self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]))
-
-    async def serve(self) -> None:
-        """Return only when the server has ended, which it should not; a second call restarts it."""
-        if self._task.done():
-            self._socket.close()
-            self._socket = self._listen()
-            await self.start()
-        await asyncio.wait([self._task])
-
-    async def stop(self) -> None:
-        self._server.should_exit = True
-        await asyncio.wait([self._task], timeout=STOP_S)
-        self._socket.close()
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to the gateway's main server."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+    return router

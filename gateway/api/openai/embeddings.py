@@ -1,4 +1,4 @@
-"""``/v1/embeddings`` and ``/v1/models``: a stock ``openai`` client works unchanged.
+"""``/v1/embeddings``: a stock ``openai`` client works unchanged.
 
 Which pipeline serves which route is declared in its endpoint schema (``openai``), not here.
 """
@@ -21,7 +21,7 @@ from gateway.http.request_context import RequestContext
 from gateway.models.catalogue import Model
 from gateway.models.compiled_endpoint import CompiledEndpoint, Row
 from gateway.models.rows import Tensors, size_of
-from gateway.render import Reply, json_reply
+from gateway.render import Reply
 
 # Fields of OpenAI's API; others are refused, so that a typo is noticed.
 _EMBEDDING_FIELDS = frozenset({"model", "input", "encoding_format", "dimensions", "user"})
@@ -36,21 +36,7 @@ class EmbeddingsApi:
     def routes(self) -> list[Route]:
         return [
             Route("/v1/embeddings", Endpoint(self.embeddings), methods=["POST"]),
-            Route("/v1/models", Endpoint(self.models), methods=["GET"]),
-            Route("/v1/models/{model}", Endpoint(self.one_model), methods=["GET"]),
         ]
-
-    @needs("read")
-    async def models(self, context: RequestContext) -> Reply:
-        """The pipelines that the caller may read, as OpenAI lists models."""
-        public = self.gateway.catalogue.public
-        data = [_model_object(model) for model in public if context.may_read(model.name)]
-        return json_reply({"object": "list", "data": data})
-
-    @needs("read", model="model")
-    async def one_model(self, context: RequestContext) -> Reply:
-        model, _ = self.gateway.catalogue.endpoint(context.param("model"))
-        return json_reply(_model_object(model))
 
     @needs("infer", model=IN_BODY)
     async def embeddings(self, context: RequestContext) -> Reply:
@@ -106,11 +92,6 @@ def resolve_model(
     if route not in endpoint_schema.openai:
         raise NotFound(f"model {quoted(name)} does not serve {route}: choose another model")
     return model, endpoint_schema, endpoint_schema.openai[route]
-
-
-def _model_object(model: Model) -> dict[str, Any]:
-    # OpenAI requires a creation time; a served model has no meaningful one.
-    return {"id": model.name, "object": "model", "created": 0, "owned_by": "tidegate"}
 
 
 def _embedding_body(data: bytes) -> dict[str, Any]:

@@ -7,18 +7,17 @@ a key if that is refused, and stores it in the tab's session storage, nowhere el
 from pathlib import Path
 
 import fastapi_offline
-from starlette.routing import Route
+from fastapi import APIRouter, Response
 
 from gateway.errors import NotFound
-from gateway.http.handler import Endpoint, Handler, open_to_all
-from gateway.http.request_context import RequestContext
-from gateway.render import Reply
+from gateway.http.control import ControlRoute
+from gateway.http.handler import open_to_all
 
 STATIC = "/static-offline-docs"  # the viewers themselves: they work without internet access
 _TYPES = {
-    ".js": b"text/javascript; charset=utf-8",
-    ".css": b"text/css; charset=utf-8",
-    ".png": b"image/png",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".png": "image/png",
 }
 # Read once: opening a file for each request would let strangers use up our descriptors.
 ASSETS = {
@@ -28,16 +27,15 @@ ASSETS = {
 }
 SCRIPT = (Path(__file__).parent / "pages" / "docs.js").read_bytes()
 # Scripts come only from here; Redoc runs a worker that it creates from a blob, and styles inline.
-_HEADERS = [
-    (
-        b"content-security-policy",
-        b"default-src 'self'; script-src 'self'; worker-src blob:; img-src 'self' data: blob:; "
-        b"style-src 'self' 'unsafe-inline'; font-src 'self' data:; form-action 'self'; "
-        b"base-uri 'none'; frame-ancestors 'none'",
+_HEADERS = {
+    "content-security-policy": (
+        "default-src 'self'; script-src 'self'; worker-src blob:; img-src 'self' data: blob:; "
+        "style-src 'self' 'unsafe-inline'; font-src 'self' data:; form-action 'self'; "
+        "base-uri 'none'; frame-ancestors 'none'"
     ),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-]
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -84,31 +82,31 @@ SWAGGER = _page(
 REDOC = _page("redoc", "redoc.standalone.js")
 
 
-class DocsPages:
-    def routes(self) -> list[Route]:
-        table: dict[str, Handler] = {
-            "/docs": self.swagger,
-            "/redoc": self.redoc,
-            "/docs/docs.js": self.script,
-            STATIC + "/{name}": self.asset,
-        }
-        return [Route(path, Endpoint(table[path]), methods=["GET"]) for path in table]
+def docs_router() -> APIRouter:
+    router = APIRouter(route_class=ControlRoute, include_in_schema=False)
 
+    @router.get("/docs")
     @open_to_all
-    async def swagger(self, context: RequestContext) -> Reply:
-        return Reply(200, SWAGGER, b"text/html; charset=utf-8", [*_HEADERS])
+    async def swagger() -> Response:
+        return Response(SWAGGER, media_type="text/html", headers=_HEADERS)
 
+    @router.get("/redoc")
     @open_to_all
-    async def redoc(self, context: RequestContext) -> Reply:
-        return Reply(200, REDOC, b"text/html; charset=utf-8", [*_HEADERS])
+    async def redoc() -> Response:
+        return Response(REDOC, media_type="text/html", headers=_HEADERS)
 
+    @router.get("/docs/docs.js")
     @open_to_all
-    async def script(self, context: RequestContext) -> Reply:
-        return Reply(200, SCRIPT, b"text/javascript; charset=utf-8", [*_HEADERS])
+    async def script() -> Response:
+        return Response(SCRIPT, media_type="text/javascript", headers=_HEADERS)
 
+    @router.get(STATIC + "/{name}")
     @open_to_all
-    async def asset(self, context: RequestContext) -> Reply:
-        asset = ASSETS.get(context.scope["path_params"]["name"])
-        if asset is None:
+    async def asset(name: str) -> Response:
+        if name not in ASSETS:
             raise NotFound("this file does not exist: see /docs")
-        return Reply(200, *asset, [(b"x-content-type-options", b"nosniff")])
+        body, media_type = ASSETS[name]
+        headers = {"x-content-type-options": "nosniff"}
+        return Response(body, media_type=media_type, headers=headers)
+
+    return router

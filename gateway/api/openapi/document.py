@@ -4,6 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fastapi.openapi.utils import get_openapi
+from starlette.routing import BaseRoute
+
 from gateway.api.openapi.schemas import SCHEMAS, TEXT, of
 from gateway.models.catalogue import TEXT_ROUTES, Catalogue, Model
 from gateway.models.compiled_endpoint import CompiledEndpoint
@@ -96,8 +99,13 @@ _MAX_EXAMPLE_VALUES = 64
 _BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
 
-def describe(title: str, version: str, catalogue: Catalogue) -> Json:
-    """The document: every API's routes, over the models of this catalogue."""
+def describe(
+    title: str, version: str, catalogue: Catalogue, control_routes: Sequence[BaseRoute] = ()
+) -> Json:
+    """The document: every API's routes, over the models of this catalogue. FastAPI describes the
+    control routes."""
+    control = get_openapi(title=title, version=version, routes=control_routes)
+    control_schemas = control.get("components", {}).get("schemas", {})
     tasks = {
         f"/v1/{model.name}": {"post": _task(model, model.endpoint_schema)}
         for model in catalogue.public
@@ -109,34 +117,12 @@ def describe(title: str, version: str, catalogue: Catalogue) -> Json:
         "info": {"title": title, "version": version, "description": _INTRODUCTION},
         "servers": [{"url": "/"}],
         "tags": [{"name": name} for name in tags],
-        "paths": tasks | _openai_paths(catalogue) | _v2_paths(catalogue) | _health(),
-        "components": {"schemas": SCHEMAS, "securitySchemes": {"key": _KEY, "api-key": _AZURE}},
+        "paths": tasks | _openai_paths(catalogue) | _v2_paths(catalogue) | control["paths"],
+        "components": {
+            "schemas": SCHEMAS | control_schemas,
+            "securitySchemes": {"key": _KEY, "api-key": _AZURE},
+        },
         "security": [{"key": []}, {"api-key": []}],
-    }
-
-
-def _health() -> Json:
-    alive = _json("OK", of("Health"))
-    ready = _json("Ready", of("Readiness"))
-    not_ready = _json("Not ready", of("Readiness"))
-    return {
-        path: {
-            "get": {
-                "tags": ["health"],
-                "summary": summary,
-                "operationId": path.strip("/"),
-                "security": [{}],
-                "responses": by_status,
-            }
-        }
-        for path, summary, by_status in (
-            ("/healthz", "Whether the gateway runs", {"200": alive}),
-            (
-                "/readyz",
-                "Whether every pipeline answers; with a key, the state of each",
-                {"200": ready, "503": not_ready},
-            ),
-        )
     }
 
 

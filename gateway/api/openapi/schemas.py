@@ -79,16 +79,6 @@ SCHEMAS: Json = {
         ),
     ),
     "V2Error": _object("error", error={**TEXT, "description": "What is wrong and what to do."}),
-    "Health": _object("status", status={"type": "string", "const": "ok"}),
-    "Readiness": _object(
-        "status",
-        status={"type": "string", "enum": ["ready", "not ready"]},
-        pipelines={
-            "type": "object",
-            "additionalProperties": TEXT,
-            "description": "Each pipeline that you may read, and `ready` or what is wrong with it.",
-        },
-    ),
     "OpenAIModel": _object(
         "id object created owned_by",
         id=TEXT,
