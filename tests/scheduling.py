@@ -7,7 +7,6 @@ TOGETHER = frozenset(
     f"tests/{path}.py"
     for path in (
         "e2e/test_bad_input",
-        "e2e/test_canary_gateway",
         "e2e/test_commands",
         "e2e/test_convert",
         "e2e/test_documentation",
