@@ -171,7 +171,7 @@ DOCUMENTS = {
 def test_documents(echo, name, path):
     started = time.monotonic()
     assert echo.post(path, content=DOCUMENTS[name]).status_code in (400, 404, 422)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize(
@@ -190,4 +190,4 @@ def test_strings_are_not_counted_beyond_the_shape(echo, raw, shape):
     started = time.monotonic()
     response = httpx.post(path, content=body, headers={**echo.headers, **headers}, timeout=20)
     assert response.status_code == 400
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10

@@ -17,7 +17,7 @@ def _post_quickly(
 ) -> httpx.Response:
     started = time.monotonic()
     response = _post(stack, path, body, headers or {})
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10  # the worst of these once took minutes
     return response
 
 
@@ -72,10 +72,10 @@ V2_CASES = {
     "a number too large for FP32": (_with(data=[1e39, 2, 3]), "does not fit FP32"),
     "an integer without end": (
         _with().replace(b"1.5", b"9" * 400),
-        "",
+        "does not fit FP32",
     ),
     "ragged nesting": (_with(shape=[2, 2], data=[[1, 2], [3]]), "not nested like shape"),
-    "nested too deeply": (_with(shape=[1, 3], data=[[[1], [2], [3]]]), ""),
+    "nested too deeply": (_with(shape=[1, 3], data=[[[1], [2], [3]]]), "not nested like shape"),
     "data that is no list": (_with(data=3), "needs 'data'"),
     "NaN": (b'{"inputs": [{"name": "INPUT0", "data": [NaN]}]}', "no NaN or Infinity"),
     "Infinity": (b'{"inputs": [{"name": "INPUT0", "data": [-Infinity]}]}', "no NaN or Infinity"),

@@ -90,7 +90,6 @@ def test_keys_are_created_listed_and_revoked(tmp_path):
     [
         (["keys", "revoke", "nobody"], 1, "tidegate keys list"),
         (["keys", "create", ""], 2, "1 to 64 printable"),
-        (["keys", "list"], 0, ""),
         (["no_such_verb"], 2, "No such command"),
         (["up", "--gateway-port", "0"], 2, "1<=x<=65535"),
     ],

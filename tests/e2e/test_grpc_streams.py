@@ -302,13 +302,13 @@ def test_a_message_keeps_its_own_timeout(api, inflight):
     with Streaming(api) as stream:
         started = time.monotonic()
         stream.client.async_stream_infer(
-            "sleeper", [_input([1.0])], timeout=200_000, request_id="late"
+            "sleeper", [_input([3.0])], timeout=200_000, request_id="late"
         )
         error = stream.next()
         assert "deadline_exceeded" in str(error)
-        assert 0.15 < time.monotonic() - started < 0.9
+        assert 0.15 < time.monotonic() - started < 2.9
         assert inflight() == 1
-        wait_until(lambda: inflight() == 0, 3, "Triton's answer")
+        wait_until(lambda: inflight() == 0, 10, "Triton's answer")
         stream.send("counter", [1])
         assert stream.next().as_numpy("y").item() == 0  # and not the late one
 
@@ -371,7 +371,7 @@ def test_a_right_that_ends_ends_the_stream_whether_it_moves_or_not(
             error = stream.next()
             assert error.status() == "StatusCode.PERMISSION_DENIED"
             assert "the rules have changed" in error.message()
-            assert time.monotonic() - started < 2
+            assert time.monotonic() - started < 2.9  # before the model answers
         replicas = server.gateway.pool.replicas
         wait_until(lambda: all(replica.inflight == 0 for replica in replicas), 3, "the permits")
 

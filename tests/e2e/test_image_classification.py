@@ -108,7 +108,7 @@ def test_a_bad_image_is_the_clients_error(stack, name):
     image, message = BAD[name]
     started = time.monotonic()
     response = _form(stack, image)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
     assert response.status_code == 422
     assert response.headers["content-type"] == "application/problem+json"
     assert message in response.json()["detail"]

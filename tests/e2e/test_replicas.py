@@ -309,7 +309,7 @@ def test_without_replicas_requests_fail_at_once_and_nothing_is_ready(pair, gatew
         ready = late.client.get("/readyz")
         assert (ready.status_code, ready.json()["status"]) == (503, "not ready")
         assert late.get("/v2/health/ready").status_code == 503
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 10
     finally:
         late.stop()
 

@@ -118,7 +118,7 @@ def test_a_connection_that_sends_nothing_or_not_all(port, monkeypatch, begin, ex
         started = time.monotonic()
         connection.sendall(begin)
         assert _all(connection) == expected
-        assert 0.2 < time.monotonic() - started < 2
+        assert 0.2 < time.monotonic() - started < 8
 
 
 def test_a_second_head_that_does_not_end(port, monkeypatch):
@@ -145,13 +145,13 @@ def test_a_body_that_trickles_after_its_answer(port, monkeypatch):
         connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
         assert connection.recv(1000).endswith(b"ok")
         started = time.monotonic()
-        while time.monotonic() - started < 3:
+        while time.monotonic() - started < 9:
             try:
                 connection.sendall(b"a")
             except OSError:
                 break
             time.sleep(0.05)
-        assert 0.2 < time.monotonic() - started < 2
+        assert 0.2 < time.monotonic() - started < 8
 
 
 def test_a_body_that_was_refused_may_be_sent_to_its_end(port):

@@ -109,7 +109,7 @@ def test_an_empty_file_is_the_default():
         ('v7" = 10', 'v7" = 101', 47, "less than or equal to 100"),
         ('v7" = 10', 'v7" = 60\n"text_embedding.v8" = 50', 46, "sum must not exceed 100"),
         ("[audit]", "[audit", 49, "Expected"),
-        ('"denied"', '"denied', 50, ""),
+        ('"denied"', '"denied', 50, "Illegal character"),
         ("[audit]", "[roles.analyst]", 49, "twice"),
     ],
 )
