@@ -23,7 +23,7 @@ PEER_bentoml_app := bentoml
 PEER_ENGINE := $(shell grep -E '^(numpy|onnxruntime|tokenizers)==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check format docs load demo bench bench-peers clients clean
+.PHONY: help up test test-fast check format docs load demo bench bench-peers clients clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -38,6 +38,9 @@ test: $(VENV)/.dev ## Install what is needed, run every check and the whole suit
 	@$(call DEBIAN,redis-server,redis-server)
 	@$(call DEBIAN,nginx,nginx-light)
 	@$(BIN)/python -m tests.suite -n $(TEST_WORKERS) --dist loadfile $(ARGS)
+
+test-fast: $(VENV)/.dev ## Only the tests that start no server and are done at once
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) -m unit $(ARGS)
 
 check: $(VENV)/.dev ## Only the fast checks: lint, types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -18,6 +18,7 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import converters.proof.reference_process
 from tests.echoing import echoing
+from tests.marking import MARKERS, has_unit_tests, marker_of, refuse_servers
 from tests.oracles import Oracles
 from tests.running import (
     RunningStack,
@@ -30,8 +31,11 @@ from tests.running import (
 )
 from tests.scheduling import TOGETHER, StackInARow, file_of
 
+TESTS = Path(__file__).parent
 # The function that stops the stack, while it runs.
 STOP_STACK = pytest.StashKey[Callable[[], None]]()
+# The marker of the test that runs now.
+MARKER = pytest.StashKey[str]()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -46,12 +50,35 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput["in_a_row"] = node.config.getoption("dist") == "loadfile"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    refuse_servers(lambda: config.stash.get(MARKER, "") == "unit")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """``-m unit`` does not import files without unit tests."""
+    is_test = collection_path.name.startswith("test_") and collection_path.is_relative_to(TESTS)
+    if config.option.markexpr == "unit" and is_test:
+        return not has_unit_tests(collection_path, TESTS) or None
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)  # before ``-m`` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         file = file_of(item.nodeid)
+        fixtures = frozenset(getattr(item, "fixturenames", ()))
+        item.add_marker(marker_of(item.nodeid, fixtures))
         if "stack" in getattr(item, "fixturenames", ()) and file not in TOGETHER:
             raise pytest.UsageError(f"{file} uses the stack: name it in tests/scheduling.py")
     items.sort(key=lambda item: file_of(item.nodeid) not in TOGETHER)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    item.config.stash[MARKER] = next(
+        mark.name for mark in item.iter_markers() if mark.name in MARKERS
+    )
+    return (yield)
 
 
 @pytest.hookimpl(wrapper=True)

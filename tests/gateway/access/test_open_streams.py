@@ -150,8 +150,8 @@ def _without_the_key(world) -> None:
 def _other_models(world) -> None:
     path = world.folder / "keys.toml"
     text = path.read_text()
-    assert '    "*",\n' in text
-    path.write_text(text.replace('    "*",\n', '    "text_*",\n'))
+    assert 'models = ["*"]' in text
+    path.write_text(text.replace('models = ["*"]', 'models = ["text_*"]'))
 
 
 def _other_tenant(world) -> None:
@@ -161,7 +161,9 @@ def _other_tenant(world) -> None:
 
 def _no_infer(world) -> None:
     path = world.folder / "keys.toml"
-    path.write_text(path.read_text().replace('    "infer",\n', ""))
+    text = path.read_text()
+    assert '"infer", ' in text
+    path.write_text(text.replace('"infer", ', ""))
 
 
 def _other_pepper(world) -> None:

@@ -58,7 +58,7 @@ def test_a_child_is_the_command_itself_in_its_own_session():
 
 def test_a_child_ends_when_its_parent_is_killed():
     code = (
-        "import sys, time; from serving import children; "
+        "import sys, time; from serving.triton import children; "
         "print(children.start(['sleep', '60']).pid, flush=True); time.sleep(60)"
     )
     with subprocess.Popen(

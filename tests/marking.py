@@ -1,0 +1,102 @@
+"""The marker of each test, exactly one, by its file and its fixtures:
+
+- ``unit``: no server, done at once. ``make test-fast`` runs these.
+- ``slow``: no server either, but it converts models or works for seconds.
+- ``triton``: a Triton of its own.
+- ``stack``: several processes: a stack (``tidegate up``), gateways, Redis, nginx.
+
+What is not listed here is ``stack`` in tests/e2e and ``unit`` elsewhere; a unit test that starts a
+server fails (``refuse_servers``).
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+MARKERS = ("unit", "slow", "triton", "stack")
+# Fixtures that start a stack, or Redis.
+STACKS = frozenset(("stack", "built", "echo", "echo_policy", "counted"))
+SERVERS = frozenset(("tritonserver", "redis-server", "nginx"))
+# Folders, files and tests, under tests/ and without the ending.
+LISTED = {
+    "stack": (
+        "gateway/limits/test_overshoot",
+        "gateway/limits/test_redis_ill",
+        "gateway/limits/test_redis_store",
+        "test_gpu_check",
+    ),
+    "triton": (
+        "e2e/test_convert_engine",
+        "e2e/test_convert_folders",
+        "e2e/test_convert_images",
+        "e2e/test_convert_tensors",
+        "e2e/test_convert_texts_of_tables",
+        "e2e/test_optimize",
+        "e2e/test_prove",
+        "e2e/test_publish",
+        "e2e/test_publish_canary",
+        "e2e/test_publish_config_profiles",
+        "e2e/test_publish_killed",
+        "e2e/test_publish_replicas",
+        "e2e/test_publish_watch",
+        "gateway/upstream/test_http_upstream_on_triton",
+        "serving/health/test_hangs",
+        "serving/health/test_progress",
+        "serving/lint/test_lint_corpus",
+        "serving/triton/test_control",
+        "serving/triton/test_installation::test_the_wheel_is_found_and_its_server_runs",
+        "serving/triton/test_loading",
+    ),
+    "slow": (
+        "converters/optimize",
+        "converters/precisions",
+        "converters/proof",
+        "converters/sources/test_lora",
+        "converters/sources/test_no_traceback",
+        "converters/sources/test_text_sources",
+        "converters/tasks",
+        "converters/tensorrt/test_trt_names::test_the_type_checker_sees_what_is_wrong",
+        "converters/test_conversion",
+        "ensembles/test_decode_image::test_the_largest_image_takes_a_known_amount",
+        "gateway/api/grpc/test_grpc_wire::test_never_otherwise_than_protobuf",
+        "gateway/api/v2/test_large_bodies",
+        "gateway/api/v2/test_v2_request::test_any_json_is_parsed_or_invalid",
+        "gateway/audit/test_audit",
+        "gateway/limits/test_shared_slots",
+        "gateway/policy/test_policy_cut",
+        "gateway/test_optional_parts",
+        "test_layers",
+        "test_suite",
+    ),
+}
+
+
+def marker_of(nodeid: str, fixtures: frozenset[str] = frozenset()) -> str:
+    """The marker of the test ``nodeid``, which uses these fixtures."""
+    if fixtures & STACKS:
+        return "stack"
+    file, _, test = nodeid.removeprefix("tests/").partition("::")
+    path = file.removesuffix(".py")
+    names = {path, path.rpartition("/")[0], f"{path}::{test.partition('[')[0]}"}
+    for marker, entries in LISTED.items():
+        if names & set(entries):
+            return marker
+    return "stack" if path.startswith("e2e/") else "unit"
+
+
+def has_unit_tests(file: Path, tests: Path) -> bool:
+    """Whether a file is imported to run the unit tests: importing all takes half a minute."""
+    path = file.relative_to(tests).with_suffix("").as_posix()
+    return marker_of(f"tests/{path}.py") == "unit"
+
+
+def refuse_servers(is_refused: Callable[[], bool]) -> None:
+    """From now on this process starts no server while ``is_refused()``."""
+
+    def audit(event: str, arguments: tuple) -> None:
+        if event == "subprocess.Popen" and is_refused():
+            words = [str(word).rsplit("/", 1)[-1] for word in arguments[1] or ()]
+            if SERVERS & set(words):
+                raise RuntimeError(f"a unit test starts {words}: list it in tests/marking.py")
+
+    sys.addaudithook(audit)
