@@ -49,8 +49,8 @@ async def test_a_worker_that_has_ended_is_not_waited_for(workers, tmp_path, monk
     path, (first, second) = tmp_path / "gateway.toml", workers
     set_weights(path, "mood", {"mood.v2": 20})
     first.refresh()
-    os.close(second._taken._descriptor)  # as its end does, by kill -9 too
-    second._taken._descriptor = None
+    os.close(second._applied_policy._descriptor)  # as its end does, by kill -9 too
+    second._applied_policy._descriptor = None
     wait_until_taken(path)
     assert len(list((tmp_path / FOLDER).iterdir())) == 1
 
