@@ -18,10 +18,11 @@ from converters.errors import ConversionError
 from converters.proof.attempt import attempted
 from converters.proof.checks import Proof
 from converters.proof.record import Record
+from converters.proof.reference import Reference
 from converters.proof.runner import OpenRunner, onnx_runner
 from converters.proof.self_test import compared_layers, graph_self_test
 from converters.proof.tolerance import tolerance
-from converters.task import Reference, Task
+from converters.task import Task
 
 GRAPH, METADATA, ANSWERS = "model.onnx", "metadata.json", "original.npz"
 STEPS = ("pre", "post")
@@ -154,6 +155,18 @@ def _write_precision(
     exercised = task.exercised(reference)
     for line in exercised:
         report(f"{reference.name}: {line}")
-    record = Record.start(task, options, source_sha256(task), proof, target, exercised)
+    record = Record.start(
+        name=reference.name,
+        task=task.name,
+        source=task.request.source,
+        precision=options.precision,
+        accepted=options.accepted,
+        source_sha256=source_sha256(task),
+        packages=task.reference_packages,
+        options=task.request.options,
+        proof=proof,
+        engine=target,
+        exercised=exercised,
+    )
     record.require()
     record.save(folder)

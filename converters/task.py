@@ -17,13 +17,10 @@ from converters.cache import Progress
 from converters.errors import ConversionError, SourceRefused
 from converters.proof.checks import Check
 from converters.proof.closeness import Closeness
+from converters.proof.reference import Feed, Reference
 from converters.proof.runner import OpenRunner, onnx_runner
-from converters.proof.tolerance import Tolerance
 from modelspec.golden import Golden
 
-Metadata = Mapping[str, Any]
-Answers = Mapping[str, np.ndarray]
-Feed = Mapping[str, np.ndarray]
 Eager = Callable[[Feed], object]
 LAYER_SAMPLES = 12
 
@@ -38,18 +35,6 @@ class ConversionRequest:
     source: str
     samples: Path | None = None
     options: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Reference:
-    """An original and its answers. ``folder`` contains the files of the pipeline's steps (``pre/``,
-    ``post/``) and whatever ``Task.ask`` wrote there; ``answers`` is what ``Task.ask`` returned."""
-
-    name: str
-    folder: Path
-    metadata: Metadata
-    answers: Answers
-    tolerance: Tolerance
 
 
 class Task(ABC):
@@ -126,7 +111,7 @@ class Task(ABC):
     def prove_served(self, address: str, reference: Reference) -> list[Check]:
         """Send the same samples, raw, to the pipeline that Triton serves at this gRPC address."""
 
-    oracle_packages: ClassVar[tuple[str, ...]] = ()  # besides cache.TOOLS; versions are recorded
+    reference_packages: ClassVar[tuple[str, ...]] = ()  # besides cache.TOOLS; versions are recorded
 
     def layer_feeds(self, reference: Reference) -> Iterator[Feed]:
         """A few samples on which the layers are compared."""

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from converters.proof.reference import Reference
 from converters.proof.token_graph import TokenGraph
-from converters.task import Reference
 from converters.tasks.text.served_text import ServedText
 from converters.tasks.text.text_task import TOKENIZER
 

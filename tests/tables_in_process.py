@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from converters.conversion import reference_in
-from converters.sources.table import Table
-from converters.task import ConversionRequest, Reference
+from converters.proof.reference import Reference
+from converters.table import Table
+from converters.task import ConversionRequest
 from converters.tasks.tabular.checks import TableGraph, scores_by_label
 from converters.tasks.tabular.reference import noise_of_answers
 from converters.tasks.tabular.task import TabularClassification, TabularRegression, TabularTask

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from converters.errors import SourceRefused
 from converters.export.graph_names import ALL
-from converters.sources.table import MISSING, Column, Table
+from converters.table import MISSING, Column, Table
 
 YES, NO = -1.0, 1.0
 MAX_CELLS = 20_000_000

@@ -10,8 +10,8 @@ import torch
 from onnx import helper
 
 from converters.errors import ExportFailed
+from converters.export.tensor_info import TensorInfo
 from converters.export.torch2onnx import OPSET, _quiet
-from converters.sources.tensor_source import TensorInfo
 
 # The exporter fails on an output whose name is also used inside the graph: outputs are renamed
 # afterwards.
@@ -26,10 +26,18 @@ class _PositionalModule(torch.nn.Module):
         self.module, self.names = module, list(names)
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        from converters.sources.torch_factory import named_outputs
-
         result = self.module(**dict(zip(self.names, inputs, strict=True)))
         return tuple(named_outputs(result).values())
+
+
+def named_outputs(outputs: Any) -> dict[str, Any]:
+    """A module's outputs by name."""
+    if isinstance(outputs, Mapping):
+        return {str(name): value for name, value in outputs.items()}
+    if isinstance(outputs, tuple | list):
+        fields = getattr(outputs, "_fields", [f"output_{i}" for i in range(len(outputs))])
+        return dict(zip(fields, outputs, strict=True))
+    return {"output": outputs}
 
 
 def export_module(

@@ -9,8 +9,9 @@ from typing import Any
 from converters.proof.attempt import attempted
 from converters.proof.checks import Check
 from converters.proof.closeness import Closeness
+from converters.proof.reference import Reference
 from converters.proof.tolerance import INDEPENDENT, Tolerance, graded, tolerance
-from converters.task import Reference, Task
+from converters.task import Task
 
 # Prefixes of the checks that measure whether an answer depends on its batch or its padding.
 INVARIANCE = ("batch", "padding")

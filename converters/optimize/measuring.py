@@ -26,7 +26,8 @@ from converters.optimize.measurement_cache import MeasurementCache
 from converters.optimize.pareto import Row
 from converters.optimize.timing import TimedCandidate, Timer, Timings
 from converters.precisions.write import write_precision
-from converters.task import ConversionRequest, Reference, Task
+from converters.proof.reference import Reference
+from converters.task import ConversionRequest, Task
 
 LEFT_OUT = "not measured, and so not considered: the time budget ended first (--budget)"
 # The original answers the larger set of samples only if this much of the budget is left.

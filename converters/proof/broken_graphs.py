@@ -3,16 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from converters.errors import ConversionError
-
-if TYPE_CHECKING:
-    from converters.task import Reference, Task
+from converters.proof.reference import ProvedTask, Reference
 
 LAYERS = ("MatMul", "Gemm", "Conv")
 # Operators whose output has their input's shape: the graph still runs when one is left out.
@@ -27,7 +24,7 @@ NORMALISING = (
 
 
 def broken_graphs(
-    task: "Task", reference: "Reference", source: Path, precision: str, folder: Path
+    task: ProvedTask, reference: Reference, source: Path, precision: str, folder: Path
 ) -> Iterator[tuple[str, list[Path]]]:
     """The kinds of fault, each with graphs that have it in different positions; no graph where
     there is nothing to break in that way."""
@@ -119,7 +116,7 @@ def dropped_mask(source: Path, folder: Path) -> Iterator[Path]:
 
 
 def _calibrated_on_zeros(
-    task: "Task", reference: "Reference", source: Path, folder: Path
+    task: ProvedTask, reference: Reference, source: Path, folder: Path
 ) -> Iterator[Path]:
     from converters.precisions.write import write_precision
 

@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from converters.proof.checks import Check, at_most, worst_difference
-from converters.proof.token_graph import TokenGraph
+from converters.proof.token_graph import TokenGraph, text_of_tokens
 from converters.proof.tolerance import Tolerance
-from converters.tasks.text.samples import text_of_tokens
 
 BATCH_SIZES = (1, 2, 64)
 

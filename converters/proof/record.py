@@ -7,16 +7,11 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from converters.cache import PROOF_FILE, TOOLS, files_sha256
 from converters.errors import ProofFailed
 from converters.proof.checks import Check, Proof
 from converters.proof.tolerance import grade, graded
-
-if TYPE_CHECKING:
-    from converters.conversion import ConversionOptions
-    from converters.task import Task
 
 PAGE_FILE = "proof.md"
 
@@ -49,26 +44,33 @@ class Record:
     @classmethod
     def start(
         cls,
-        task: "Task",
-        options: "ConversionOptions",
+        *,
+        name: str,
+        task: str,
         source: str,
+        precision: str,
+        accepted: str,
+        source_sha256: str,
+        packages: Sequence[str],
+        options: Mapping[str, str],
         proof: Proof,
         engine: Path,
         exercised: Sequence[str] = (),
     ) -> "Record":
-        """The record of a newly proved graph; ``exercised`` is the result of ``Task.exercised``."""
+        """The record of a newly proved graph, the file ``engine``. The versions of ``packages`` are
+        recorded besides those of ``cache.TOOLS``."""
         return cls(
-            name=task.request.name,
-            task=task.name,
-            source=Path(task.request.source).name,
-            precision=options.precision,
-            grade=measured_grade(options.precision, proof.checks),
-            source_sha256=source,
+            name=name,
+            task=task,
+            source=Path(source).name,
+            precision=precision,
+            grade=measured_grade(precision, proof.checks),
+            source_sha256=source_sha256,
             engine_sha256=files_sha256([engine]),
-            accepted=options.accepted,
-            tools={tool: version(tool) for tool in (*TOOLS, *task.oracle_packages)},
+            accepted=accepted,
+            tools={tool: version(tool) for tool in (*TOOLS, *packages)},
             proofs=(proof,),
-            options=dict(task.request.options),
+            options=dict(options),
             made_on=datetime.now(UTC).date().isoformat(),
             exercised=tuple(exercised),
         )

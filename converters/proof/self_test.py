@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,10 +21,8 @@ from converters.proof.broken_graphs import broken_graphs
 from converters.proof.checks import Check, at_most
 from converters.proof.closeness import departure, spread_of
 from converters.proof.layers import Layers
+from converters.proof.reference import ProvedTask, Reference
 from converters.proof.tolerance import SHARES, tolerance
-
-if TYPE_CHECKING:
-    from converters.task import Reference, Task
 
 Checks = Callable[[np.ndarray], list[Check]]
 NAME = "self-test: planted faults that would pass"
@@ -134,7 +131,7 @@ def _is_same(answers: np.ndarray, original: np.ndarray) -> bool:
     return error.largest <= limits.largest and error.lost <= limits.lost
 
 
-def graph_self_test(task: "Task", reference: "Reference", precision: str) -> Check:
+def graph_self_test(task: ProvedTask, reference: Reference, precision: str) -> Check:
     """How many faults planted into the graph itself pass within the limits of ``precision``.
 
     The faults are planted into the FP32 graph of ``reference``, which is run on a few samples: what
@@ -159,13 +156,13 @@ def graph_self_test(task: "Task", reference: "Reference", precision: str) -> Che
     return at_most(f"{NAME}, graphs", len(passed), 0, _summary(passed, detected, unchanged))
 
 
-def compared_layers(task: "Task", engine: Path, reference: "Reference") -> list[Check]:
+def compared_layers(task: ProvedTask, engine: Path, reference: Reference) -> list[Check]:
     """Each layer of ``engine`` against the FP32 graph of ``reference``, within its tolerance."""
     layers = Layers(reference.folder / "model.onnx", list(task.layer_feeds(reference)))
     return layers.checks(engine, reference.tolerance.layers)
 
 
-def _is_detected(task: "Task", reference: "Reference", engine: Path, layers: Layers) -> bool:
+def _is_detected(task: ProvedTask, reference: Reference, engine: Path, layers: Layers) -> bool:
     """Whether the layers, the answers or the mask show a fault; the cheapest checks come first."""
     return any(
         not check.passed

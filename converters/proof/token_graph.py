@@ -1,6 +1,6 @@
 """A converted text graph behind the original's own tokenizer file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +69,20 @@ class TokenGraph:
     def length(self, text: str) -> int:
         """Tokens in the text, special tokens included."""
         return len(self._tokenizer.encode(text).ids)
+
+
+def text_of_tokens(texts: Sequence[str], tokens: Callable[[str], int], limit: int) -> str:
+    """A real text of almost ``limit`` tokens: the texts joined, repeated where they are too few,
+    and cut to the longest prefix of at most ``limit`` tokens. "" when no prefix is that short.
+    ``tokens`` counts a text's tokens."""
+    joined = " ".join(texts)
+    while tokens(joined) <= limit:
+        joined = f"{joined} {joined}"
+    fits, too_long = 0, len(joined)
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        if tokens(joined[:middle]) <= limit:
+            fits = middle
+        else:
+            too_long = middle
+    return joined[:fits].strip()

@@ -13,9 +13,9 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 
 from converters.errors import SourceMissing, SourceRefused
+from converters.export.tensor_info import TensorInfo
 from converters.sources.graph_probe import probe
-from converters.sources.tensor_source import Group, ReferenceOutputs, TensorInfo, TensorSource
-from converters.tasks.tensors.graph_reference import ask_reference
+from converters.sources.tensor_source import Group, TensorSource
 
 # The most that protobuf, and so one file, can hold.
 SIZE_LIMIT_BYTES = 2 * 1024**3 - 1
@@ -32,20 +32,20 @@ class GraphFile(TensorSource):
         _require_small(self.path, self._external)
         # The graph that is run, served and proved: the file itself, or a copy whose BF16 inputs and
         # outputs are FP32.
-        self._graph_path = self.path
+        self.graph_path = self.path
         if _bf16_tensors(model.graph):
             folder = mkdtemp(prefix="tidegate-graph-")
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            self._graph_path = _without_bf16(self.path, Path(folder))
-        metadata = probe(self._graph_path, self.path)
-        declared = [TensorInfo.from_facts(tensor) for tensor in metadata["inputs"]]
+            self.graph_path = _without_bf16(self.path, Path(folder))
+        metadata = probe(self.graph_path, self.path)
+        declared = [TensorInfo.from_metadata(tensor) for tensor in metadata["inputs"]]
         # JSON has no FP16: such an input is served as FP32 and rounded inside the graph.
         self._fp16_inputs = frozenset(info.name for info in declared if info.dtype == "FP16")
         self.inputs = tuple(
             replace(info, dtype="FP32") if info.name in self._fp16_inputs else info
             for info in declared
         )
-        self.outputs = tuple(TensorInfo.from_facts(tensor) for tensor in metadata["outputs"])
+        self.outputs = tuple(TensorInfo.from_metadata(tensor) for tensor in metadata["outputs"])
         self._ids = {name: np.array(counts) for name, counts in metadata["ids"].items()}
 
     def files(self) -> list[Path]:
@@ -71,22 +71,19 @@ class GraphFile(TensorSource):
         """Write the graph to ``target``: external data is embedded, so that the engine is one file,
         and FP16 inputs accept FP32."""
         if not self._external and not self._fp16_inputs:
-            target.write_bytes(self._graph_path.read_bytes())
+            target.write_bytes(self.graph_path.read_bytes())
             return
-        model = onnx.load(self._graph_path)
+        model = onnx.load(self.graph_path)
         for name in sorted(self._fp16_inputs):
             _accept_fp32(model.graph, name)
         onnx.save(model, target)
 
-    def ask(self, groups: Sequence[Group], folder: Path) -> ReferenceOutputs:
-        rounded = [
-            {
-                name: values.astype(np.float16) if name in self._fp16_inputs else values
-                for name, values in group.items()
-            }
-            for group in groups
-        ]
-        return ask_reference(self._graph_path, rounded, folder)
+    def stored_types(self, group: Group) -> Group:
+        """The group in the dtypes of the graph's own inputs: FP16 where it reads FP16."""
+        return {
+            name: values.astype(np.float16) if name in self._fp16_inputs else values
+            for name, values in group.items()
+        }
 
 
 def _bf16_tensors(graph: onnx.GraphProto) -> list[str]:

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from converters.errors import SourceRefused
+from converters.export.tensor_info import TensorInfo
 from converters.offline import OFFLINE
-from converters.sources.tensor_source import TensorInfo
 
 TIMEOUT_S = 300.0
 # Address space: the runtime itself maps about 2 GB, and constant folding makes copies.
@@ -167,10 +167,10 @@ def remedy(text: str) -> str:
 def _ids(session: Any, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """``id_counts`` of the graph, measured with made-up rows; {} when it takes none of them."""
     from converters.sources.ids import id_counts
-    from converters.tasks.tensors.checks import to_feed
-    from converters.tasks.tensors.samples import made_up
+    from converters.sources.made_up_rows import made_up
+    from converters.sources.tensor_source import to_feed
 
-    tensors = [TensorInfo.from_facts(metadata) for metadata in inputs]
+    tensors = [TensorInfo.from_metadata(metadata) for metadata in inputs]
     (*_, group) = made_up(tensors)
     row = {
         name: np.zeros_like(values[:1]) if values.dtype.kind in "iu" else values[:1]

@@ -19,8 +19,8 @@ from converters.export.category_graph import (
 )
 from converters.export.tabular_graph import tree_graph
 from converters.export.trees2onnx import Tree, thresholds_by_feature
-from converters.sources.table import Column, Table
 from converters.sources.tabular_model import Forest, TabularModel
+from converters.table import Column, Table
 
 ZERO = float(np.float32(1e-35))  # its kZeroThreshold
 LINKS = {

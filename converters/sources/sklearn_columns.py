@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from converters.errors import SourceRefused
-from converters.sources.table import Column
 from converters.sources.vectorizers import is_vectorizer, words_of
+from converters.table import Column
 
 
 @dataclass(frozen=True)

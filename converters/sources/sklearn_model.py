@@ -21,9 +21,9 @@ from converters.sources.sklearn_columns import (
 from converters.sources.sklearn_target import with_target, without_target
 from converters.sources.sklearn_trees import estimator_thresholds, has_jumps, tree_sum
 from converters.sources.skops_file import load_skops
-from converters.sources.table import MISSING, Column, Table, ordinary_row
 from converters.sources.tabular_model import Forest, TabularModel
 from converters.sources.vectorizers import vectorizer_document, vocabulary_note
+from converters.table import MISSING, Column, Table, ordinary_row
 
 KIND_REMARKS = {
     "outliers": (
@@ -109,7 +109,7 @@ class SklearnModel(TabularModel):
         return np.array([index_of[str(label)] for label in predicted], dtype=np.int64)
 
     def graph(self) -> onnx.ModelProto:
-        from converters.export.sklearn2onnx import convert_estimator
+        from converters.sources.sklearn2onnx import convert_estimator
 
         columns = self._trained if self.by_name else None
         vectorizers = [vectorizer for _, vectorizer in self.vectorizers]

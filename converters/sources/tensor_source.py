@@ -2,13 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from converters.errors import SourceRefused
+from converters.export.tensor_info import TensorInfo
 
 # Rows of the same shape: each input's array [n, *dims].
 Group = Mapping[str, np.ndarray]
@@ -28,33 +28,6 @@ NUMPY_TYPES: Mapping[str, type] = {
     "FP64": np.float64,
     "BYTES": np.str_,
 }
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """An input or output. ``dims`` exclude the batch axis; -1 is an axis of any length, and axes
-    with the same name in ``axes`` have the same length. ``flat``: the graph has no axis besides the
-    batch's."""
-
-    name: str
-    dtype: str
-    dims: tuple[int, ...]
-    axes: tuple[str, ...] = ()
-    flat: bool = False
-
-    @property
-    def public_dims(self) -> tuple[int, ...]:
-        """The dims as Triton declares them, which needs an axis besides the batch's."""
-        return self.dims or (1,)
-
-    def metadata(self) -> dict[str, Any]:
-        """The fields as the pipeline's declaration holds them."""
-        return {**asdict(self), "dims": list(self.dims), "axes": list(self.axes)}
-
-    @classmethod
-    def from_facts(cls, metadata: Mapping[str, Any]) -> "TensorInfo":
-        """The inverse of ``metadata``."""
-        return cls(**{**metadata, "dims": tuple(metadata["dims"]), "axes": tuple(metadata["axes"])})
 
 
 @dataclass(frozen=True)
@@ -103,9 +76,13 @@ class TensorSource(ABC):
     def write(self, target: Path) -> None:
         """Write the graph as one file."""
 
-    @abstractmethod
-    def ask(self, groups: Sequence[Group], folder: Path) -> ReferenceOutputs:
-        """The original's outputs, computed one row at a time in a separate process."""
+
+def to_feed(group: Group) -> dict[str, np.ndarray]:
+    """The group as ONNX Runtime takes it: texts as object arrays."""
+    return {
+        name: values.astype(object) if values.dtype.kind == "U" else values
+        for name, values in group.items()
+    }
 
 
 def require_servable(tensors: Sequence[TensorInfo], side: str) -> None:

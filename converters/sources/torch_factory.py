@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ import numpy as np
 import torch
 
 from converters.errors import SourceMissing, SourceRefused
+from converters.export.module2onnx import export_module, named_outputs
+from converters.export.tensor_info import TensorInfo
 from converters.sources.ids import id_counts
-from converters.sources.tensor_source import Group, ReferenceOutputs, TensorInfo, TensorSource
+from converters.sources.tensor_source import Group, TensorSource
 
 V2_TYPES = {
     torch.bool: "BOOL",
@@ -78,21 +80,7 @@ class TorchFactory(TensorSource):
         )
 
     def write(self, target: Path) -> None:
-        from converters.export.module2onnx import export_module
-
         export_module(self.module, self._example, self.outputs, target)
-
-    def ask(self, groups: Sequence[Group], folder: Path) -> ReferenceOutputs:
-        from converters.tasks.tensors.torch_reference import ask_module
-
-        names = [output.name for output in self.outputs]
-        reference, digest = ask_module(self.source, names, groups, folder)
-        if digest != self.settings():
-            raise SourceRefused(
-                f"{self.source} builds a different model each time it is called (random weights?): "
-                "load trained weights, or seed it"
-            )
-        return reference
 
 
 def find_factory(source: str) -> tuple[Callable[[], Any], Path]:
@@ -268,16 +256,6 @@ def _require_batch_axis(source: str, outputs: Mapping[str, Any], rows: int) -> N
                 f"{source}: output {name!r} is {shape} for {rows} rows: every output must be a "
                 "tensor with the batch as its first axis"
             )
-
-
-def named_outputs(outputs: Any) -> dict[str, Any]:
-    """A module's outputs by name."""
-    if isinstance(outputs, Mapping):
-        return {str(name): value for name, value in outputs.items()}
-    if isinstance(outputs, tuple | list):
-        fields = getattr(outputs, "_fields", [f"output_{i}" for i in range(len(outputs))])
-        return dict(zip(fields, outputs, strict=True))
-    return {"output": outputs}
 
 
 def weights_sha256(module: torch.nn.Module) -> str:

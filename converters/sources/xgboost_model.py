@@ -20,8 +20,8 @@ from converters.export.category_graph import (
 )
 from converters.export.tabular_graph import linear_graph, tree_graph
 from converters.export.trees2onnx import Tree, thresholds_by_feature
-from converters.sources.table import Column, Table
 from converters.sources.tabular_model import NO_OPTIONS, Forest, TabularModel
+from converters.table import Column, Table
 
 # Objective -> the link from raw scores to a prediction.
 LINKS = {

@@ -8,7 +8,8 @@ from serving.triton.ports import Ports, free_ports
 
 if TYPE_CHECKING:
     from converters.proof.checks import Proof
-    from converters.task import Reference, Task
+    from converters.proof.reference import Reference
+    from converters.task import Task
 
 
 def proved_through_triton(

@@ -195,7 +195,7 @@ def task_of(source: str, options: Mapping[str, str] = NOTHING) -> str | None:
     path = Path(source)
     suffix = path.suffix.lower()
     if suffix in TABLES:
-        model = _import_name("converters.sources.tabular_model:open_model")(path, options)
+        model = _import_name("converters.sources.tabular_file:open_model")(path, options)
         return "tabular-classification" if model.labels else "tabular-regression"
     if suffix == ".onnx":
         return "tensors"

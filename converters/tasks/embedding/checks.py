@@ -18,9 +18,9 @@ from converters.proof.closeness import (
 )
 from converters.proof.invariance import invariance_checks
 from converters.proof.parity import lowest_cosine, mean_difference, same_decision, spread_checks
+from converters.proof.reference import Reference
 from converters.proof.self_test import answers_self_test
 from converters.proof.token_graph import TokenGraph
-from converters.task import Reference
 from converters.tasks.text.answered import few_of_each_length, reference_texts
 
 

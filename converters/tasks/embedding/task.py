@@ -11,6 +11,7 @@ from converters.cache import Progress
 from converters.proof.checks import Check
 from converters.proof.closeness import Closeness
 from converters.proof.exercised import spread_lines
+from converters.proof.reference import Reference
 from converters.proof.runner import OpenRunner, onnx_runner
 from converters.sources.huggingface import HuggingFaceFolder, TokenizerFile
 from converters.sources.sentence_embedding import (
@@ -21,7 +22,6 @@ from converters.sources.sentence_embedding import (
     static_tokenizer,
 )
 from converters.sources.token_model import probe_ids
-from converters.task import Reference
 from converters.tasks.embedding import checks as embedding_proof
 from converters.tasks.embedding.reference import embed
 from converters.tasks.embedding.served import served_checks
@@ -39,7 +39,7 @@ class Embedding(TextTask):
     name: ClassVar[str] = "embedding"
     output: ClassVar[str] = "sentence_embedding"
     per_text: ClassVar[tuple[str, ...]] = ("texts", "vectors", "token_count")
-    oracle_packages: ClassVar[tuple[str, ...]] = ("sentence-transformers",)
+    reference_packages: ClassVar[tuple[str, ...]] = ("sentence-transformers",)
     auto_class: ClassVar[str] = "AutoModel"
     folder: SentenceFolder
 

@@ -12,10 +12,10 @@ import numpy as np
 from converters.proof.checks import Check, at_most, worst_difference
 from converters.proof.closeness import Closeness, beyond_noise, closeness, same_decision
 from converters.proof.parity import spread_checks
+from converters.proof.reference import Reference
 from converters.proof.runner import OpenRunner, onnx_runner
+from converters.proof.scores import FUNCTIONS, parity
 from converters.proof.self_test import answers_self_test
-from converters.task import Reference
-from converters.tasks.text_classification.checks import FUNCTIONS, parity
 
 BATCH_SIZES = (1, 2, 3, 16)
 ROWS = 16

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from converters.proof.checks import Check, at_most
+from converters.proof.reference import Reference
 from converters.proof.runner import OpenRunner, onnx_runner
 from converters.sources.efficientnet import DEVIATION, MEAN, SIDE, load, weights_file
-from converters.task import ConversionRequest, Reference
+from converters.task import ConversionRequest
 from converters.tasks.image_classification import efficientnet_reference as image_oracle
 from converters.tasks.image_classification.checks import image_names
 from converters.tasks.image_classification.image_task import ImageTask

@@ -17,9 +17,10 @@ from converters.export.torch2onnx import export_image_model
 from converters.proof.checks import Check
 from converters.proof.closeness import Closeness
 from converters.proof.exercised import label_lines, spread_lines
+from converters.proof.reference import Feed, Reference
 from converters.proof.runner import OpenRunner, onnx_runner
 from converters.sources.image_rules import COLOURS
-from converters.task import Eager, Feed, Reference, Task
+from converters.task import Eager, Task
 from converters.tasks.image_classification.checks import (
     Graph,
     failed,

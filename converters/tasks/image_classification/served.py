@@ -14,7 +14,7 @@ import numpy as np
 from tritonclient import grpc as triton
 
 from converters.proof.checks import Check, at_most, worst_difference
-from converters.task import Reference
+from converters.proof.reference import Reference
 from converters.tasks.image_classification.checks import checked, image_names
 from converters.tasks.image_classification.served_labels import (
     Prediction,

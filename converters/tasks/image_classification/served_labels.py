@@ -10,8 +10,8 @@ from tritonclient.utils import InferenceServerException
 
 from converters.proof.checks import Check, at_least, at_most, worst_difference
 from converters.proof.parity import mean_difference
+from converters.proof.reference import Reference
 from converters.proof.tolerance import clear_margin
-from converters.task import Reference
 from converters.tasks.image_classification.checks import image_names
 
 

@@ -6,9 +6,9 @@ import numpy as np
 from tritonclient import grpc as triton
 
 from converters.proof.checks import Check, at_most, worst_difference
-from converters.task import Reference
+from converters.proof.reference import Reference
+from converters.proof.scores import FUNCTIONS
 from converters.tasks.image_classification.checks import checked, image_names
-from converters.tasks.text_classification.checks import FUNCTIONS
 from modelspec.names import Role, member_name
 
 TIMEOUT_S = 60.0

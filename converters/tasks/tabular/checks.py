@@ -9,12 +9,12 @@ import numpy as np
 from converters.proof.checks import Check, at_most
 from converters.proof.closeness import beyond_noise
 from converters.proof.parity import same_decision
+from converters.proof.reference import Feed, Reference
 from converters.proof.relative import equal, largest_relative, relative_checks
 from converters.proof.runner import OpenRunner, onnx_runner
 from converters.proof.self_test import answers_self_test
-from converters.sources.table import Table
 from converters.sources.vectorizers import FILE, read, terms
-from converters.task import Feed, Reference
+from converters.table import Table
 from converters.tasks.tabular.constructed import FAR_LABEL
 
 BATCH_SIZES = (1, 2, 64)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from converters.export.trees2onnx import Tree
-from converters.sources.table import MISSING, Column, Table
 from converters.sources.tabular_model import Forest, TabularModel
+from converters.table import MISSING, Column, Table
 from converters.tasks.tabular.rows import ExploredModel, answers_of, generated_rows
 from converters.tasks.tabular.vectorizer_texts import sample_texts
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from converters.errors import SourceRefused
 from converters.proof.reference_process import ask, fp32_noise
-from converters.sources.table import Table
-from converters.sources.tabular_model import TabularModel, open_model
+from converters.sources.tabular_file import open_model
+from converters.sources.tabular_model import TabularModel
+from converters.table import Table
 
 # The number of rows that are predicted again, from the last to the first.
 REPEATED_ROWS = 48

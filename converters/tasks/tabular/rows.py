@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from converters.errors import SourceRefused
-from converters.sources.table import MISSING, Column, Table, ordinary_row
 from converters.sources.tabular_model import TabularModel
+from converters.table import MISSING, Column, Table, ordinary_row
 
 ROWS, MAX_SEGMENTS = 80, 24
 # Bisecting two doubles of similar size down to neighbours takes fewer than 64 steps.

@@ -7,9 +7,9 @@ import numpy as np
 from tritonclient import grpc as triton
 
 from converters.proof.checks import Check
+from converters.proof.reference import Reference
 from converters.proof.relative import largest_relative
-from converters.sources.table import Table
-from converters.task import Reference
+from converters.table import Table
 from converters.tasks.tabular.checks import column_feeds, parity, reference_table, scores_by_label
 
 TIMEOUT_S = 60.0

@@ -16,11 +16,13 @@ from converters.cache import Progress, files_sha256
 from converters.errors import ExportFailed, SourceRefused, no_traceback
 from converters.export.tabular_graph import Shape, public_graph, tensor_name
 from converters.proof.checks import Check
+from converters.proof.reference import Feed, Reference
 from converters.proof.runner import OpenRunner, onnx_runner
-from converters.sources.table import MISSING, Table, read_csv
-from converters.sources.tabular_model import TabularModel, open_model
+from converters.sources.tabular_file import open_model
+from converters.sources.tabular_model import TabularModel
 from converters.sources.vectorizers import FILE, size_of, write
-from converters.task import ConversionRequest, Feed, Reference, Task
+from converters.table import MISSING, Table, read_csv
+from converters.task import ConversionRequest, Task
 from converters.tasks.tabular.checks import TableGraph, column_feeds, graph_checks, reference_table
 from converters.tasks.tabular.constructed import constructed_rows, exercised
 from converters.tasks.tabular.reference import ask_library

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from converters.export.tensor_info import TensorInfo
 from converters.proof.checks import Check, at_least, at_most, worst_difference
 from converters.proof.closeness import (
     Closeness,
@@ -18,13 +19,13 @@ from converters.proof.closeness import (
 )
 from converters.proof.closeness import same_decision as same_largest
 from converters.proof.parity import lowest_cosine, same_decision, score_spread_checks
+from converters.proof.reference import Reference
 from converters.proof.relative import largest_relative, relative_checks
 from converters.proof.runner import OpenRunner, onnx_runner
 from converters.proof.self_test import answers_self_test
 from converters.proof.tolerance import Tolerance
 from converters.sources.group_files import unpack_groups
-from converters.sources.tensor_source import Group, TensorInfo
-from converters.task import Reference
+from converters.sources.tensor_source import Group, to_feed
 
 BATCH_SIZES = (1, 2, 32)
 
@@ -36,7 +37,7 @@ class TensorGraph:
         self, engine: Path, metadata: Mapping[str, Any], runner: OpenRunner = onnx_runner
     ) -> None:
         self._session = runner(engine)
-        self.outputs = [TensorInfo.from_facts(output) for output in metadata["outputs"]]
+        self.outputs = [TensorInfo.from_metadata(output) for output in metadata["outputs"]]
 
     def run(self, group: Group) -> dict[str, np.ndarray]:
         """The outputs for all rows of a group at once."""
@@ -47,14 +48,6 @@ class TensorGraph:
     def alone(self, group: Group) -> dict[str, np.ndarray]:
         """The outputs for all rows of a group, one row at a time."""
         return joined([self.run(row) for row in single_rows(group)])
-
-
-def to_feed(group: Group) -> dict[str, np.ndarray]:
-    """The group as ONNX Runtime takes it: texts as object arrays."""
-    return {
-        name: values.astype(object) if values.dtype.kind == "U" else values
-        for name, values in group.items()
-    }
 
 
 def from_runtime(values: np.ndarray) -> np.ndarray:

@@ -19,8 +19,8 @@ from converters.proof.runner import NO_SPINNING
 from converters.proof.statefulness import require_same_again
 from converters.sources.graph_probe import limit_memory, reason_of
 from converters.sources.group_files import pack_groups, unpack_groups
-from converters.sources.tensor_source import Group, ReferenceOutputs
-from converters.tasks.tensors.checks import doubled, from_runtime, joined, single_rows, to_feed
+from converters.sources.tensor_source import Group, ReferenceOutputs, to_feed
+from converters.tasks.tensors.checks import doubled, from_runtime, joined, single_rows
 
 REFERENCE = "onnx.reference"
 # onnx/onnx#7805: LRN sums over another window (1.23); ONNX Runtime and torch agree.
@@ -30,8 +30,8 @@ EXACT_ROWS = 8  # rows of a group that also run in FP64, which is slow
 Executor = Callable[[Group], dict[str, np.ndarray]]
 
 
-def ask_reference(path: Path, groups: Sequence[Group], folder: Path) -> ReferenceOutputs:
-    """The oracle's outputs for each group, one row at a time."""
+def ask_graph(path: Path, groups: Sequence[Group], folder: Path) -> ReferenceOutputs:
+    """The original's outputs for each group, one row at a time."""
     rows_file = folder / "rows.npz"
     np.savez(rows_file, **pack_groups(groups, "in"))
     answers_file = folder / "reference.npz"

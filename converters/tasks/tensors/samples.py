@@ -7,15 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from converters.errors import SourceMissing, SourceRefused
+from converters.export.tensor_info import TensorInfo
 from converters.sources.archive import require_no_bomb
-from converters.sources.tensor_source import NUMPY_TYPES, Group, TensorInfo
-from converters.tasks.text.sample_files import SAMPLE_LIMIT
+from converters.sources.made_up_rows import ROWS, SEED
+from converters.sources.tensor_source import NUMPY_TYPES, Group
+from converters.sources.text_samples import SAMPLE_LIMIT
 
-ROWS = 24
 UNCHANGED_ROWS = 8  # of the example's own rows
 TABLE_ROWS = 256  # at most, added so that all rows of a table are read
-LENGTHS = (1, 7, 16)  # of an axis of any length, where the user gives no samples
-SEED = 20240229
 
 
 def read_npz(path: Path, inputs: Sequence[TensorInfo]) -> list[Group]:
@@ -165,25 +164,3 @@ def _varied(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     if values[0].size > 1:
         drawn.reshape(len(drawn), -1)[:, 0] = values.flat[0]
     return np.asarray(drawn)
-
-
-def made_up(inputs: Sequence[TensorInfo]) -> list[Group]:
-    """Rows for a graph of which only the inputs are known: normally distributed floats, integers 0
-    and 1; a group for each of ``LENGTHS`` where an axis may have any length."""
-    generator = np.random.default_rng(SEED)
-    lengths = LENGTHS if any(-1 in tensor.dims for tensor in inputs) else LENGTHS[:1]
-    return [
-        {tensor.name: _made_up(tensor, length, generator) for tensor in inputs}
-        for length in lengths
-    ]
-
-
-def _made_up(tensor: TensorInfo, length: int, generator: np.random.Generator) -> np.ndarray:
-    shape = (ROWS, *(length if dim == -1 else dim for dim in tensor.dims))
-    numpy_type = NUMPY_TYPES[tensor.dtype]
-    if tensor.dtype == "BYTES":
-        return generator.choice(np.array(["", "a", "b c", "größer", "高兴"]), shape)
-    if np.dtype(numpy_type).kind == "f":
-        # Rounded: one row is the golden sample, which is stored as JSON.
-        return generator.standard_normal(shape).round(3).astype(numpy_type)
-    return generator.integers(0, 1, shape, endpoint=True).astype(numpy_type)

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from tritonclient import grpc as triton
 
+from converters.export.tensor_info import TensorInfo
 from converters.proof.checks import Check
-from converters.sources.tensor_source import Group, TensorInfo
-from converters.task import Reference
+from converters.proof.reference import Reference
+from converters.sources.tensor_source import Group
 from converters.tasks.tensors.checks import (
     from_runtime,
     invariance,
@@ -44,8 +45,8 @@ def served_checks(address: str, reference: Reference) -> list[Check]:
 def _infer_all(
     client: triton.InferenceServerClient, reference: Reference, group: Group, size: int
 ) -> dict[str, np.ndarray]:
-    inputs = [TensorInfo.from_facts(metadata) for metadata in reference.metadata["inputs"]]
-    outputs = [TensorInfo.from_facts(metadata) for metadata in reference.metadata["outputs"]]
+    inputs = [TensorInfo.from_metadata(metadata) for metadata in reference.metadata["inputs"]]
+    outputs = [TensorInfo.from_metadata(metadata) for metadata in reference.metadata["outputs"]]
     return joined(
         [
             _infer(client, reference.name, inputs, outputs, batch)

@@ -11,19 +11,21 @@ from converters.errors import SourceRefused
 from converters.proof.checks import Check
 from converters.proof.closeness import Closeness, spread_of
 from converters.proof.exercised import rows_lines, spread_lines
+from converters.proof.reference import Feed, Reference
 from converters.proof.runner import OpenRunner, onnx_runner
 from converters.sources.group_files import pack_groups, unpack_groups
-from converters.sources.tensor_source import Group, TensorSource, require_servable
-from converters.task import ConversionRequest, Eager, Feed, Reference, Task
+from converters.sources.made_up_rows import made_up
+from converters.sources.tensor_source import Group, TensorSource, require_servable, to_feed
+from converters.task import ConversionRequest, Eager, Task
 from converters.tasks.tensors.checks import (
     TensorGraph,
     graph_checks,
     outputs_closeness,
     parity_checks,
-    to_feed,
 )
 from converters.tasks.tensors.reached import unreached
-from converters.tasks.tensors.samples import made_up, read_npz, variations, whole_tables
+from converters.tasks.tensors.reference import ask_original
+from converters.tasks.tensors.samples import read_npz, variations, whole_tables
 from converters.tasks.tensors.served import served_checks
 from modelspec.golden import Golden
 
@@ -101,7 +103,7 @@ class Tensors(Task):
         self.source.write(target)
 
     def ask(self, folder: Path, report: Progress) -> dict[str, np.ndarray]:
-        reported = self.source.ask(self.groups, folder)
+        reported = ask_original(self.source, self.groups, folder)
         _require_finite(reported.outputs, bool(self.request.samples))
         report(
             f"{self.request.name}: {sum(map(_rows, self.groups))} samples "

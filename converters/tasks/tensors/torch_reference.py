@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from converters.export.module2onnx import named_outputs
 from converters.proof.reference_process import ask, fp32_noise, places_again
 from converters.proof.statefulness import require_same_again
 from converters.sources.group_files import pack_groups, unpack_groups
 from converters.sources.tensor_source import Group, ReferenceOutputs
-from converters.sources.torch_factory import find_factory, made_by, named_outputs, weights_sha256
+from converters.sources.torch_factory import find_factory, made_by, weights_sha256
 from converters.tasks.tensors.checks import doubled, joined, single_rows
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from converters.task import Reference
+from converters.proof.reference import Reference
 
 
 def reference_texts(reference: Reference) -> list[str]:

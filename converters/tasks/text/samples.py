@@ -4,7 +4,7 @@ Nothing of the corpus is copied into this repository; it is read where pip insta
 """
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from converters.errors import SourceMissing
@@ -68,23 +68,6 @@ def odd_texts(special: Sequence[str]) -> list[str]:
         "русский English 中文 العربية 日本語 עברית",
         "1,234.56 $ 50% a@b.example https://x.example/?q=1",
     ]
-
-
-def text_of_tokens(texts: Sequence[str], tokens: Callable[[str], int], limit: int) -> str:
-    """A real text of almost ``limit`` tokens: the texts joined, repeated where they are too few,
-    and cut to the longest prefix of at most ``limit`` tokens. "" when no prefix is that short.
-    ``tokens`` counts a text's tokens."""
-    joined = " ".join(texts)
-    while tokens(joined) <= limit:
-        joined = f"{joined} {joined}"
-    fits, too_long = 0, len(joined)
-    while too_long - fits > 1:
-        middle = (fits + too_long) // 2
-        if tokens(joined[:middle]) <= limit:
-            fits = middle
-        else:
-            too_long = middle
-    return joined[:fits].strip()
 
 
 def corpus_folder() -> Path:

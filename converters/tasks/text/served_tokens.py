@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from converters.proof.checks import Check, at_most
-from converters.task import Reference
+from converters.proof.reference import Reference
 from converters.tasks.text.answered import reference_texts
 from converters.tasks.text.served_text import BATCH, ServedText
 

@@ -17,9 +17,11 @@ from converters.export.torch2onnx import export_token_model
 from converters.proof.checks import Check
 from converters.proof.exercised import rows_lines
 from converters.proof.invariance import padding_checks, texts_for_buckets
+from converters.proof.reference import Feed, Reference
 from converters.proof.runner import OpenRunner, onnx_runner
-from converters.proof.token_graph import TokenGraph
+from converters.proof.token_graph import TokenGraph, text_of_tokens
 from converters.sources.huggingface import HuggingFaceFolder, TokenizerFile
+from converters.sources.text_samples import read_texts
 from converters.sources.token_model import (
     Logits,
     buckets_up_to,
@@ -27,16 +29,9 @@ from converters.sources.token_model import (
     require_batches,
     usable_tokens,
 )
-from converters.task import LAYER_SAMPLES, ConversionRequest, Eager, Feed, Reference, Task
+from converters.task import LAYER_SAMPLES, ConversionRequest, Eager, Task
 from converters.tasks.text.answered import reference_texts
-from converters.tasks.text.sample_files import read_texts
-from converters.tasks.text.samples import (
-    corpus_texts,
-    default_texts,
-    multilingual_texts,
-    odd_texts,
-    text_of_tokens,
-)
+from converters.tasks.text.samples import corpus_texts, default_texts, multilingual_texts, odd_texts
 
 INPUTS = ("input_ids", "attention_mask")
 TOKENIZER = Path("pre") / "tokenizer.json"

@@ -3,45 +3,22 @@
 Scores are probabilities; ``converters.proof.tolerance`` says how much they may differ, and why.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from converters.proof.checks import Check, worst_difference
-from converters.proof.closeness import Closeness, beyond_noise, closeness, spread_of
+from converters.proof.checks import Check
+from converters.proof.closeness import Closeness, closeness, spread_of
 from converters.proof.closeness import same_decision as same_label
 from converters.proof.invariance import invariance_checks
-from converters.proof.parity import (
-    lowest_cosine,
-    mean_difference,
-    same_decision,
-    score_spread_checks,
-)
+from converters.proof.reference import Reference
+from converters.proof.scores import FUNCTIONS, parity
 from converters.proof.self_test import answers_self_test
 from converters.proof.token_graph import TokenGraph
-from converters.task import Reference
 from converters.tasks.text.answered import few_of_each_length, reference_texts
 
 # In units of rounding: padding changes the order of many sums, not of one.
 ROUNDED = 16
-
-Scores = Callable[[np.ndarray], np.ndarray]
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    return np.asarray(1 / (1 + np.exp(-logits)))
-
-
-def none(logits: np.ndarray) -> np.ndarray:
-    return logits
-
-
-FUNCTIONS: dict[str, Scores] = {"softmax": softmax, "sigmoid": sigmoid, "none": none}
 
 
 def graph_checks(graph: TokenGraph, texts: list[str], reference: Reference) -> list[Check]:
@@ -98,24 +75,3 @@ def _scores(graph: TokenGraph, texts: Sequence[str], reference: Reference) -> np
 def _logits(graph: TokenGraph, texts: Sequence[str]) -> np.ndarray:
     logits = np.stack([logits_row for text in texts for logits_row in graph.answer([text])])
     return np.asarray(logits.astype(np.float64))
-
-
-def parity(scores: np.ndarray, reference: Reference, texts: Sequence[str]) -> list[Check]:
-    """The same scores, and the same likeliest label, for every text."""
-    original, tolerance = reference.answers["scores"], reference.tolerance
-    function = reference.metadata["function"]
-    scores = beyond_noise(scores, original, reference.answers.get("scores_noise"))
-    spread = score_spread_checks(
-        "parity: score", scores, original, function, tolerance.shares, texts
-    )
-    if function == "none":  # a regression, whose numbers have a scale of their own
-        return spread
-    return [
-        *spread,
-        worst_difference(
-            "parity: largest difference of a score", scores, original, tolerance.difference, texts
-        ),
-        mean_difference("parity: mean difference of a score", scores, original, tolerance.mean),
-        lowest_cosine("parity: lowest cosine", scores, original, tolerance.cosine, texts),
-        same_decision("task: same likeliest label", scores, original, tolerance, texts),
-    ]

@@ -6,11 +6,12 @@ import numpy as np
 from tritonclient import grpc as triton
 
 from converters.proof.checks import Check, at_most, worst_difference
-from converters.task import Reference
+from converters.proof.reference import Reference
+from converters.proof.scores import parity
 from converters.tasks.text.answered import reference_texts
 from converters.tasks.text.served_text import ServedText
 from converters.tasks.text.served_tokens import token_checks
-from converters.tasks.text_classification.checks import parity, score_unit
+from converters.tasks.text_classification.checks import score_unit
 
 OUTPUTS = ("label", "score", "token_count")
 

@@ -9,8 +9,8 @@ from converters.cache import Progress
 from converters.proof.checks import Check
 from converters.proof.closeness import Closeness
 from converters.proof.exercised import label_lines, spread_lines
+from converters.proof.reference import Reference
 from converters.proof.runner import OpenRunner, onnx_runner
-from converters.task import Reference
 from converters.tasks.text.answered import as_text_array, reference_texts
 from converters.tasks.text.text_task import TextTask
 from converters.tasks.text_classification import checks as classification_proof

@@ -11,9 +11,9 @@ from converters.proof.checks import Check, worst_difference
 from converters.proof.closeness import Closeness, beyond_noise, closeness
 from converters.proof.invariance import invariance_checks
 from converters.proof.parity import lowest_cosine, mean_difference, same_decision, spread_checks
+from converters.proof.reference import Reference
 from converters.proof.self_test import answers_self_test
 from converters.proof.token_graph import TokenGraph
-from converters.task import Reference
 from converters.tasks.text.answered import few_of_each_length, reference_texts
 from converters.tasks.token_classification.entities import token_scores
 

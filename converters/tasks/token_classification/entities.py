@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from converters.proof.checks import Check, at_least, at_most
+from converters.proof.reference import Reference
 from converters.proof.tolerance import Tolerance, clear_margin
-from converters.task import Reference
 
 Span = tuple[int, int, str]  # start and end in code points, and the label
 

@@ -6,7 +6,7 @@ import numpy as np
 from tritonclient import grpc as triton
 
 from converters.proof.checks import Check, at_least, worst_difference
-from converters.task import Reference
+from converters.proof.reference import Reference
 from converters.tasks.text.answered import reference_texts
 from converters.tasks.text.served_text import ServedText
 from converters.tasks.text.served_tokens import token_checks

@@ -385,7 +385,7 @@ def test_a_branch_that_no_sample_reached_is_named(modules):
 
 
 def test_a_mask_of_ones_and_an_example_of_zeros_are_varied():
-    from converters.sources.tensor_source import TensorInfo
+    from converters.export.tensor_info import TensorInfo
     from converters.tasks.tensors.samples import variations
 
     tensors = [

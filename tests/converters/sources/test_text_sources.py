@@ -30,7 +30,7 @@ def _classifier(folder, architecture="bert", **config) -> TextClassification:
 def test_scores_are_computed_as_transformers_computes_them(tmp_path, config, function):
     from transformers import pipeline
 
-    from converters.tasks.text_classification.checks import FUNCTIONS
+    from converters.proof.scores import FUNCTIONS
     from ensembles.steps.top_labels import TopLabels
 
     task = _classifier(tmp_path / "m", **config)

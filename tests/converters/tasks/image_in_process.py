@@ -11,7 +11,8 @@ import numpy as np
 from tritonclient.utils import InferenceServerException
 
 from converters.conversion import ConversionOptions, Converted, convert
-from converters.task import ConversionRequest, Reference
+from converters.proof.reference import Reference
+from converters.task import ConversionRequest
 from converters.tasks.image_classification.checks import Graph
 from converters.tasks.image_classification.efficientnet import ImageClassification
 from converters.tasks.image_classification.samples import image_samples

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from converters.errors import SourceRefused
-from converters.sources.table import MISSING
+from converters.table import MISSING
 from tests.tables_in_process import build_reference, failed_checks, graph_scores, open_task
 
 with warnings.catch_warnings():

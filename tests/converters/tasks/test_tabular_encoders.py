@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 
 from converters.errors import SourceRefused
-from converters.sources.table import MISSING
+from converters.table import MISSING
 from ensembles.tabular import declare
 from tests.tables_in_process import build_reference, failed_checks, graph_scores, open_task
 

@@ -12,7 +12,7 @@ from sklearn.impute import KNNImputer, SimpleImputer
 from sklearn.pipeline import make_pipeline
 
 from converters.errors import ConversionError, SourceRefused
-from converters.sources.table import Table
+from converters.table import Table
 from converters.tasks.tabular import reference as oracle
 from tests.tables_in_process import (
     build_reference,

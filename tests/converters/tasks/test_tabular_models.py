@@ -112,7 +112,7 @@ def _booster_task(path):
 
 
 def _has_labels(path) -> bool:
-    from converters.sources.tabular_model import open_model
+    from converters.sources.tabular_file import open_model
 
     return bool(open_model(path).labels)
 

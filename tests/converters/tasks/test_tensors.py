@@ -14,9 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from converters.conversion import prove_graph, reference_in
 from converters.errors import ConversionError
+from converters.export.tensor_info import TensorInfo
+from converters.proof.reference import Reference
 from converters.proof.tolerance import tolerance
-from converters.sources.tensor_source import TensorInfo
-from converters.task import ConversionRequest, Reference
+from converters.task import ConversionRequest
 from converters.tasks.tensors.samples import variations
 from converters.tasks.tensors.task import Tensors, open_source
 from tidegate.app.task_registry import task_of

@@ -1,6 +1,6 @@
 """scikit-learn -> ONNX, in FP64, as scikit-learn itself computes.
 
-skl2onnx converts everything except what converters.export.sklearn_exact replaces.
+skl2onnx converts everything except what converters.sources.sklearn_exact replaces.
 """
 
 import re
@@ -12,9 +12,9 @@ import onnx
 
 from converters.errors import ExportFailed, SourceRefused
 from converters.export.graph_names import ALL, OPSET
-from converters.export.sklearn_exact import register_exact, register_vectorizers
 from converters.export.trees2onnx import ML_DOMAIN, ML_OPSET
-from converters.sources.table import Column
+from converters.sources.sklearn_exact import register_exact, register_vectorizers
+from converters.table import Column
 
 NO_CONVERTER = re.compile(r"Unable to find a (?:shape calculator|converter)\D*?<class '([\w.]+)'")
 

@@ -20,8 +20,8 @@ from converters.sources.sklearn_columns import is_missing
 from converters.sources.sklearn_encoders import EncoderColumn, encoder_columns
 from converters.sources.sklearn_functions import FUNCTIONS, function_parts
 from converters.sources.sklearn_trees import tree_models, tree_sum
-from converters.sources.table import MISSING
 from converters.sources.vectorizers import size_of
+from converters.table import MISSING
 
 ML_DOMAIN = "ai.onnx.ml"
 
