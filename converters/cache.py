@@ -4,12 +4,13 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from converters.code_key import code_sha256
 from converters.errors import ConversionError
 
 TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
@@ -68,13 +69,11 @@ def _publish(folder: Path, final: Path, marker: str) -> None:
             raise
 
 
-def content_key(settings: str) -> str:
-    """SHA-256 over this package's own code, the tools' versions and ``settings``."""
-    package = Path(__file__).parent
-    # ``optimize`` only measures what the rest makes: it does not change a conversion.
-    code = sorted(path for path in package.rglob("*.py") if path.parent != package / "optimize")
-    tools = "".join(f"{tool}={version(tool)};" for tool in TOOLS)
-    return files_sha256(code, tools + settings)
+def content_key(settings: str, *modules: str, packages: Sequence[str] = ()) -> str:
+    """SHA-256 over what the code of these modules does (``code_key``), the versions of ``TOOLS``
+    and ``packages``, and ``settings``."""
+    tools = "".join(f"{tool}={version(tool)};" for tool in (*TOOLS, *packages))
+    return content_text(f"{code_sha256(*modules)} {tools}{settings}")
 
 
 def content_text(text: str) -> str:

@@ -21,7 +21,6 @@ from converters.proof.record import Record
 from converters.proof.reference import Reference
 from converters.proof.runner import OpenRunner, onnx_runner
 from converters.proof.self_test import compared_layers, graph_self_test
-from converters.proof.tolerance import tolerance
 from converters.task import Task
 
 GRAPH, METADATA, ANSWERS = "model.onnx", "metadata.json", "original.npz"
@@ -65,25 +64,25 @@ def convert(task: Task, options: ConversionOptions, report: Progress) -> Convert
     name = task.request.name
     key = _key(task)
     original = conversion(name, key, ANSWERS, lambda folder: _export(task, folder, report))
-    reference = reference_in(original, name, task.name, options.precision)
+    reference = reference_in(original, name, task, options.precision)
     settings = json.dumps([name, key, options.precision, options.accepted])
     converted = conversion(
         name,
-        content_key(settings),
+        _content_key(task, settings),
         PROOF_FILE,
         lambda folder: _write_precision(task, reference, options, folder, report),
     )
     return Converted(task, reference, converted / GRAPH, Record.load(converted / PROOF_FILE))
 
 
-def reference_in(folder: Path, name: str, task: str, precision: str) -> Reference:
+def reference_in(folder: Path, name: str, task: Task, precision: str) -> Reference:
     """The reference stored in ``folder``, with the tolerances of this precision."""
     metadata: dict[str, Any] = json.loads((folder / METADATA).read_text(encoding="utf-8"))
     with np.load(folder / ANSWERS) as stored:
         answers = dict(stored)
     # A source in FP16 is proved as FP16: its own rounding is not a fault of the conversion.
     proved_as = "fp16" if metadata.get("half") and precision == "fp32" else precision
-    return Reference(name, folder, metadata, answers, tolerance(task, proved_as))
+    return Reference(name, folder, metadata, answers, task.tolerance(proved_as))
 
 
 def ask_original(task: Task, folder: Path, report: Progress) -> None:
@@ -124,7 +123,12 @@ def source_sha256(task: Task) -> str:
 
 def _key(task: Task) -> str:
     """The original's key: without the pipeline's name, which only the proof's record has."""
-    return content_key(source_sha256(task))
+    return _content_key(task, source_sha256(task))
+
+
+def _content_key(task: Task, settings: str) -> str:
+    """The key of what this module makes of the task."""
+    return content_key(settings, __name__, type(task).__module__, packages=task.reference_packages)
 
 
 def _export(task: Task, folder: Path, report: Progress) -> None:

@@ -19,6 +19,7 @@ from converters.proof.checks import Check
 from converters.proof.closeness import Closeness
 from converters.proof.reference import Feed, Reference
 from converters.proof.runner import OpenRunner, onnx_runner
+from converters.proof.tolerance import Tolerance, tolerance
 from modelspec.golden import Golden
 
 Eager = Callable[[Feed], object]
@@ -66,6 +67,11 @@ class Task(ABC):
         if unknown:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in unknown)
             raise SourceRefused(f"{self.name} does not accept {flags}: leave it out")
+
+    def tolerance(self, precision: str) -> Tolerance:
+        """How far answers in this precision may be from the original's: the limits that
+        ``proof.tolerance`` lists under the task's name."""
+        return tolerance(self.name, precision)
 
     @abstractmethod
     def files(self) -> list[Path]:

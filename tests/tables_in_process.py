@@ -35,7 +35,7 @@ def build_reference(task: TabularTask, folder: Path) -> Reference:
     noise = noise_of_answers(task.model, rows, answers)
     np.savez(folder / "original.npz", **rows.arrays(), answers=answers, **noise)
     (folder / "metadata.json").write_text(json.dumps(task.metadata()))
-    return reference_in(folder, "t", task.name, "fp32")
+    return reference_in(folder, "t", task, "fp32")
 
 
 def failed_checks(task: TabularTask, reference: Reference) -> list[str]:

@@ -112,9 +112,9 @@ class Bench:
                 lambda: self.task.calibration(reference),
             )
 
-        self.engines[candidate.precision] = (
-            conversion(reference.name, content_key(settings), GRAPH, build) / GRAPH
-        )
+        key = content_key(settings, write_precision.__module__)
+        engine = conversion(reference.name, key, GRAPH, build) / GRAPH
+        self.engines[candidate.precision] = engine
 
     def _compare(self, candidate: Candidate, budget: Budget) -> None:
         engine, reference = self.engines[candidate.precision], self.converted.reference
@@ -242,7 +242,8 @@ def many_samples(
         task = subject.open_task(
             ConversionRequest(request.name, request.source, file, request.options)
         )
-        key = content_key(json.dumps(["many", source_sha256(task)]))
+        settings = json.dumps(["many", source_sha256(task)])
+        key = content_key(settings, ask_original.__module__, type(task).__module__)
         is_cached = (cache_root() / "conversions" / key / ANSWERS).is_file()
         if budget and not is_cached and budget.left < MANY_S:
             report(
@@ -251,7 +252,7 @@ def many_samples(
             return converted.reference
         build = lambda folder: ask_original(task, folder, report)  # noqa: E731 - a name would add nothing
         folder = conversion(request.name, key, ANSWERS, build)
-    return reference_in(folder, request.name, converted.task.name, "fp32")
+    return reference_in(folder, request.name, converted.task, "fp32")
 
 
 def _valid_precisions(task: Task, precisions: Sequence[str]) -> tuple[str, ...]:

@@ -30,8 +30,9 @@ class Reference:
 class ProvedTask(Protocol):
     """What the self-test and the comparison of layers use of a ``converters.task.Task``."""
 
-    name: ClassVar[str]
     has_mask: ClassVar[bool]
+
+    def tolerance(self, precision: str) -> Tolerance: ...
 
     def few(self, reference: Reference, rows: int) -> Reference: ...
 

@@ -1,4 +1,4 @@
-"""Run an oracle (the original framework in a process of its own) and read its answers."""
+"""Run a reference program (the original framework in a process of its own) and read its answers."""
 
 import re
 import subprocess
@@ -29,14 +29,14 @@ def last_words(stderr: str) -> str:
     return last
 
 
-def places_again(samples: int) -> list[int]:
+def repeat_positions(samples: int) -> list[int]:
     """The positions of the samples that are asked again: from the last, which are the longest, to
     the first."""
     positions = {round(part * (samples - 1) / (FRESH - 1)) for part in range(FRESH)}
     return sorted(positions, reverse=True)
 
 
-def places_exact(samples: int, most: int = EXACT) -> list[int]:
+def fp64_positions(samples: int, most: int = EXACT) -> list[int]:
     """The evenly spaced positions of the samples, at most ``most``, that are asked in FP64."""
     return sorted({round(position) for position in np.linspace(0, samples - 1, min(most, samples))})
 
@@ -52,7 +52,7 @@ def fp32_noise(
     it receives, at most ``most``. For an original that cannot compute in FP64 the noise is 0, and
     only units of rounding count (``Spread.floor``).
     """
-    positions = places_exact(len(next(iter(answers.values()))), most)
+    positions = fp64_positions(len(next(iter(answers.values()))), most)
     try:
         precise = exact(positions)
         return {
@@ -62,7 +62,7 @@ def fp32_noise(
         return {f"{name}_noise": np.zeros(answers[name].shape[1:]) for name in answers}
 
 
-def require_no_past(
+def require_stateless(
     first: np.ndarray, again: np.ndarray, positions: Sequence[int], names: Sequence[str]
 ) -> None:
     """End the process if a fresh original's answers (``again`` [m, ...], in the order of

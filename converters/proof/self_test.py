@@ -22,7 +22,7 @@ from converters.proof.checks import Check, at_most
 from converters.proof.closeness import departure, spread_of
 from converters.proof.layers import Layers
 from converters.proof.reference import ProvedTask, Reference
-from converters.proof.tolerance import SHARES, tolerance
+from converters.proof.tolerance import SHARES
 
 Checks = Callable[[np.ndarray], list[Check]]
 NAME = "self-test: planted faults that would pass"
@@ -139,7 +139,7 @@ def graph_self_test(task: ProvedTask, reference: Reference, precision: str) -> C
     planted in several positions of the graph, and all must be detected.
     """
     few = task.few(reference, FEW)
-    exact = replace(few, tolerance=tolerance(task.name, "fp32"))
+    exact = replace(few, tolerance=task.tolerance("fp32"))
     source = reference.folder / "model.onnx"
     layers = Layers(source, list(islice(task.layer_feeds(few), FEW_LAYERS)))
     passed, detected, unchanged = [], [], []

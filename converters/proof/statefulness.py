@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from converters.proof.closeness import spread_of
-from converters.proof.reference_process import SAME, places_again
+from converters.proof.reference_process import SAME, repeat_positions
 
 
 def require_same_again(
@@ -15,11 +15,11 @@ def require_same_again(
 ) -> None:
     """End the process if a fresh original's answers differ from ``first`` [n, ...].
 
-    ``again`` [m, ...] are its answers to the samples at ``places_again(n)``, in that order;
+    ``again`` [m, ...] are its answers to the samples at ``repeat_positions(n)``, in that order;
     ``names`` are those of all samples. Floats may differ by rounding, measured for each element
     against the spread of the original's answers; everything else must be equal.
     """
-    positions = places_again(len(first))
+    positions = repeat_positions(len(first))
     if not first.size:
         return
     expected, actual = first[positions], again

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from converters.errors import SourceMissing, SourceRefused
 from converters.export.tensor_info import TensorInfo
 from converters.sources.graph_probe import probe
-from converters.sources.tensor_source import Group, TensorSource
+from converters.sources.tensor_source import Batch, TensorSource
 
 # The most that protobuf, and so one file, can hold.
 SIZE_LIMIT_BYTES = 2 * 1024**3 - 1
@@ -51,7 +51,7 @@ class GraphFile(TensorSource):
     def files(self) -> list[Path]:
         return [self.path, *self._external]
 
-    def example(self) -> Group | None:
+    def example(self) -> Batch | None:
         return None
 
     def computes_in_half(self) -> bool:
@@ -78,7 +78,7 @@ class GraphFile(TensorSource):
             _accept_fp32(model.graph, name)
         onnx.save(model, target)
 
-    def stored_types(self, group: Group) -> Group:
+    def stored_types(self, group: Batch) -> Batch:
         """The group in the dtypes of the graph's own inputs: FP16 where it reads FP16."""
         return {
             name: values.astype(np.float16) if name in self._fp16_inputs else values

@@ -52,7 +52,8 @@ def merged_request(request: ConversionRequest, auto_class: str) -> ConversionReq
     if base is None:  # ``why_not_adapter`` has refused this already
         raise SourceRefused(f"the base of {adapter} is not here: give its folder with --base")
     inputs = [*HuggingFaceFolder.open(base).files(), *_small_files(adapter), _weights_file(adapter)]
-    key = content_key(json.dumps(["lora", adapter.name, auto_class, files_sha256(inputs)]))
+    settings = ["lora", adapter.name, auto_class, files_sha256(inputs)]
+    key = content_key(json.dumps(settings), __name__)
     folder = conversion(
         request.name, key, f"{adapter.name}/config.json",
         lambda target: _merge(adapter, base, auto_class, target / adapter.name),

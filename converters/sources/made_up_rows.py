@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from converters.export.tensor_info import TensorInfo
-from converters.sources.tensor_source import NUMPY_TYPES, Group
+from converters.sources.tensor_source import NUMPY_TYPES, Batch
 
 ROWS = 24
 LENGTHS = (1, 7, 16)  # of an axis of any length
 SEED = 20240229
 
 
-def made_up(inputs: Sequence[TensorInfo]) -> list[Group]:
+def made_up(inputs: Sequence[TensorInfo]) -> list[Batch]:
     """Rows for a graph of which only the inputs are known: normally distributed floats, integers 0
     and 1; a group for each of ``LENGTHS`` where an axis may have any length."""
     generator = np.random.default_rng(SEED)

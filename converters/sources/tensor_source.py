@@ -11,7 +11,7 @@ from converters.errors import SourceRefused
 from converters.export.tensor_info import TensorInfo
 
 # Rows of the same shape: each input's array [n, *dims].
-Group = Mapping[str, np.ndarray]
+Batch = Mapping[str, np.ndarray]
 
 NUMPY_TYPES: Mapping[str, type] = {
     "BOOL": np.bool_,
@@ -32,13 +32,13 @@ NUMPY_TYPES: Mapping[str, type] = {
 
 @dataclass(frozen=True)
 class ReferenceOutputs:
-    """The original's outputs: for each group each output's array, and the ``oracle`` that computed
-    them; ``noise`` is the FP32 rounding error of each element of each FP32 output
+    """The original's outputs: each output's array for each batch, and the ``executor`` that
+    computed them; ``noise`` is the FP32 rounding error of each element of each FP32 output
     (``closeness.noise_of``)."""
 
-    outputs: Sequence[Group]
-    oracle: str
-    noise: Sequence[Group]
+    outputs: Sequence[Batch]
+    executor: str
+    noise: Sequence[Batch]
 
 
 class TensorSource(ABC):
@@ -56,7 +56,7 @@ class TensorSource(ABC):
         return ""
 
     @abstractmethod
-    def example(self) -> Group | None:
+    def example(self) -> Batch | None:
         """Example inputs from its author, if any."""
 
     def computes_in_half(self) -> bool:
@@ -68,7 +68,7 @@ class TensorSource(ABC):
         ``converters.sources.ids.id_counts`` gives it."""
         return {}
 
-    def eager(self) -> Callable[[Group], object] | None:
+    def eager(self) -> Callable[[Batch], object] | None:
         """The original in its own framework; None if it exists only in ONNX."""
         return None
 
@@ -77,7 +77,7 @@ class TensorSource(ABC):
         """Write the graph as one file."""
 
 
-def to_feed(group: Group) -> dict[str, np.ndarray]:
+def to_feed(group: Batch) -> dict[str, np.ndarray]:
     """The group as ONNX Runtime takes it: texts as object arrays."""
     return {
         name: values.astype(object) if values.dtype.kind == "U" else values

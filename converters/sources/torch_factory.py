@@ -19,7 +19,7 @@ from converters.errors import SourceMissing, SourceRefused
 from converters.export.module2onnx import export_module, named_outputs
 from converters.export.tensor_info import TensorInfo
 from converters.sources.ids import id_counts
-from converters.sources.tensor_source import Group, TensorSource
+from converters.sources.tensor_source import Batch, TensorSource
 
 V2_TYPES = {
     torch.bool: "BOOL",
@@ -64,7 +64,7 @@ class TorchFactory(TensorSource):
     def settings(self) -> str:
         return weights_sha256(self.module)
 
-    def example(self) -> Group:
+    def example(self) -> Batch:
         return {name: tensor.detach().numpy() for name, tensor in self._example.items()}
 
     @cached_property
@@ -74,7 +74,7 @@ class TorchFactory(TensorSource):
     def ids(self) -> Mapping[str, np.ndarray]:
         return self._ids
 
-    def eager(self) -> Callable[[Group], object]:
+    def eager(self) -> Callable[[Batch], object]:
         return lambda feed: self.module(
             **{name: torch.from_numpy(values) for name, values in feed.items()}
         )

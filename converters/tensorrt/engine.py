@@ -57,7 +57,7 @@ def stamp_here(onnx: Path, spec: ModelSpec) -> Stamp:
     return stamp.stamp_of(onnx, gpu, tensorrt_version(), shapes)
 
 
-def why_not_of_here(folder: Path) -> str:
+def unavailable_reason(folder: Path) -> str:
     """Why the plan in a version folder is not for this machine and the graph beside it; "" if it
     is. EngineUnavailable if there is no GPU."""
     built = stamp.read(folder)
@@ -77,7 +77,7 @@ def build_engine(converted: Converted, spec: ModelSpec, report: Progress) -> Eng
     record = converted.record
     # The name is part of the key because the record beside the plan contains it.
     settings = [record.name, asdict(target), record.source_sha256, record.accepted]
-    key = content_key(json.dumps(settings))
+    key = content_key(json.dumps(settings), __name__, type(converted.task).__module__)
 
     def build(folder: Path) -> None:
         report(f"{record.name}: building a TensorRT engine for {target.gpu}")

@@ -35,7 +35,7 @@ def published(tmp_path_factory):
     answers = home / "asked"
     answers.mkdir()
     ask_original(task, answers, _ignore_progress)
-    return home, task, reference_in(answers, "mood", task.name, "fp32")
+    return home, task, reference_in(answers, "mood", task, "fp32")
 
 
 def _replace(path, old, new):

@@ -64,9 +64,9 @@ def is_on(repository: Path, name: str, engine: str, say: Say) -> bool:
         return True
     if not has_plan:
         return False
-    from converters.tensorrt.engine import why_not_of_here
+    from converters.tensorrt.engine import unavailable_reason
 
-    reason = why_not_of_here(engine_folder(repository, name))
+    reason = unavailable_reason(engine_folder(repository, name))
     if reason:
         say(f"{name}: the engine must be rebuilt: {reason}")
     return not reason

@@ -67,7 +67,7 @@ def build(
     if record.accepted:
         card["accepted_proof_failure"] = record.accepted
     try:
-        pipeline = registered.declaration()(
+        pipeline = registered.declare()(
             reference.name, reference.metadata, task.golden(reference), card
         )
     except ValueError as error:

@@ -56,7 +56,7 @@ def prove(options: ProveOptions, paths: Paths, say: Callable[[str], None]) -> li
         answers_folder.mkdir()
         ask_original(task, answers_folder, say)
         precision = options.precision or (record.precision if record else "fp32")
-        reference = reference_in(answers_folder, name, task.name, precision)
+        reference = reference_in(answers_folder, name, task, precision)
         say(f"{name}: proving the engine in the repository")
         graph = prove_graph(task, engine, reference)
         if record:

@@ -108,12 +108,19 @@ FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 @dataclass(frozen=True)
 class RegisteredTask:
-    """``task`` is a ``converters.task.Task`` class and ``declare`` a function ``(name, metadata,
-    golden, card) -> Pipeline``, both written "module:name". ``example`` is a line of the help."""
+    """A task and the declaration of its pipelines.
+
+    ``task`` is "FOLDER:Class": a ``converters.task.Task`` in ``converters/tasks/FOLDER/task.py``,
+    or, written "FOLDER.FILE:Class", in another file there. ``ensembles/FOLDER.py``, or
+    ``ensembles/DECLARATION.py``, has ``declare(name, metadata, golden, card) -> Pipeline``.
+    ``source`` is what a user might convert: an example of the help. ``suffixes`` are file formats
+    that no other task reads: such a path implies the task.
+    """
 
     task: str
-    declare: str
-    example: str = ""
+    source: str = ""
+    declaration: str = ""
+    suffixes: tuple[str, ...] = ()
 
     def open_task(self, request: Any) -> Any:
         """The Task for ``request``; SourceMissing or SourceRefused when it cannot be opened."""
@@ -121,7 +128,7 @@ class RegisteredTask:
             reason = why_not_taken(request.source, request.options)
             if reason:
                 raise _import_name("converters.errors:SourceRefused")(reason)
-        task_class = _import_name(self.task)
+        task_class = self._task_class()
         if request.options.get("base") or (Path(request.source) / "adapter_config.json").is_file():
             request = _import_name("converters.sources.lora:merged_request")(
                 request, task_class.auto_class
@@ -130,62 +137,39 @@ class RegisteredTask:
 
     def precisions(self) -> tuple[str, ...]:
         """The precisions that the task can be converted to."""
-        precisions: tuple[str, ...] = _import_name(self.task).precisions
+        precisions: tuple[str, ...] = self._task_class().precisions
         return precisions
 
-    def declaration(self) -> Any:
-        return _import_name(self.declare)
+    def declare(self) -> Any:
+        """The function that declares a pipeline of this task."""
+        folder = self.task.partition(":")[0].partition(".")[0]
+        return _import_name(f"ensembles.{self.declaration or folder}:declare")
+
+    def _task_class(self) -> Any:
+        module, _, name = self.task.partition(":")
+        return _import_name(
+            f"converters.tasks.{module if '.' in module else f'{module}.task'}:{name}"
+        )
 
 
+# One line a task: docs/adding-a-task.md says what else belongs to one.
 TASKS: Mapping[str, RegisteredTask] = {
-    "embedding": RegisteredTask(
-        "converters.tasks.embedding.task:Embedding",
-        "ensembles.embedding:declare",
-        "./my-sentence-transformer --task embedding --name passages",
-    ),
-    "text-classification": RegisteredTask(
-        "converters.tasks.text_classification.task:TextClassification",
-        "ensembles.text_classification:declare",
-        "./my-model --task text-classification --name mood --samples texts.txt",
-    ),
-    "token-classification": RegisteredTask(
-        "converters.tasks.token_classification.task:TokenClassification",
-        "ensembles.token_classification:declare",
-        "./my-tagger --task token-classification --name entities --samples texts.txt",
-    ),
-    "image-classification": RegisteredTask(
-        "converters.tasks.image_classification.task:HuggingFaceImages",
-        "ensembles.image_classification:declare",
-        "./my-vit --task image-classification --name things --samples photos/",
-    ),
-    "tensors": RegisteredTask(
-        "converters.tasks.tensors.task:Tensors",
-        "ensembles.tensors:declare",
-        "my_package.models:make_scorer --name scorer --samples inputs.npz",
-    ),
-    "tabular-classification": RegisteredTask(
-        "converters.tasks.tabular.task:TabularClassification",
-        "ensembles.tabular:declare",
-        "risk.skops --name risk --samples customers.csv",
-    ),
-    "tabular-regression": RegisteredTask(
-        "converters.tasks.tabular.task:TabularRegression",
-        "ensembles.tabular:declare",
-        "price.json --name price --samples houses.csv",
-    ),
+    "embedding": RegisteredTask("embedding:Embedding", "./my-sentence-transformer"),
+    "text-classification": RegisteredTask("text_classification:TextClassification", "./my-model"),
+    "token-classification": RegisteredTask("token_classification:TokenClassification", "./tagger"),
+    "image-classification": RegisteredTask("image_classification:HuggingFaceImages", "./my-vit"),
+    "tensors": RegisteredTask("tensors:Tensors", "my_package.models:make_scorer"),
+    "tabular-classification": RegisteredTask("tabular:TabularClassification", "risk.skops"),
+    "tabular-regression": RegisteredTask("tabular:TabularRegression", "price.json"),
 }
 
 # Our own pipelines: their configs are committed. identity_fp32 has nothing to convert.
 KNOWN: Mapping[str, RegisteredTask | None] = {
     "identity_fp32": None,
     "text_embedding": RegisteredTask(
-        "converters.tasks.embedding.text_embedding:TextEmbedding",
-        "ensembles.text_embedding:declare",
+        "embedding.text_embedding:TextEmbedding", declaration="text_embedding"
     ),
-    "image_classification": RegisteredTask(
-        "converters.tasks.image_classification.efficientnet:ImageClassification",
-        "ensembles.image_classification:declare",
-    ),
+    "image_classification": RegisteredTask("image_classification.efficientnet:ImageClassification"),
 }
 
 
@@ -194,6 +178,9 @@ def task_of(source: str, options: Mapping[str, str] = NOTHING) -> str | None:
     ``ConversionRequest.options``), which may raise SourceMissing or SourceRefused."""
     path = Path(source)
     suffix = path.suffix.lower()
+    for name, registered in TASKS.items():
+        if suffix in registered.suffixes:
+            return name
     if suffix in TABLES:
         model = _import_name("converters.sources.tabular_file:open_model")(path, options)
         return "tabular-classification" if model.labels else "tabular-regression"
@@ -254,7 +241,8 @@ def _why_not_file(path: Path) -> str:
         )
     if _PARTS.fullmatch(path.name):
         return f"{path} is one file of a model's folder: pass the folder {path.parent}, with --task"
-    if path.suffix.lower() not in (*TABLES, ".onnx"):
+    own = [suffix for registered in TASKS.values() for suffix in registered.suffixes]
+    if path.suffix.lower() not in (*TABLES, ".onnx", *own):
         return (
             f"{path} is not in a known format: pass an .onnx file, a tabular model "
             "(.skops, .json, .ubj, .txt), a folder with a config.json, or package.module:function"

@@ -19,7 +19,9 @@ from tidegate.commands.options import (
 )
 from tidegate.commands.output import print_json, progress
 
-EXAMPLES = "\n    ".join(f"tidegate convert {task.example}" for task in TASKS.values())
+EXAMPLES = "\n    ".join(
+    f"tidegate convert {task.source} --task {name} --name NAME" for name, task in TASKS.items()
+)
 HELP = f"""Convert SOURCE, prove it, and publish it into model_repository/.
 
     SOURCE is a known pipeline ({", ".join(KNOWN)}), or the path of a model

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.proof.reference_process import ask, fp32_noise, places_again, require_no_past
+from converters.proof.reference_process import ask, fp32_noise, repeat_positions, require_stateless
 
 
 def embed(
@@ -24,7 +24,7 @@ def embed(
     request_file = work_dir / "request.json"
     request_file.write_text(json.dumps({"texts": texts, "too_long": too_long, "limit": limit}))
     module = "converters.tasks.embedding.reference"
-    return ask(module, folder, request_file, answers=work_dir / "oracle.npz")
+    return ask(module, folder, request_file, answers=work_dir / "reference.npz")
 
 
 def main(folder: str, request_file: str, target: str) -> None:
@@ -33,11 +33,11 @@ def main(folder: str, request_file: str, target: str) -> None:
     request = json.loads(Path(request_file).read_text())
     model = _opened(SentenceTransformer, folder, request["limit"])
     vectors = _vectors(model, request["texts"])
-    positions = places_again(len(request["texts"]))
+    positions = repeat_positions(len(request["texts"]))
     # Again with a fresh model and in reverse: the vectors must not depend on either.
     fresh = _opened(SentenceTransformer, folder, request["limit"])
     again = _vectors(fresh, [request["texts"][position] for position in positions])
-    require_no_past(vectors, again, positions, request["texts"])
+    require_stateless(vectors, again, positions, request["texts"])
 
     def exact(positions: list[int]) -> dict[str, np.ndarray]:
         return {

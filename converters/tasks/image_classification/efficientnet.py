@@ -14,7 +14,9 @@ from converters.proof.reference import Reference
 from converters.proof.runner import OpenRunner, onnx_runner
 from converters.sources.efficientnet import DEVIATION, MEAN, SIDE, load, weights_file
 from converters.task import ConversionRequest
-from converters.tasks.image_classification import efficientnet_reference as image_oracle
+from converters.tasks.image_classification import (
+    efficientnet_reference,
+)
 from converters.tasks.image_classification.checks import image_names
 from converters.tasks.image_classification.image_task import ImageTask
 from converters.tasks.image_classification.photos import KNOWN
@@ -62,7 +64,7 @@ class ImageClassification(ImageTask):
         return image_samples()
 
     def original(self, images: Sequence[Path], work_dir: Path) -> dict[str, np.ndarray]:
-        return image_oracle.classify(images, work_dir)
+        return efficientnet_reference.classify(images, work_dir)
 
     def prove_graph(
         self, engine: Path, reference: Reference, runner: OpenRunner = onnx_runner

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from converters.proof.reference_process import ask, fp32_noise, places_again
+from converters.proof.reference_process import ask, fp32_noise, repeat_positions
 from converters.proof.statefulness import require_same_again
 
 Preprocess = Callable[[Any, str], Any]  # the pipeline and a file -> the model's inputs
@@ -62,7 +62,7 @@ def main(
         outputs = classifier.forward(inputs)
         logits.append(outputs["logits"].numpy())
         scores.append(_in_order(classifier, outputs))
-    _require_no_past(folder, processor_folder, preprocess, paths, np.concatenate(logits))
+    _require_stateless(folder, processor_folder, preprocess, paths, np.concatenate(logits))
     arrays = {"pixels": pixels, "logits": logits, "scores": scores}
     reported = {name: np.concatenate(rows) for name, rows in arrays.items()}
     measured = {name: reported[name] for name in ("logits", "scores")}
@@ -111,7 +111,7 @@ def _opened(folder: str, processor_folder: str) -> Any:
     )
 
 
-def _require_no_past(
+def _require_stateless(
     folder: str,
     processor_folder: str,
     preprocess: Preprocess,
@@ -121,7 +121,7 @@ def _require_no_past(
     """Run some images again with a fresh pipeline and in reverse, and end the process where the
     logits depend on either."""
     fresh = _opened(folder, processor_folder)
-    positions = places_again(len(paths))
+    positions = repeat_positions(len(paths))
     rows = [
         fresh.forward(preprocess(fresh, paths[position]))["logits"].numpy()
         for position in positions

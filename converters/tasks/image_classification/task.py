@@ -19,7 +19,7 @@ from converters.sources.image_processor import (
 )
 from converters.sources.image_rules import GREY
 from converters.task import ConversionRequest
-from converters.tasks.image_classification import reference as image_pipeline_oracle
+from converters.tasks.image_classification import reference as pipeline_reference
 from converters.tasks.image_classification.image_task import ImageTask
 from converters.tasks.image_classification.samples import Sample, few_image_samples
 
@@ -104,10 +104,10 @@ class HuggingFaceImages(ImageTask):
     def original(self, images: Sequence[Path], work_dir: Path) -> dict[str, np.ndarray]:
         grey = self.seen[0] == GREY
         if not self._preset:
-            return image_pipeline_oracle.classify(self.source.path, images, work_dir, grey=grey)
+            return pipeline_reference.classify(self.source.path, images, work_dir, grey=grey)
         with TemporaryDirectory(prefix="tidegate-preset-") as folder:
             write_preset(self._preset, self.source.config, Path(folder))
-            return image_pipeline_oracle.classify(
+            return pipeline_reference.classify(
                 self.source.path, images, work_dir, Path(folder), grey
             )
 

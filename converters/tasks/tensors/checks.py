@@ -24,8 +24,8 @@ from converters.proof.relative import largest_relative, relative_checks
 from converters.proof.runner import OpenRunner, onnx_runner
 from converters.proof.self_test import answers_self_test
 from converters.proof.tolerance import Tolerance
-from converters.sources.group_files import unpack_groups
-from converters.sources.tensor_source import Group, to_feed
+from converters.sources.batch_files import unpack_batches
+from converters.sources.tensor_source import Batch, to_feed
 
 BATCH_SIZES = (1, 2, 32)
 
@@ -39,13 +39,13 @@ class TensorGraph:
         self._session = runner(engine)
         self.outputs = [TensorInfo.from_metadata(output) for output in metadata["outputs"]]
 
-    def run(self, group: Group) -> dict[str, np.ndarray]:
+    def run(self, group: Batch) -> dict[str, np.ndarray]:
         """The outputs for all rows of a group at once."""
         names = [tensor.name for tensor in self.outputs]
         outputs = self._session.run(names, to_feed(group))
         return {name: from_runtime(values) for name, values in zip(names, outputs, strict=True)}
 
-    def alone(self, group: Group) -> dict[str, np.ndarray]:
+    def alone(self, group: Batch) -> dict[str, np.ndarray]:
         """The outputs for all rows of a group, one row at a time."""
         return joined([self.run(row) for row in single_rows(group)])
 
@@ -58,14 +58,14 @@ def from_runtime(values: np.ndarray) -> np.ndarray:
     return np.array(texts, dtype=np.str_).reshape(values.shape)
 
 
-def single_rows(group: Group, size: int = 1) -> Iterator[dict[str, np.ndarray]]:
+def single_rows(group: Batch, size: int = 1) -> Iterator[dict[str, np.ndarray]]:
     """The group in batches of ``size`` rows."""
     rows = len(next(iter(group.values())))
     for start in range(0, rows, size):
         yield {name: values[start : start + size] for name, values in group.items()}
 
 
-def doubled(group: Group) -> dict[str, np.ndarray]:
+def doubled(group: Batch) -> dict[str, np.ndarray]:
     """The group with FP64 instead of FP32."""
     return {
         name: values.astype(np.float64) if values.dtype == np.float32 else values
@@ -73,18 +73,18 @@ def doubled(group: Group) -> dict[str, np.ndarray]:
     }
 
 
-def joined(batches: Sequence[Group]) -> dict[str, np.ndarray]:
+def joined(batches: Sequence[Batch]) -> dict[str, np.ndarray]:
     """Concatenate batches; ValueError when their rows have different shapes."""
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def graph_checks(graph: TensorGraph, reference: Reference) -> list[Check]:
     """All checks of the graph, for each group of rows."""
-    oracle, checks = str(reference.answers["oracle"]), []
-    groups = reference_groups(reference)
+    executor, checks = str(reference.answers["executor"]), []
+    groups = reference_batches(reference)
     for group, original, noise in groups:
         note = shape_note(group, len(groups))
-        title = f"parity with {oracle}{note}"
+        title = f"parity with {executor}{note}"
         alone, together = graph.alone(group), graph.run(group)
         checks += [
             *parity(title, alone, original, noise, reference),
@@ -99,21 +99,21 @@ def graph_checks(graph: TensorGraph, reference: Reference) -> list[Check]:
 def parity_checks(graph: TensorGraph, reference: Reference) -> list[Check]:
     """Only the checks of parity."""
     checks: list[Check] = []
-    for group, original, noise in reference_groups(reference):
+    for group, original, noise in reference_batches(reference):
         checks += parity("parity", graph.alone(group), original, noise, reference)
     return checks
 
 
-def reference_groups(reference: Reference) -> list[tuple[Group, Group, Group]]:
+def reference_batches(reference: Reference) -> list[tuple[Batch, Batch, Batch]]:
     """For each group of rows: the inputs, the original's outputs, and what FP32 rounds off these
     (``ReferenceOutputs.noise``)."""
-    inputs, outputs = (unpack_groups(reference.answers, part) for part in ("in", "out"))
-    noise = unpack_groups(reference.answers, "noise") or [{} for _ in outputs]
+    inputs, outputs = (unpack_batches(reference.answers, part) for part in ("in", "out"))
+    noise = unpack_batches(reference.answers, "noise") or [{} for _ in outputs]
     return list(zip(inputs, outputs, noise, strict=True))
 
 
 def _self_test(
-    title: str, note: str, original: Group, noise: Group, reference: Reference
+    title: str, note: str, original: Batch, noise: Batch, reference: Reference
 ) -> list[Check]:
     """Checks that parity sees faults planted in each floating-point output, one at a time."""
     return [
@@ -136,8 +136,8 @@ def outputs_closeness(graph: TensorGraph, reference: Reference) -> Closeness:
     vary: the worst of all floating-point outputs. Agreement is the share of rows with the same
     largest element."""
     results = []
-    originals = unpack_groups(reference.answers, "out")
-    for group, original in zip(unpack_groups(reference.answers, "in"), originals, strict=True):
+    originals = unpack_batches(reference.answers, "out")
+    for group, original in zip(unpack_batches(reference.answers, "in"), originals, strict=True):
         alone = graph.alone(group)
         for name, expected in original.items():
             if expected.dtype.kind == "f" and expected.size:
@@ -149,7 +149,7 @@ def outputs_closeness(graph: TensorGraph, reference: Reference) -> Closeness:
     return worst_of(results) if results else Closeness(0.0, 0.0, 1.0, 1.0, 1.0)
 
 
-def shape_note(group: Group, groups: int) -> str:
+def shape_note(group: Batch, groups: int) -> str:
     """`` at NAME[shape]``, to tell groups apart; "" where there is only one."""
     if groups == 1:
         return ""
@@ -157,7 +157,7 @@ def shape_note(group: Group, groups: int) -> str:
 
 
 def parity(
-    title: str, actual: Group, original: Group, noise: Group, reference: Reference
+    title: str, actual: Batch, original: Batch, noise: Batch, reference: Reference
 ) -> list[Check]:
     """Compare every output with the original's, row by row."""
     checks: list[Check] = []
@@ -249,7 +249,7 @@ def _cosine(
 
 
 def invariance(
-    title: str, actual: Group, expected: Group, limit: float, noise: Group | None = None
+    title: str, actual: Batch, expected: Batch, limit: float, noise: Batch | None = None
 ) -> list[Check]:
     """Two runs of the same rows: floats within ``limit`` beyond their ``noise``, all else equal."""
     checks: list[Check] = []
@@ -268,7 +268,7 @@ def row_labels(name: str, rows: int) -> list[str]:
     return [f"{name!r} of sample {row}" for row in range(rows)]
 
 
-def _dynamic_batch(graph: TensorGraph, group: Group) -> Check:
+def _dynamic_batch(graph: TensorGraph, group: Batch) -> Check:
     failures, rows = 0, len(next(iter(group.values())))
     for size in BATCH_SIZES:
         positions = np.arange(size) % rows

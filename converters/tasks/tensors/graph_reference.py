@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from converters.proof.reference_process import ask, fp32_noise, places_again
+from converters.proof.reference_process import ask, fp32_noise, repeat_positions
 from converters.proof.runner import NO_SPINNING
 from converters.proof.statefulness import require_same_again
+from converters.sources.batch_files import pack_batches, unpack_batches
 from converters.sources.graph_probe import limit_memory, reason_of
-from converters.sources.group_files import pack_groups, unpack_groups
-from converters.sources.tensor_source import Group, ReferenceOutputs, to_feed
+from converters.sources.tensor_source import Batch, ReferenceOutputs, to_feed
 from converters.tasks.tensors.checks import doubled, from_runtime, joined, single_rows
 
 REFERENCE = "onnx.reference"
@@ -27,48 +27,48 @@ REFERENCE = "onnx.reference"
 MISCOMPUTED = {"LRN"}
 PATIENCE_S = 3.0  # for one row
 EXACT_ROWS = 8  # rows of a group that also run in FP64, which is slow
-Executor = Callable[[Group], dict[str, np.ndarray]]
+Executor = Callable[[Batch], dict[str, np.ndarray]]
 
 
-def ask_graph(path: Path, groups: Sequence[Group], folder: Path) -> ReferenceOutputs:
+def ask_graph(path: Path, groups: Sequence[Batch], folder: Path) -> ReferenceOutputs:
     """The original's outputs for each group, one row at a time."""
     rows_file = folder / "rows.npz"
-    np.savez(rows_file, **pack_groups(groups, "in"))
+    np.savez(rows_file, **pack_batches(groups, "in"))
     answers_file = folder / "reference.npz"
     reported = ask(
         "converters.tasks.tensors.graph_reference", path, rows_file, answers=answers_file
     )
-    outputs, noise = (unpack_groups(reported, part) for part in ("out", "noise"))
-    return ReferenceOutputs(outputs, str(reported["oracle"]), noise)
+    outputs, noise = (unpack_batches(reported, part) for part in ("out", "noise"))
+    return ReferenceOutputs(outputs, str(reported["executor"]), noise)
 
 
 def main(model: str, rows_file: str, target: str) -> None:
     limit_memory(model)
     with np.load(rows_file) as stored:
-        groups = unpack_groups(stored, "in")
-    executor, oracle = _reference(model, groups[0])
+        groups = unpack_batches(stored, "in")
+    executor, executor_name = _reference(model, groups[0])
     if executor is None:
-        executor, oracle = _unoptimised(model), "ONNX Runtime without optimisation"
+        executor, executor_name = _unoptimised(model), "ONNX Runtime without optimisation"
     try:
         outputs = [joined([executor(row) for row in single_rows(group)]) for group in groups]
     except Exception as error:  # ONNX Runtime's errors share no base class
         sys.exit(
-            f"{oracle} fails on a sample ({reason_of(error)}): fix the graph, or give --samples "
-            "that it takes"
+            f"{executor_name} fails on a sample ({reason_of(error)}): fix the graph, or give "
+            "--samples that it takes"
         )
     _require_one_row_each(groups, outputs)
-    _require_no_past(model, oracle, groups, outputs)
-    if oracle == REFERENCE:
+    _require_stateless(model, executor_name, groups, outputs)
+    if executor_name == REFERENCE:
         noise = [
             _noise(model, group, reported) for group, reported in zip(groups, outputs, strict=True)
         ]
     else:
         noise = [{} for _ in groups]
-    arrays = {**pack_groups(outputs, "out"), **pack_groups(noise, "noise")}
-    np.savez(target, oracle=np.array(oracle), **arrays)
+    arrays = {**pack_batches(outputs, "out"), **pack_batches(noise, "noise")}
+    np.savez(target, executor_name=np.array(executor_name), **arrays)
 
 
-def _require_one_row_each(groups: Sequence[Group], reported: Sequence[Group]) -> None:
+def _require_one_row_each(groups: Sequence[Batch], reported: Sequence[Batch]) -> None:
     """End the process where an output does not have one row for each row of the inputs."""
     for group, outputs in zip(groups, reported, strict=True):
         rows = len(next(iter(group.values())))
@@ -82,7 +82,7 @@ def _require_one_row_each(groups: Sequence[Group], reported: Sequence[Group]) ->
                 )
 
 
-def _noise(model: str, group: Group, reported: Group) -> dict[str, np.ndarray]:
+def _noise(model: str, group: Batch, reported: Batch) -> dict[str, np.ndarray]:
     """What FP32 rounds off each FP32 output, measured with the same graph in FP64."""
     floats = {
         name: values
@@ -138,16 +138,16 @@ def in_double(model: str) -> Any:
     return loaded
 
 
-def _require_no_past(
-    model: str, oracle: str, groups: Sequence[Group], reported: Sequence[Group]
+def _require_stateless(
+    model: str, executor_name: str, groups: Sequence[Batch], reported: Sequence[Batch]
 ) -> None:
     """Run some rows again with a fresh executor and in reverse, and end the process where the
     outputs depend on either."""
-    executor = _evaluated(model) if oracle == REFERENCE else _unoptimised(model)
+    executor = _evaluated(model) if executor_name == REFERENCE else _unoptimised(model)
     for group, outputs in zip(groups, reported, strict=True):
         rows = list(single_rows(group))
         labels = [f"sample {row}" for row in range(len(rows))]
-        again = joined([executor(rows[position]) for position in places_again(len(rows))])
+        again = joined([executor(rows[position]) for position in repeat_positions(len(rows))])
         for name, values in outputs.items():
             require_same_again(name, values, again[name], labels)
 
@@ -159,7 +159,7 @@ def _evaluated(model: str) -> Executor:
     return lambda row: _named(evaluator.output_names, evaluator.run(None, to_feed(row)))
 
 
-def _reference(model: str, group: Group) -> tuple[Executor | None, str]:
+def _reference(model: str, group: Batch) -> tuple[Executor | None, str]:
     """onnx's evaluator, if it computes the first row in time; else None and the reason."""
     first = next(single_rows(group))
     miscomputed = _miscomputed_operators(model)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from converters.errors import SourceRefused
 from converters.sources.graph_file import GraphFile
-from converters.sources.tensor_source import Group, ReferenceOutputs, TensorSource
+from converters.sources.tensor_source import Batch, ReferenceOutputs, TensorSource
 from converters.tasks.tensors.graph_reference import ask_graph
 
 
-def ask_original(source: TensorSource, groups: Sequence[Group], folder: Path) -> ReferenceOutputs:
+def ask_original(source: TensorSource, groups: Sequence[Batch], folder: Path) -> ReferenceOutputs:
     """The original's outputs, computed one row at a time; SourceRefused if each call of a factory
     builds another model."""
     if isinstance(source, GraphFile):

@@ -10,14 +10,14 @@ from converters.errors import SourceMissing, SourceRefused
 from converters.export.tensor_info import TensorInfo
 from converters.sources.archive import require_no_bomb
 from converters.sources.made_up_rows import ROWS, SEED
-from converters.sources.tensor_source import NUMPY_TYPES, Group
+from converters.sources.tensor_source import NUMPY_TYPES, Batch
 from converters.sources.text_samples import SAMPLE_LIMIT
 
 UNCHANGED_ROWS = 8  # of the example's own rows
 TABLE_ROWS = 256  # at most, added so that all rows of a table are read
 
 
-def read_npz(path: Path, inputs: Sequence[TensorInfo]) -> list[Group]:
+def read_npz(path: Path, inputs: Sequence[TensorInfo]) -> list[Batch]:
     """One group of rows from an ``.npz`` whose arrays are named as the inputs; SourceMissing or
     SourceRefused names the array."""
     if not path.is_file():
@@ -77,7 +77,7 @@ def _fitted(path: Path, tensor: TensorInfo, values: np.ndarray) -> np.ndarray:
     return values.astype(numpy_type)
 
 
-def whole_tables(groups: Sequence[Group], ids: Mapping[str, np.ndarray]) -> list[Group]:
+def whole_tables(groups: Sequence[Batch], ids: Mapping[str, np.ndarray]) -> list[Batch]:
     """The groups with ids from the whole range of each integer input (``ids``: ``id_counts``),
     shuffled, and with enough more rows to have every id once, at most ``TABLE_ROWS``. The first
     rows are unchanged."""
@@ -88,7 +88,7 @@ def whole_tables(groups: Sequence[Group], ids: Mapping[str, np.ndarray]) -> list
 
 
 def _with_all_ids(
-    group: Group, ids: Mapping[str, np.ndarray], generator: np.random.Generator
+    group: Batch, ids: Mapping[str, np.ndarray], generator: np.random.Generator
 ) -> dict[str, np.ndarray]:
     rows = len(next(iter(group.values())))
     kept = min(rows, UNCHANGED_ROWS)
@@ -128,7 +128,7 @@ def _spread_ids(
     return np.resize(generator.permutation(ids), length)
 
 
-def variations(example: Mapping[str, np.ndarray], inputs: Sequence[TensorInfo]) -> list[Group]:
+def variations(example: Mapping[str, np.ndarray], inputs: Sequence[TensorInfo]) -> list[Batch]:
     """The example's rows, and ``ROWS`` more within the range of its values."""
     generator = np.random.default_rng(SEED)
     return [

@@ -8,13 +8,13 @@ from tritonclient import grpc as triton
 from converters.export.tensor_info import TensorInfo
 from converters.proof.checks import Check
 from converters.proof.reference import Reference
-from converters.sources.tensor_source import Group
+from converters.sources.tensor_source import Batch
 from converters.tasks.tensors.checks import (
     from_runtime,
     invariance,
     joined,
     parity,
-    reference_groups,
+    reference_batches,
     shape_note,
     single_rows,
 )
@@ -26,7 +26,7 @@ BATCH = 8
 def served_checks(address: str, reference: Reference) -> list[Check]:
     """Checks of the pipeline at ``address``: one row per request, and in batches of eight."""
     checks: list[Check] = []
-    groups = reference_groups(reference)
+    groups = reference_batches(reference)
     with triton.InferenceServerClient(address) as client:
         for group, original, noise in groups:
             alone, together = (_infer_all(client, reference, group, size) for size in (1, BATCH))
@@ -43,7 +43,7 @@ def served_checks(address: str, reference: Reference) -> list[Check]:
 
 
 def _infer_all(
-    client: triton.InferenceServerClient, reference: Reference, group: Group, size: int
+    client: triton.InferenceServerClient, reference: Reference, group: Batch, size: int
 ) -> dict[str, np.ndarray]:
     inputs = [TensorInfo.from_metadata(metadata) for metadata in reference.metadata["inputs"]]
     outputs = [TensorInfo.from_metadata(metadata) for metadata in reference.metadata["outputs"]]
@@ -60,7 +60,7 @@ def _infer(
     model: str,
     inputs: Sequence[TensorInfo],
     outputs: Sequence[TensorInfo],
-    batch: Group,
+    batch: Batch,
 ) -> dict[str, np.ndarray]:
     tensors = []
     for info in inputs:

@@ -13,9 +13,9 @@ from converters.proof.closeness import Closeness, spread_of
 from converters.proof.exercised import rows_lines, spread_lines
 from converters.proof.reference import Feed, Reference
 from converters.proof.runner import OpenRunner, onnx_runner
-from converters.sources.group_files import pack_groups, unpack_groups
+from converters.sources.batch_files import pack_batches, unpack_batches
 from converters.sources.made_up_rows import made_up
-from converters.sources.tensor_source import Group, TensorSource, require_servable, to_feed
+from converters.sources.tensor_source import Batch, TensorSource, require_servable, to_feed
 from converters.task import ConversionRequest, Eager, Task
 from converters.tasks.tensors.checks import (
     TensorGraph,
@@ -34,7 +34,7 @@ GOLDEN_ELEMENTS = 8
 
 
 class Tensors(Task):
-    """Answers: groups of rows, packed as ``in``, ``out`` and ``noise``, and the ``oracle``."""
+    """Answers: groups of rows, packed as ``in``, ``out`` and ``noise``, and the ``executor``."""
 
     name: ClassVar[str] = "tensors"
 
@@ -45,7 +45,7 @@ class Tensors(Task):
         require_servable(self.source.outputs, "output")
         self.groups = self._groups()
 
-    def _groups(self) -> list[Group]:
+    def _groups(self) -> list[Batch]:
         if self.request.samples:
             return read_npz(self.request.samples, self.source.inputs)
         example, inputs = self.source.example(), self.source.inputs
@@ -65,9 +65,9 @@ class Tensors(Task):
         return self.feeds(reference)
 
     def exercised(self, reference: Reference) -> list[str]:
-        groups = unpack_groups(reference.answers, INPUTS)
+        groups = unpack_batches(reference.answers, INPUTS)
         count = sum(map(_rows, groups))
-        lines = [f"{self.whose(count)}, answered by {reference.answers['oracle']}"]
+        lines = [f"{self.whose(count)}, answered by {reference.answers['executor']}"]
         for name, counts in self.source.ids().items():
             lines += _id_lines(name, counts, [group[name] for group in groups])
         graph = reference.folder / "model.onnx"
@@ -75,12 +75,12 @@ class Tensors(Task):
             lines += unreached(graph, self.feeds(reference))
         for group in groups:
             lines += self._input_lines(group)
-        for outputs in unpack_groups(reference.answers, OUTPUTS):
+        for outputs in unpack_batches(reference.answers, OUTPUTS):
             for name, values in outputs.items():
                 lines += spread_lines(f"output {name}", values, reference.tolerance)
         return list(dict.fromkeys(lines))
 
-    def _input_lines(self, group: Group) -> Iterator[str]:
+    def _input_lines(self, group: Batch) -> Iterator[str]:
         for name, values in group.items():
             if values.dtype.kind in "fiu":
                 yield f"input {name}: numbers from {values.min():.4g} to {values.max():.4g}"
@@ -107,17 +107,17 @@ class Tensors(Task):
         _require_finite(reported.outputs, bool(self.request.samples))
         report(
             f"{self.request.name}: {sum(map(_rows, self.groups))} samples "
-            f"answered by {reported.oracle}"
+            f"answered by {reported.executor}"
         )
         return {
-            **pack_groups(self.groups, INPUTS),
-            **pack_groups(reported.outputs, OUTPUTS),
-            **pack_groups(reported.noise, NOISE),
-            "oracle": np.array(reported.oracle),
+            **pack_batches(self.groups, INPUTS),
+            **pack_batches(reported.outputs, OUTPUTS),
+            **pack_batches(reported.noise, NOISE),
+            "executor": np.array(reported.executor),
         }
 
     def feeds(self, reference: Reference) -> Iterator[Feed]:
-        for group in unpack_groups(reference.answers, INPUTS):
+        for group in unpack_batches(reference.answers, INPUTS):
             for row in range(_rows(group)):
                 yield to_feed({name: values[row : row + 1] for name, values in group.items()})
 
@@ -139,8 +139,8 @@ class Tensors(Task):
         return served_checks(address, reference)
 
     def golden(self, reference: Reference) -> Golden:
-        inputs = unpack_groups(reference.answers, INPUTS)[0]
-        outputs = unpack_groups(reference.answers, OUTPUTS)[0]
+        inputs = unpack_batches(reference.answers, INPUTS)[0]
+        outputs = unpack_batches(reference.answers, OUTPUTS)[0]
         expect = {name: _flat(values[0])[:GOLDEN_ELEMENTS] for name, values in outputs.items()}
         return Golden(
             request={
@@ -184,7 +184,7 @@ def _id_lines(name: str, counts: np.ndarray, inputs: Sequence[np.ndarray]) -> It
             yield from rows_lines(f"input {name}{suffix}", ids, int(counts[position]))
 
 
-def _rows(group: Group) -> int:
+def _rows(group: Batch) -> int:
     return len(next(iter(group.values())))
 
 
@@ -192,7 +192,7 @@ def _flat(values: np.ndarray) -> list[Any]:
     return list(np.ravel(values).tolist())
 
 
-def _golden_tolerance(outputs: Group, reference: Reference) -> float:
+def _golden_tolerance(outputs: Batch, reference: Reference) -> float:
     """Ten times the largest difference that any output may have."""
     differences = [0.0]
     for values in outputs.values():
@@ -203,7 +203,7 @@ def _golden_tolerance(outputs: Group, reference: Reference) -> float:
     return 10 * max(differences)
 
 
-def _require_finite(outputs: Sequence[Group], from_user: bool) -> None:
+def _require_finite(outputs: Sequence[Batch], from_user: bool) -> None:
     samples = "samples" if from_user else "made-up samples"
     for index, group in enumerate(outputs):
         for name, values in group.items():

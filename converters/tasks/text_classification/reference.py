@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.proof.reference_process import ask, fp32_noise, places_again, require_no_past
+from converters.proof.reference_process import ask, fp32_noise, repeat_positions, require_stateless
 
 
 def classify(
@@ -24,7 +24,7 @@ def classify(
     request_file = work_dir / "request.json"
     request_file.write_text(json.dumps({"texts": texts, "too_long": too_long, "limit": limit}))
     module = "converters.tasks.text_classification.reference"
-    return ask(module, folder, request_file, answers=work_dir / "oracle.npz")
+    return ask(module, folder, request_file, answers=work_dir / "reference.npz")
 
 
 def main(folder: str, request_file: str, target: str) -> None:
@@ -43,13 +43,13 @@ def main(folder: str, request_file: str, target: str) -> None:
     ids = [classifier.tokenizer(text)["input_ids"] for text in request["texts"]]
     long_ids = [classifier.tokenizer(text, **cut)["input_ids"] for text in request["too_long"]]
     scores = _scores(classifier, request["texts"], {})
-    positions = places_again(len(request["texts"]))
+    positions = repeat_positions(len(request["texts"]))
     # Again with a fresh pipeline and in reverse: the scores must not depend on either.
     fresh: Any = pipeline(
         "text-classification", model=folder, device="cpu", top_k=None, dtype="float32"
     )
     again = _scores(fresh, [request["texts"][position] for position in positions], {})
-    require_no_past(scores, again, positions, request["texts"])
+    require_stateless(scores, again, positions, request["texts"])
 
     def exact(positions: list[int]) -> dict[str, np.ndarray]:
         fresh.model.double()

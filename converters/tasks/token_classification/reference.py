@@ -15,9 +15,9 @@ import numpy as np
 from converters.proof.reference_process import (
     ask,
     fp32_noise,
-    places_again,
-    places_exact,
-    require_no_past,
+    fp64_positions,
+    repeat_positions,
+    require_stateless,
 )
 
 
@@ -36,7 +36,7 @@ def find_entities(
         "converters.tasks.token_classification.reference",
         folder,
         request_file,
-        answers=work_dir / "oracle.npz",
+        answers=work_dir / "reference.npz",
     )
 
 
@@ -54,12 +54,12 @@ def main(folder: str, request_file: str, target: str) -> None:
     )
     tagger.tokenizer.model_max_length = request["limit"]
     reported = _answers(tagger, request["texts"])
-    fresh = _require_no_past(folder, request, reported)
+    fresh = _require_stateless(folder, request, reported)
     cut = {f"long_{name}": array for name, array in _answers(tagger, request["too_long"]).items()}
     np.savez(target, **reported, **cut, **_noise(fresh, request["texts"], reported))
 
 
-def _require_no_past(folder: str, request: Any, reported: dict[str, np.ndarray]) -> Any:
+def _require_stateless(folder: str, request: Any, reported: dict[str, np.ndarray]) -> Any:
     """Run some texts again with a fresh pipeline and in reverse, and return that pipeline. Ends the
     process where the logits depend on either."""
     from transformers import pipeline
@@ -67,16 +67,16 @@ def _require_no_past(folder: str, request: Any, reported: dict[str, np.ndarray])
     fresh: Any = pipeline("token-classification", model=folder, device="cpu", dtype="float32")
     fresh.tokenizer.model_max_length = request["limit"]
     parts = np.split(reported["logits"], np.cumsum(reported["token_count"])[:-1])
-    for position in places_again(len(parts)):
+    for position in repeat_positions(len(parts)):
         again, _ = _token_logits(fresh, request["texts"][position])
         names = [request["texts"][position]] * len(again)
-        require_no_past(parts[position], again, range(len(again)), names)
+        require_stateless(parts[position], again, range(len(again)), names)
     return fresh
 
 
 def _noise(fresh: Any, texts: list[str], reported: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What FP32 rounds off the logits, measured on the tokens of some texts."""
-    samples = places_exact(len(texts))
+    samples = fp64_positions(len(texts))
     parts = np.split(reported["logits"], np.cumsum(reported["token_count"])[:-1])
 
     def exact(positions: list[int]) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from converters.errors import ConversionError, ExportFailed, SourceMissing, Sour
 from converters.proof.broken_graphs import dropped_mask, skipped_layers
 from converters.proof.checks import Check
 from converters.proof.record import measured_grade
-from converters.proof.reference_process import last_words, places_again, require_no_past
+from converters.proof.reference_process import last_words, repeat_positions, require_stateless
 from converters.sources.graph_file import GraphFile
 from converters.sources.huggingface import HuggingFaceFolder
 from converters.task import ConversionRequest
@@ -471,12 +471,12 @@ def test_the_last_words_of_an_oracle_are_one_line():
 
 def test_an_original_with_the_same_answers_again_keeps_no_state():
     first = np.random.default_rng(0).standard_normal((20, 3))
-    positions = places_again(20)
+    positions = repeat_positions(20)
     assert positions[0] == 19
     names = [str(position) for position in range(20)]
-    require_no_past(first, first[positions], positions, names)
+    require_stateless(first, first[positions], positions, names)
     with pytest.raises(SystemExit, match="a fresh one answers"):
-        require_no_past(first, first[positions] + 0.01, positions, names)
+        require_stateless(first, first[positions] + 0.01, positions, names)
 
 
 def test_graph_faults_do_what_they_say(tmp_path):

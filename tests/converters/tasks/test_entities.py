@@ -41,7 +41,7 @@ def reference(task, work):
     folder.mkdir()
     task.export(folder / "model.onnx")
     ask_original(task, folder, lambda text: None)
-    return reference_in(folder, "tagger", task.name, "fp32")
+    return reference_in(folder, "tagger", task, "fp32")
 
 
 def _failed(checks) -> dict[str, str]:

@@ -265,10 +265,10 @@ def test_an_original_that_keeps_state_is_detected():
     """A network with other outputs the second time, run afresh and in reverse."""
     import numpy as np
 
-    from converters.proof.reference_process import places_again
+    from converters.proof.reference_process import repeat_positions
     from converters.proof.statefulness import require_same_again
 
-    positions = places_again(12)
+    positions = repeat_positions(12)
     first = np.random.default_rng(0).standard_normal((12, 3)).astype(np.float32)
     names = [f"image {row}" for row in range(12)]
     require_same_again("logits", first, first[positions], names)

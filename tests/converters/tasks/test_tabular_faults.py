@@ -24,7 +24,7 @@ def built(tmp_path_factory):
     answers = task.model.answer(task.rows)
     np.savez(folder / "original.npz", **task.rows.arrays(), answers=answers)
     (folder / "metadata.json").write_text(json.dumps(task.metadata()))
-    reference = reference_in(folder, "risk", task.name, "fp32")
+    reference = reference_in(folder, "risk", task, "fp32")
     checks = task.prove_graph(folder / "model.onnx", reference)
     assert [check.line() for check in checks if not check.passed] == []
     return task, reference

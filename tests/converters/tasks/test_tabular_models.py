@@ -41,7 +41,7 @@ def _graph_checks(task, folder):
     task.export(folder / "model.onnx")
     np.savez(folder / "original.npz", **rows.arrays(), answers=task.model.answer(rows))
     (folder / "metadata.json").write_text(json.dumps(task.metadata()))
-    reference = reference_in(folder, "table", task.name, "fp32")
+    reference = reference_in(folder, "table", task, "fp32")
     return task.prove_graph(folder / "model.onnx", reference)
 
 
@@ -166,7 +166,7 @@ def test_thresholds_rounded_to_fp32_are_caught(tmp_path):
     thresholds = onnx.numpy_helper.to_array(attribute.t).astype(np.float32).astype(np.float64)
     attribute.t.CopyFrom(onnx.numpy_helper.from_array(thresholds, "thresholds"))
     onnx.save(graph, tmp_path / "c" / "model.onnx")
-    reference = reference_in(tmp_path / "c", "table", task.name, "fp32")
+    reference = reference_in(tmp_path / "c", "table", task, "fp32")
     failed = [c for c in task.prove_graph(tmp_path / "c" / "model.onnx", reference) if not c.passed]
     assert failed
     assert "threshold of 'Column_" in failed[0].worst

@@ -13,7 +13,7 @@ from converters.errors import EngineFailed, ProofFailed
 from converters.proof.record import Record
 from converters.task import ConversionRequest
 from converters.tensorrt.device import Device
-from converters.tensorrt.engine import FILES, build_engine, stamp_here, why_not_of_here
+from converters.tensorrt.engine import FILES, build_engine, stamp_here, unavailable_reason
 from modelspec.model import Instances, ModelSpec, TensorSpec
 from tests.converters.small_task import Doubling
 from tests.converters.tensorrt import fake_trt
@@ -126,12 +126,12 @@ def test_an_engine_is_built_proved_and_cached_with_both_proofs(converted):
 
 def test_another_gpu_is_another_engine(converted, tmp_path):
     first = build_engine(converted, SPEC, str)
-    assert why_not_of_here(first.folder) == ""
+    assert unavailable_reason(first.folder) == ""
     plant_gpu(tmp_path / "bin", "NVIDIA L4, 8.9, 580.65.06")
-    assert "compute_capability 9.0, here 8.9" in why_not_of_here(first.folder)
+    assert "compute_capability 9.0, here 8.9" in unavailable_reason(first.folder)
     second = build_engine(converted, SPEC, str)
     assert second.folder != first.folder
-    assert why_not_of_here(second.folder) == ""
+    assert unavailable_reason(second.folder) == ""
 
 
 def test_an_engine_with_wrong_answers_is_refused_and_not_cached(converted, monkeypatch):

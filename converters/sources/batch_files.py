@@ -1,11 +1,11 @@
-"""Groups of rows in one ``.npz``, for the oracles' processes and for a Reference."""
+"""Batches of rows in one ``.npz``, for the reference programs and for a Reference."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 
-def pack_groups(groups: Sequence[Mapping[str, np.ndarray]], prefix: str) -> dict[str, np.ndarray]:
+def pack_batches(groups: Sequence[Mapping[str, np.ndarray]], prefix: str) -> dict[str, np.ndarray]:
     """Numbered arrays, and an array of their names, since a tensor's name may be any text."""
     names = list(groups[0]) if groups else []
     arrays = {
@@ -16,8 +16,8 @@ def pack_groups(groups: Sequence[Mapping[str, np.ndarray]], prefix: str) -> dict
     return {**arrays, f"{prefix}names": np.array(names, dtype=np.str_)}
 
 
-def unpack_groups(arrays: Mapping[str, np.ndarray], prefix: str) -> list[dict[str, np.ndarray]]:
-    """The groups that ``pack_groups`` packed under this prefix."""
+def unpack_batches(arrays: Mapping[str, np.ndarray], prefix: str) -> list[dict[str, np.ndarray]]:
+    """The groups that ``pack_batches`` packed under this prefix."""
     names = [str(name) for name in arrays[f"{prefix}names"]]
     groups: list[dict[str, np.ndarray]] = []
     if not names:
