@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from converters.errors import SourceMissing, SourceRefused
-from converters.sources.text_samples import SAMPLE_LIMIT
+from converters.sample_texts import SAMPLE_LIMIT
 
 CSV_LIMIT_BYTES = 256 * 1024 * 1024
 # A missing text on the wire and in a Table: a code point that Unicode permanently excludes from

@@ -21,10 +21,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from converters.cosine import row_cosines
 from converters.errors import ExportFailed
 from converters.precisions.graph import drop_unused, gemm_to_matmul, load_tidy, replace
 from converters.precisions.row_rounding import Ranges, Rounding
-from converters.proof.closeness import row_cosines
 
 Feed = Mapping[str, np.ndarray]
 Feeds = Callable[[], Iterable[Feed]]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from converters.cosine import flat_rows, row_cosines
+
 
 @dataclass(frozen=True)
 class Closeness:
@@ -46,19 +48,10 @@ def worst_of(outputs: Sequence[Closeness]) -> Closeness:
 
 def row_gaps(actual: np.ndarray, expected: np.ndarray, relative: bool = False) -> np.ndarray:
     """The largest difference of each row of two arrays [n, ...]: FP64 [n]."""
-    gaps = np.abs(_flat(actual) - _flat(expected))
+    gaps = np.abs(flat_rows(actual) - flat_rows(expected))
     if relative:
         gaps = gaps / np.maximum(spread_of(expected).scale, 1e-300)
     return np.asarray(gaps.max(axis=1))
-
-
-def row_cosines(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """The cosine of each pair of rows of two arrays [n, ...]: FP64 [n]."""
-    actual, expected = _flat(actual), _flat(expected)
-    lengths = np.linalg.norm(actual, axis=1) * np.linalg.norm(expected, axis=1)
-    # Two zero rows are equal; a zero row and any other are as far apart as can be.
-    both_zero = (actual == 0).all(axis=1) & (expected == 0).all(axis=1)
-    return np.where(both_zero, 1.0, (actual * expected).sum(axis=1) / np.maximum(lengths, 1e-30))
 
 
 # Two correct computations of one number may differ by this many units of FP32 rounding.
@@ -97,7 +90,7 @@ class Spread:
 def spread_of(expected: np.ndarray) -> Spread:
     """The spread of answers [n, ...] to n samples. Where no element differs between the samples,
     the answers are measured from zero."""
-    answers = _flat(expected)
+    answers = flat_rows(expected)
     magnitude = np.quantile(np.abs(answers), 0.9, axis=0)
     unit = 2.0**-10 if expected.dtype == np.float16 else 2.0**-23
     rounding = unit * np.maximum(np.abs(answers), magnitude)
@@ -185,7 +178,7 @@ def departure(actual: np.ndarray, expected: np.ndarray, resolution: float = 0.0)
     measured as though it were that much: 8-bit rounding depends on the largest value of a tensor.
     """
     spread = spread_of(expected)
-    actual, expected = _flat(actual), _flat(expected)
+    actual, expected = flat_rows(actual), flat_rows(expected)
     largest_size = max(float(spread.size.max()), 1e-300)
     typical = largest_size * float(np.sqrt(((spread.size / largest_size) ** 2).mean()))
     # An element that never moves is measured against itself, or if it is 0 against the others.
@@ -230,7 +223,7 @@ def misplaced(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
     half as far from the other's as from their own. Two swapped labels are found however little
     they move; rounding alone never looks like this. Answers of more than ``COMPARED`` elements are
     not examined."""
-    rows, originals = _flat(actual), _flat(expected)
+    rows, originals = flat_rows(actual), flat_rows(expected)
     count = originals.shape[1]
     if not 1 < count <= COMPARED or len(originals) < 2 or not np.isfinite(rows).all():
         return np.zeros(0, dtype=np.int64)
@@ -289,7 +282,3 @@ def similarity(vectors: np.ndarray) -> np.ndarray:
 def same_neighbour(actual: np.ndarray, expected: np.ndarray) -> float:
     """The share of vectors [n, width] whose nearest other vector is the same."""
     return float(same_best(similarity(actual), similarity(expected)).mean())
-
-
-def _flat(values: np.ndarray) -> np.ndarray:
-    return values.reshape(len(values), -1).astype(np.float64)

@@ -4,15 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from converters.cosine import row_cosines
 from converters.proof.checks import Check, at_least, at_most
-from converters.proof.closeness import (
-    decided,
-    departure,
-    misplaced,
-    row_cosines,
-    row_gaps,
-    same_best,
-)
+from converters.proof.closeness import decided, departure, misplaced, row_gaps, same_best
 from converters.proof.tolerance import Shares, Tolerance, clear_margin
 
 

@@ -55,7 +55,7 @@ def _from_path(fields: Fields, path: Path) -> list[Body]:
         return _rows(fields, path)
     if path.suffix == ".npz":
         return _arrays(fields, path)
-    from converters.sources.text_samples import read_texts
+    from converters.sample_texts import read_texts
 
     name = _only(fields, path, lambda schema: schema.get("type") == "string", "text")
     return [{name: text} for text in read_texts(path)]

@@ -8,10 +8,10 @@ import numpy as np
 
 from converters.errors import SourceMissing, SourceRefused
 from converters.export.tensor_info import TensorInfo
+from converters.sample_texts import SAMPLE_LIMIT
 from converters.sources.archive import require_no_bomb
 from converters.sources.made_up_rows import ROWS, SEED
 from converters.sources.tensor_source import NUMPY_TYPES, Batch
-from converters.sources.text_samples import SAMPLE_LIMIT
 
 UNCHANGED_ROWS = 8  # of the example's own rows
 TABLE_ROWS = 256  # at most, added so that all rows of a table are read

@@ -20,8 +20,8 @@ from converters.proof.invariance import padding_checks, texts_for_buckets
 from converters.proof.reference import Feed, Reference
 from converters.proof.runner import OpenRunner, onnx_runner
 from converters.proof.token_graph import TokenGraph, text_of_tokens
+from converters.sample_texts import read_texts
 from converters.sources.huggingface import HuggingFaceFolder, TokenizerFile
-from converters.sources.text_samples import read_texts
 from converters.sources.token_model import (
     Logits,
     buckets_up_to,

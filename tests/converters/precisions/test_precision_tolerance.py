@@ -9,9 +9,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from converters.cosine import row_cosines
 from converters.errors import ConversionError
 from converters.precisions.write import PRECISIONS
-from converters.proof.closeness import closeness, row_cosines, same_decision, same_neighbour
+from converters.proof.closeness import closeness, same_decision, same_neighbour
 from converters.proof.tolerance import (
     LAYERS,
     LIMITS,
