@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 
 from converters.errors import ConversionError, SourceRefused
 from converters.table import Table
-from converters.tasks.tabular import reference as oracle
+from converters.tasks.tabular import reference
 from tests.tables_in_process import (
     build_reference,
     failed_checks,
@@ -107,7 +107,7 @@ REFUSED = {
     ),
     "texts in files": (
         make_pipeline(CountVectorizer(input="filename"), linear_model.LogisticRegression()),
-        ([__file__, oracle.__file__], ["a", "b"]),
+        ([__file__, reference.__file__], ["a", "b"]),
         "reads files",
     ),
     "a graph that does not load": (
@@ -136,10 +136,10 @@ def test_an_original_whose_prediction_depends_on_earlier_rows_is_refused(tmp_pat
         calls.append(np.load(rows_file)["rows"].tolist())
         return {"answers": np.full((len(calls[-1]), 1), 1.0 + 0.1 * len(calls))}
 
-    monkeypatch.setattr(oracle, "ask", ask)
+    monkeypatch.setattr(reference, "ask", ask)
     rows = Table({"f0": np.arange(5.0)}, [f"row {index}" for index in range(5)])
     with pytest.raises(SourceRefused, match="differently in another order"):
-        oracle.ask_library(tmp_path / "m.skops", {}, rows, tmp_path)
+        reference.ask_library(tmp_path / "m.skops", {}, rows, tmp_path)
     assert calls[1] == calls[0][::-1]
 
 

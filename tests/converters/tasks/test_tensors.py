@@ -51,7 +51,7 @@ def linear(path, **settings):
 
 
 def _proved(task, folder):
-    """The reference and the checks of the graph, with the oracle's real outputs."""
+    """The reference and the checks of the graph, with the original's real outputs."""
     folder.mkdir(exist_ok=True)
     task.export(folder / "model.onnx")
     answers = task.ask(folder, lambda text: None)
