@@ -65,7 +65,7 @@ def main(model: str, rows_file: str, target: str) -> None:
     else:
         noise = [{} for _ in groups]
     arrays = {**pack_batches(outputs, "out"), **pack_batches(noise, "noise")}
-    np.savez(target, executor_name=np.array(executor_name), **arrays)
+    np.savez(target, executor=np.array(executor_name), **arrays)
 
 
 def _require_one_row_each(groups: Sequence[Batch], reported: Sequence[Batch]) -> None:
