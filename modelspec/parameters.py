@@ -9,21 +9,23 @@ from collections.abc import Mapping
 from typing import Any
 
 OURS = "tidegate."
-ENDPOINT_PARAMETER = f"{OURS}endpoint"  # JSON: see modelspec.endpoint_schema
-GOLDEN_PARAMETER = f"{OURS}golden"  # JSON: see modelspec.golden
-INTERNAL_PARAMETER = f"{OURS}internal"  # "true": an engine or a step, which the gateway hides
-CANARY_PARAMETER = f"{OURS}canary"  # the public pipeline whose canary this model is
+ENDPOINT_PARAMETER = "tidegate.endpoint"  # JSON: see modelspec.endpoint_schema
+GOLDEN_PARAMETER = "tidegate.golden"  # JSON: see modelspec.golden
+INTERNAL_PARAMETER = "tidegate.internal"  # "true": an engine or a step, which the gateway hides
+CANARY_PARAMETER = "tidegate.canary"  # the public pipeline whose canary this model is
 # "false": no request is worth cancelling, so the gateway may send plain ones over HTTP/1.1, where
 # Triton does not notice that a client has left.
-CANCELLABLE_PARAMETER = f"{OURS}cancellable"
-TUNED_PARAMETER = f"{OURS}tuned"  # JSON: where and how the serving parameters were measured
-REVISION_PARAMETER = f"{OURS}afresh"  # makes a config differ, so that Triton loads the model again
+CANCELLABLE_PARAMETER = "tidegate.cancellable"
+TUNED_PARAMETER = "tidegate.tuned"  # JSON: where and how the serving parameters were measured
+REVISION_PARAMETER = (
+    "tidegate.afresh"  # makes a config differ, so that Triton loads the model again
+)
 
 INTRA_OP_THREADS, INTER_OP_THREADS = "intra_op_thread_count", "inter_op_thread_count"
 BUCKETS_PARAMETER = "buckets"  # of the tokenizer step: the lengths that texts are padded to
 
 # The name of no model: a stream that is asked for it answers by itself, so that its end is seen.
-NO_MODEL = f"{OURS}none"
+NO_MODEL = "tidegate.none"
 
 
 def texts_of(parameters: Mapping[str, Any]) -> dict[str, str]:

@@ -28,9 +28,12 @@ class Deployment:
         """Of the servers whose processes can be seen from here."""
         return [replica.server_pid for replica in self.replicas if replica.server_pid]
 
-    def newest_version(self, model: str) -> int:
-        """The highest version that any of the servers remembers; 0 for none."""
-        return max((replica.newest(model) for replica in self.replicas), default=0)
+    def next_version(self, model: str) -> int:
+        """A number that neither a folder has nor a server remembers: it is never used twice while a
+        server may still have the old one."""
+        on_disk = self.repository.versions(model)
+        remembered = [replica.newest(model) for replica in self.replicas]
+        return max([*on_disk, *remembered], default=0) + 1
 
     def retire_unpinned(self, models: Sequence[str]) -> None:
         """Make each member list exactly the versions that pipelines pin now, and reload it on the

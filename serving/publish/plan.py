@@ -49,11 +49,7 @@ class Plan:
 
 
 def make_plan(staged: ModelRepository, models: Sequence[str], deployment: Deployment) -> Plan:
-    """The plan for ``models`` (members first, the pipeline last) in ``staged``.
-
-    A version's number is never used twice while a server of the deployment still remembers the old
-    one.
-    """
+    """The plan for ``models`` (members first, the pipeline last) in ``staged``."""
     repository, name = deployment.repository, models[-1]
     pinned = staged.pinned_members(name)
     members = []
@@ -75,7 +71,7 @@ def make_plan(staged: ModelRepository, models: Sequence[str], deployment: Deploy
     if is_unchanged:
         pipeline = PlannedVersion(name, active, config, None, profiles)
     else:
-        version = _next_version(deployment, name)
+        version = deployment.next_version(name)
         pipeline = PlannedVersion(name, version, config, source, profiles)
     return Plan(tuple(members), pipeline)
 
@@ -97,7 +93,7 @@ def _plan_member(
     for version in reversed(repository.versions(name)):
         if content(repository.version_folder(name, version)) == files:
             return PlannedVersion(name, version, config, None, profiles)
-    return PlannedVersion(name, _next_version(deployment, name), config, source, profiles)
+    return PlannedVersion(name, deployment.next_version(name), config, source, profiles)
 
 
 def _staged_version(staged: ModelRepository, model: str, version: int) -> Path:
@@ -105,8 +101,3 @@ def _staged_version(staged: ModelRepository, model: str, version: int) -> Path:
     if not versions:
         raise PublishFailed(f"{staged.folder(model)} has no version folder: stage it again")
     return staged.version_folder(model, version if version in versions else versions[-1])
-
-
-def _next_version(deployment: Deployment, model: str) -> int:
-    on_disk = deployment.repository.versions(model)
-    return max([*on_disk, deployment.newest_version(model)], default=0) + 1

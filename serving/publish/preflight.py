@@ -59,17 +59,14 @@ def _memory_of(version: PlannedVersion, server_pid: int) -> int:
     loaded = stub_memory_bytes(server_pid, version.model)
     if loaded:
         # With --model-config-name, Triton reloads the old version when the main config changes.
-        return loaded * (2 if _reads_profiles(server_pid) else 1)
+        try:
+            words = psutil.Process(server_pid).cmdline()
+        except psutil.Error:
+            words = []
+        reads_profiles = any(word.startswith("--model-config-name") for word in words)
+        return loaded * (2 if reads_profiles else 1)
     instances = sum(group.count or 1 for group in version.config.instance_group) or 1
     return instances * (STUB_BYTES + size_bytes(version.source))
-
-
-def _reads_profiles(server_pid: int) -> bool:
-    try:
-        words = psutil.Process(server_pid).cmdline()
-    except psutil.Error:
-        return False
-    return any(word.startswith("--model-config-name") for word in words)
 
 
 def _mib(amount: int) -> str:

@@ -59,18 +59,16 @@ def recover(deployment: Deployment) -> None:
         resolve(deployment, journal)
     repository.sync_all_profiles()
     for path in repository.staging.iterdir():
-        if path.name not in _PERMANENT and _is_abandoned(path):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def _is_abandoned(path: Path) -> bool:
-    owned = _OWNED.match(path.name)
-    if owned:
-        return not Path(f"/proc/{owned[1]}").exists()
-    return time.time() - path.stat().st_mtime > _STALE_S
+        if path.name in _PERMANENT:
+            continue
+        if owned := _OWNED.match(path.name):
+            is_abandoned = not Path(f"/proc/{owned[1]}").exists()
+        else:
+            is_abandoned = time.time() - path.stat().st_mtime > _STALE_S
+        if is_abandoned and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif is_abandoned:
+            path.unlink(missing_ok=True)
 
 
 def resolve(deployment: Deployment, journal: Journal) -> None:

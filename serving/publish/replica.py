@@ -86,24 +86,18 @@ def connected(servers: Sequence[Server]) -> Iterator[list[Replica]]:
 
     NotOurServer if the key of one cannot be read."""
     with ExitStack() as stack:
-        replicas = [
-            Replica(
-                stack.enter_context(
-                    TritonControl(server.address, _key(server), server.load_timeout_s)
-                ),
-                0 if server.is_elsewhere else server.pid,
-            )
-            for server in servers
-        ]
+        replicas = []
+        for server in servers:
+            try:
+                key = read_key(Path(server.key_file))
+            except (OSError, ServingError) as error:
+                raise NotOurServer(
+                    f"the Triton at {server.address} serves {server.repository}, but its key "
+                    f"cannot be read ({error}), so it cannot be updated; nothing was changed. Run "
+                    "this as the server's user, on the machine or in the container that the "
+                    "server runs in"
+                ) from error
+            control = TritonControl(server.address, key, server.load_timeout_s)
+            stack.enter_context(control)
+            replicas.append(Replica(control, 0 if server.is_elsewhere else server.pid))
         yield [replica for replica in replicas if replica.control.is_live(LIVE_TIMEOUT_S)]
-
-
-def _key(server: Server) -> str:
-    try:
-        return read_key(Path(server.key_file))
-    except (OSError, ServingError) as error:
-        raise NotOurServer(
-            f"the Triton at {server.address} serves {server.repository}, but its key cannot be read"
-            f" ({error}), so it cannot be updated; nothing was changed. Run this as the server's "
-            "user, on the machine or in the container that the server runs in"
-        ) from error
