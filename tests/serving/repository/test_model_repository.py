@@ -1,0 +1,21 @@
+"""A ModelRepository parses a config once, and always gives what is on disk."""
+
+import pytest
+
+from serving.errors import ServingError
+from serving.repository.model_repository import ModelRepository
+
+
+def test_a_config_is_what_is_on_disk_and_a_copy(tmp_path):
+    repository = ModelRepository(tmp_path)
+    (tmp_path / "m").mkdir()
+    path = tmp_path / "m" / "config.pbtxt"
+    path.write_text("max_batch_size: 4")
+    config = repository.config("m")
+    config.max_batch_size = 9
+    assert repository.config("m").max_batch_size == 4
+    path.write_text("max_batch_size: 5")  # as long as before, and moments later
+    assert repository.config("m").max_batch_size == 5
+    path.unlink()
+    with pytest.raises(ServingError, match="there is no model 'm'"):
+        repository.config("m")
