@@ -1,7 +1,7 @@
 """How a candidate's answers compare with the original's: the proof's own checks, and the task's
 metric over many real samples."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,15 @@ INVARIANCE = ("batch", "padding")
 @dataclass(frozen=True)
 class Accuracy:
     """``failed`` are the lines of the checks outside the tolerance of the precision; ``grade`` and
-    ``invariant`` describe the dependence on the batch, as measured rather than promised."""
+    ``invariant`` describe the dependence on the batch, as measured rather than promised. Without
+    its proof (``proved``) a candidate has only the closeness of a few samples."""
 
     closeness: Closeness
     samples: int
     failed: tuple[str, ...]
     invariant: bool
     grade: str
+    proved: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -38,12 +40,24 @@ class Accuracy:
         return cls(**{**fields, "closeness": closeness, "failed": tuple(fields["failed"])})
 
 
+def screen(task: Task, engine: Path, few: Reference) -> Accuracy:
+    """Measure the task's metric on ``few`` samples: enough to show in a table, not to be picked."""
+    closeness = task.closeness(engine, few)
+    return Accuracy(closeness, _rows(few), (), invariant=False, grade="not proved", proved=False)
+
+
 def compare(
-    task: Task, engine: Path, precision: str, reference: Reference, many: Reference
+    task: Task,
+    engine: Path,
+    precision: str,
+    reference: Reference,
+    many: Reference,
+    proved: Sequence[Check] = (),
 ) -> Accuracy:
-    """Prove the graph on ``reference``, and measure the task's metric on ``many``."""
+    """Prove the graph on ``reference``, and measure the task's metric on ``many``. ``proved`` are
+    the checks of a graph that has its proof already."""
     strict = replace(reference, tolerance=measured_tolerance(task.name, precision))
-    checks = attempted("the graph", lambda: task.prove_graph(engine, strict))
+    checks = list(proved) or attempted("the graph", lambda: task.prove_graph(engine, strict))
     about_batch = [check for check in checks if check.name.startswith(INVARIANCE)]
     others = [check for check in checks if not check.name.startswith(INVARIANCE)]
     invariant = bool(about_batch) and all(check.passed for check in about_batch)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# The share of the budget for writing and comparing candidates; the rest is for timing them.
-COMPARING = 0.6
+# The largest share of the time for everything that one part may take when it has found too little
+# within its own: what is left is enough for a short config search.
+EXTENDED = 0.8
 MIN_TIMER_S = 0.01  # a timer of 0 never fires
 
 
@@ -18,8 +19,9 @@ class OutOfTime(BaseException):
 
 
 class Budget:
-    """``seconds`` from its creation; ``hard_s`` (default: the same) is the limit of the conversion,
-    without which there is nothing to measure. ``now`` is for tests."""
+    """``seconds`` from its creation; ``hard_s`` (default: the same) is the time for everything:
+    the limit of the conversion, without which there is nothing to measure, and what ``extend``
+    takes from. ``now`` is for tests."""
 
     def __init__(
         self,
@@ -38,6 +40,10 @@ class Budget:
     @property
     def left(self) -> float:
         return max(0.0, self.seconds - self.spent)
+
+    def extend(self) -> None:
+        """Take most of the time for everything, because there would be nothing to choose from."""
+        self.seconds = max(self.seconds, EXTENDED * self.hard_s)
 
     def has_room(self, seconds: float, share: float = 1.0) -> bool:
         """Whether something that takes this long would end within this share of the budget."""

@@ -11,7 +11,7 @@ from converters.errors import ConversionError
 from modelspec.files import atomic_write
 
 # Part of every key: raise it when what is measured, or how, changes.
-METHOD = 2
+METHOD = 3
 
 
 class MeasurementCache:

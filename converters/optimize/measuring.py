@@ -2,9 +2,10 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from converters.cache import Progress, cache_root, content_key, conversion, files_sha256
 from converters.conversion import (
@@ -18,18 +19,29 @@ from converters.conversion import (
     source_sha256,
 )
 from converters.errors import ConversionError
-from converters.optimize.accuracy import Accuracy, compare
+from converters.optimize.accuracy import Accuracy, compare, screen
 from converters.optimize.benchmark_process import ROWS, write_feeds
-from converters.optimize.budget import COMPARING, Budget, OutOfTime
+from converters.optimize.budget import Budget, OutOfTime
 from converters.optimize.candidates import ORIGINAL, Candidate, candidates
 from converters.optimize.measurement_cache import MeasurementCache
-from converters.optimize.pareto import Row
+from converters.optimize.pareto import HEADLINE, Allowed, Row, next_to_prove
 from converters.optimize.timing import TimedCandidate, Timer, Timings
 from converters.precisions.write import write_precision
 from converters.proof.reference import Reference
 from converters.task import ConversionRequest, Task
 
 LEFT_OUT = "not measured, and so not considered: the time budget ended first (--budget)"
+NOT_PROVED = "timed but not proved, and so not considered: the time budget ended first (--budget)"
+# Candidates are compared on this many samples before they are timed, and proved afterwards.
+FEW = 24
+# With this many 8-bit candidates there is something to choose from.
+ENOUGH = 2
+# The share of the budget by which candidates are written and screened; the rest is for timing and
+# proving them. The second holds until there are ENOUGH.
+SCREENING, SCREENING_LONGER = 0.4, 0.7
+# The share by which the passes after the first pause, so that what they show to be faster, and the
+# other candidates, can still be proved.
+PASSES_SHARE = 0.7
 # The original answers the larger set of samples only if this much of the budget is left.
 MANY_S = 200.0
 
@@ -37,12 +49,14 @@ MANY_S = 200.0
 @dataclass(frozen=True)
 class Subject:
     """One model. ``open_task`` opens a task on a request; ``kind`` is the task's class, written
-    "module:name", for the process that runs the original."""
+    "module:name", for the process that runs the original. What is ``allowed`` to be picked is
+    proved first."""
 
     request: ConversionRequest
     open_task: Callable[[ConversionRequest], Task]
     kind: str
     precisions: tuple[str, ...] = ()
+    allowed: Allowed = field(default_factory=Allowed)
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,8 @@ class Bench:
     engines: dict[str, Path] = field(default_factory=dict)
     accuracies: dict[str, Accuracy] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
-    _longest_s: float = 0.0  # the longest time to write and compare one candidate
+    _screening_s: float = 0.0  # the longest time to write and screen one candidate
+    _proving_s: float = 0.0  # the longest time to prove one
 
     @property
     def task(self) -> Task:
@@ -77,26 +92,83 @@ class Bench:
     @property
     def samples(self) -> int:
         """The number of samples behind the accuracy."""
-        return next((accuracy.samples for accuracy in self.accuracies.values()), 0)
+        return max((accuracy.samples for accuracy in self.accuracies.values()), default=0)
 
-    def compare_all(self, candidates: Sequence[Candidate], budget: Budget) -> None:
-        """Write each graph and compare its answers, in this order, until the budget is spent."""
+    def screen_all(self, candidates: Sequence[Candidate], budget: Budget) -> None:
+        """Write each graph and compare a few of its answers, in this order, within this part's
+        share of the budget; while there is too little to choose from, within more of it."""
         for candidate in candidates:
-            if candidate.precision in self.engines or candidate.precision in self.reasons:
+            if candidate.precision in self.accuracies or candidate.precision in self.reasons:
                 continue
-            if not budget.has_room(self._longest_s, COMPARING):
+            eight_bit = [name for name in self.accuracies if name.startswith("int8")]
+            enough = len(eight_bit) >= ENOUGH
+            share = SCREENING if enough else SCREENING_LONGER
+            if not enough and not budget.has_room(self._screening_s, SCREENING):
+                budget.extend()
+            if not budget.has_room(self._screening_s, share):
                 self.reasons[candidate.precision] = LEFT_OUT
                 continue
-            started = budget.spent
-            try:
-                with budget.enforced():
-                    self._write(candidate)
-                    self._compare(candidate, budget)
-                self._longest_s = max(self._longest_s, budget.spent - started)
-            except OutOfTime:
-                self.reasons[candidate.precision] = LEFT_OUT
-            except ConversionError as error:
-                self.reasons[candidate.precision] = " ".join(str(error).split())[:300]
+            self._screening_s = max(
+                self._screening_s, self._within(budget, candidate, self._screen)
+            )
+
+    def prove(self, candidate: Candidate, budget: Budget) -> None:
+        """The candidate's own proof, and its closeness over many samples; without room for them it
+        is left out."""
+        if budget.has_room(self._proving_s):
+            self._proving_s = max(self._proving_s, self._within(budget, candidate, self._prove))
+        else:
+            self.reasons[candidate.precision] = NOT_PROVED
+
+    def _within(
+        self, budget: Budget, candidate: Candidate, step: Callable[[Candidate], None]
+    ) -> float:
+        """How many seconds the step took; its failure is the reason to leave the candidate out."""
+        started = budget.spent
+        try:
+            with budget.enforced():
+                step(candidate)
+        except OutOfTime:
+            is_timed = candidate.precision in self.accuracies
+            self.reasons[candidate.precision] = NOT_PROVED if is_timed else LEFT_OUT
+        except ConversionError as error:
+            self.reasons[candidate.precision] = " ".join(str(error).split())[:300]
+        return budget.spent - started
+
+    def _screen(self, candidate: Candidate) -> None:
+        self._write(candidate)
+        engine, reference = self.engines[candidate.precision], self.converted.reference
+        proved = self.cache.get(self._accuracy_key(candidate))
+        if proved is not None:
+            self.accuracies[candidate.precision] = Accuracy.from_dict(proved)
+            return
+
+        def measure() -> dict[str, Any]:
+            self.report(f"comparing {candidate.name} with the original, on a few samples")
+            return screen(self.task, engine, self.task.few(reference, FEW)).to_dict()
+
+        key = self.cache.key("screened", FEW, self._accuracy_key(candidate))
+        self.accuracies[candidate.precision] = Accuracy.from_dict(self.cache.once(key, measure))
+
+    def _prove(self, candidate: Candidate) -> None:
+        engine, reference = self.engines[candidate.precision], self.converted.reference
+        # The conversion has proved FP32, and refused it if it failed.
+        is_proved = candidate.precision == "fp32"
+        checks = self.converted.record.proofs[0].checks if is_proved else ()
+
+        def measure() -> dict[str, Any]:
+            self.report(f"proving {candidate.name} against the original")
+            precision = candidate.precision
+            return compare(self.task, engine, precision, reference, self.many, checks).to_dict()
+
+        fields = self.cache.once(self._accuracy_key(candidate), measure)
+        self.accuracies[candidate.precision] = Accuracy.from_dict(fields)
+
+    def _accuracy_key(self, candidate: Candidate) -> str:
+        references = (self.converted.reference, self.many)
+        answers = [files_sha256([reference.folder / ANSWERS]) for reference in references]
+        engine = files_sha256([self.engines[candidate.precision]])
+        return self.cache.key("accuracy", self.task.name, candidate.precision, engine, answers)
 
     def _write(self, candidate: Candidate) -> None:
         fp32, reference = self.converted.engine, self.converted.reference
@@ -116,37 +188,24 @@ class Bench:
         engine = conversion(reference.name, key, GRAPH, build) / GRAPH
         self.engines[candidate.precision] = engine
 
-    def _compare(self, candidate: Candidate, budget: Budget) -> None:
-        engine, reference = self.engines[candidate.precision], self.converted.reference
-        answers = [files_sha256([r.folder / ANSWERS]) for r in (reference, self.many)]
-        key = self.cache.key(
-            "accuracy", self.task.name, candidate.precision, files_sha256([engine]), answers
-        )
-        fields = self.cache.get(key)
-        if fields is None:
-            if not budget.allows(COMPARING):
-                raise ConversionError(LEFT_OUT)
-            self.report(f"comparing {candidate.name} with the original")
-            fields = compare(self.task, engine, candidate.precision, reference, self.many).to_dict()
-            self.cache.put(key, fields)
-        self.accuracies[candidate.precision] = Accuracy.from_dict(fields)
-
     def row(self, candidate: Candidate, timings: Timings) -> Row:
         """Everything that is known about this candidate."""
         if candidate.precision == ORIGINAL:
             return Row(candidate, None, timings.times(), timings.ratios(), timings.passes,
                        memory_mb=timings.memory_bytes / 1e6, reason=timings.reason)  # fmt: skip
         engine = self.engines.get(candidate.precision)
+        accuracy = self.accuracies.get(candidate.precision)
         untimed = "" if timings.passes else LEFT_OUT
+        unproved = "" if accuracy is None or accuracy.proved else NOT_PROVED
         return Row(
             candidate=candidate,
-            accuracy=self.accuracies.get(candidate.precision),
+            accuracy=accuracy,
             times=timings.times(),
             ratios=timings.ratios(),
             passes=timings.passes,
             size_mb=engine.stat().st_size / 1e6 if engine else 0.0,
             memory_mb=timings.memory_bytes / 1e6,
-            reason=self.reasons.get(candidate.precision) or timings.reason or untimed,
+            reason=self.reasons.get(candidate.precision) or timings.reason or untimed or unproved,
             engine=engine,
         )
 
@@ -197,14 +256,15 @@ def measure(
         ) from None
     many = _larger_reference(subject, converted, report, budget)
     bench = Bench(subject, converted, many, cache, report)
-    choices = candidates(precisions)
-    bench.compare_all(choices, budget)
+    choices = candidates(precisions, subject.pruning is not None)
+    bench.screen_all(choices, budget)
     with tempfile.TemporaryDirectory(prefix="tidegate-optimize-") as work:
         timed = bench.timed(choices, Path(work))
         if not timed:
             rows = tuple(bench.row(candidate, Timings()) for candidate in choices)
             return Measured(rows, bench.samples, task.name, choices[0].name)
-        timings = Timer(timed, cache, Path(work), report).run(budget)
+        with Timer(timed, cache, Path(work), report) as timer:
+            timings = time_and_prove(bench, timer, choices, subject.allowed, budget)
     first = timed[0].candidate
     original = [first] if first.precision == ORIGINAL else []
     rows = tuple(
@@ -213,6 +273,41 @@ def measure(
     )
     against = "torch eager" if original else first.name
     return Measured(rows, bench.samples, task.name, against)
+
+
+def time_and_prove(
+    bench: Bench,
+    timer: Timer,
+    choices: Sequence[Candidate],
+    allowed: Allowed,
+    budget: Budget,
+) -> Mapping[Candidate, Timings]:
+    """The times of the screened candidates, and the proofs of those that could be picked.
+
+    One pass shows who is fast. The fastest are then proved, one by one, until no other could be
+    picked; graph levels, more passes and the proofs of all others follow with what is left."""
+    graphs = [candidate for candidate in choices if candidate.level == "all"]
+
+    def prove_contenders() -> None:
+        while True:
+            rows = [bench.row(candidate, timer.timings[candidate]) for candidate in timed]
+            row = next_to_prove([row for row in rows if row.reason in ("", NOT_PROVED)], allowed)
+            if row is None or bench.reasons.get(row.candidate.precision):
+                return
+            bench.prove(row.candidate, budget)
+
+    timed = [candidate for candidate in graphs if candidate in timer.timings]
+    fp32 = Candidate("fp32")
+    if fp32 in timed:
+        bench.prove(fp32, budget)
+    timer.run(budget, passes=1, cells=(HEADLINE,), only=[Candidate(ORIGINAL), *timed])
+    prove_contenders()
+    timer.run(budget, share=PASSES_SHARE)
+    prove_contenders()
+    for candidate in timed:
+        if not bench.accuracies[candidate.precision].proved and candidate.precision not in bench.reasons:
+            bench.prove(candidate, budget)
+    return timer.run(budget)
 
 
 def _larger_reference(

@@ -13,6 +13,8 @@ from converters.optimize.candidates import BATCH_DEPENDENT, ORIGINAL, Candidate
 HEADLINE = Cell(rows=8, threads=1)
 # Candidates whose throughput differs by less are equally fast: the closer one is picked.
 NOISE = 0.03
+# One pass on a busy machine may show a candidate as this much slower than it is.
+ONE_PASS_NOISE = 0.15
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Row:
 
     @property
     def measured(self) -> bool:
-        return self.accuracy is not None and self.throughput > 0
+        return self.accuracy is not None and self.accuracy.proved and self.throughput > 0
 
     @property
     def exactness(self) -> float:
@@ -81,7 +83,7 @@ def _refusals(row: Row, allowed: Allowed) -> Iterator[str]:
         return
     if row.reason:
         yield row.reason
-    if accuracy is None:
+    if accuracy is None or not accuracy.proved:
         return
     if candidate.level != "all":
         yield "a graph optimisation level, not a candidate of its own"
@@ -106,6 +108,23 @@ def pick(rows: Sequence[Row], allowed: Allowed) -> Row | None:
     fastest = max(row.throughput for row in eligible)
     as_fast = [row for row in eligible if row.throughput >= (1 - NOISE) * fastest]
     return max(as_fast, key=lambda row: (row.exactness, row.throughput))
+
+
+def next_to_prove(rows: Sequence[Row], allowed: Allowed) -> Row | None:
+    """The fastest row that is timed but not proved, and whose proof could change the pick; None
+    once the pick is certain. What would be refused whatever its proof says is not proved for it."""
+    chosen = pick(rows, allowed)
+    threshold = (1 - ONE_PASS_NOISE) * chosen.throughput if chosen else 0.0
+    contenders = [
+        row
+        for row in rows
+        if row.accuracy is not None
+        and not row.accuracy.proved
+        and row.throughput > threshold
+        and row.candidate.level == "all"
+        and (allowed.batch_dependent or row.candidate.precision not in BATCH_DEPENDENT)
+    ]
+    return max(contenders, key=lambda row: row.throughput, default=None)
 
 
 def refused_faster(

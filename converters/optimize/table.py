@@ -90,6 +90,8 @@ def _accuracy(row: Row) -> list[str]:
         return [NOTHING] * 4
     closeness = row.accuracy.closeness
     grade = "same" if row.accuracy.invariant else "DEPENDS"
+    if not row.accuracy.proved:
+        grade = "?"
     return [
         f"{closeness.cosine:.4f}",
         f"{closeness.mean_cosine:.5f}",

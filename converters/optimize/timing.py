@@ -1,11 +1,11 @@
 """The times of the candidates, taken in turn: each cell of each pass visits all of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
 from converters.cache import Progress
 from converters.errors import ConversionError
@@ -73,7 +73,8 @@ class Timings:
 
 
 class Timer:
-    """``candidates[0]`` is the baseline of the ratios."""
+    """``candidates[0]`` is the baseline of the ratios. As a context manager it stops the processes
+    that its runs have started."""
 
     def __init__(
         self,
@@ -85,35 +86,52 @@ class Timer:
         self.candidates, self.cache, self.folder, self.report = candidates, cache, folder, report
         self.timings = {timed.candidate: self._cached(timed) for timed in candidates}
         self._processes: dict[Candidate, BenchmarkProcess] = {}
+        self._stack = ExitStack()
+        self._longest_s = 0.0  # the longest time that a cell has taken
 
-    def run(self, budget: Budget, passes: int = 0) -> dict[Candidate, Timings]:
-        """As many passes as the budget allows; ConversionError if the baseline fails."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def run(
+        self,
+        budget: Budget,
+        passes: int = 0,
+        cells: Sequence[Cell] = ORDER,
+        only: Collection[Candidate] | None = None,
+        share: float = 1.0,
+    ) -> dict[Candidate, Timings]:
+        """As many passes as this ``share`` of the budget allows, of all candidates or ``only``
+        these; ConversionError if the baseline fails."""
         passes = passes or PASSES
-        longest = 0.0
-        with ExitStack() as processes:
-            for turn, cell, missing in self._missing(passes):
-                if not budget.has_room(longest):
-                    break
-                started = budget.spent
-                if cell == ORDER[0]:
-                    self.report(f"pass {turn + 1} of {passes}: {len(missing)} candidates in turn")
-                try:
-                    with budget.enforced():
-                        self._visit(turn, cell, missing, processes, budget)
-                except OutOfTime:
-                    break
-                # The first round also starts the processes: a later round takes at most half of it.
-                starts_processes = turn == 0 and cell == ORDER[0]
-                longest = max(longest, (budget.spent - started) / (2 if starts_processes else 1))
+        for turn, cell, missing in self._missing(passes, cells, only):
+            if not budget.has_room(self._longest_s, share):
+                break
+            started, running = budget.spent, len(self._processes)
+            if cell == ORDER[0]:
+                self.report(f"pass {turn + 1} of {passes}: {len(missing)} candidates in turn")
+            try:
+                with budget.enforced():
+                    self._visit(turn, cell, missing, budget)
+            except OutOfTime:
+                break
+            # Starting the processes takes at least as long as the cell itself.
+            took_s = (budget.spent - started) / (2 if len(self._processes) > running else 1)
+            self._longest_s = max(self._longest_s, took_s)
         return self.timings
 
-    def _missing(self, passes: int) -> Iterator[tuple[int, Cell, list[TimedCandidate]]]:
+    def _missing(
+        self, passes: int, cells: Sequence[Cell], only: Collection[Candidate] | None
+    ) -> Iterator[tuple[int, Cell, list[TimedCandidate]]]:
         for turn in range(passes):
-            for cell in ORDER:
+            for cell in cells:
                 missing = [
                     timed
                     for timed in self.candidates
-                    if not self.timings[timed.candidate].has(turn, cell)
+                    if (only is None or timed.candidate in only)
+                    and not self.timings[timed.candidate].has(turn, cell)
                 ]
                 if missing:
                     # Every other pass backwards, to even out what a neighbour leaves hot or cold.
@@ -124,18 +142,15 @@ class Timer:
         turn: int,
         cell: Cell,
         missing: Sequence[TimedCandidate],
-        processes: ExitStack,
         budget: Budget,
     ) -> None:
-        baseline = self._times(self.candidates[0], cell, processes)
+        baseline = self._times(self.candidates[0], cell)
         for timed in missing:
             if not budget.allows():
                 return
             timings = self.timings[timed.candidate]
             try:
-                times = (
-                    baseline if timed is self.candidates[0] else self._times(timed, cell, processes)
-                )
+                times = baseline if timed is self.candidates[0] else self._times(timed, cell)
             except ConversionError as error:
                 timings.reason = str(error)
                 continue
@@ -143,10 +158,10 @@ class Timer:
             timings.add(turn, cell, times, baseline)
             self.cache.put(self._key(timed), asdict(timings))
 
-    def _times(self, timed: TimedCandidate, cell: Cell, processes: ExitStack) -> Times:
+    def _times(self, timed: TimedCandidate, cell: Cell) -> Times:
         if timed.candidate not in self._processes:
             process = BenchmarkProcess(timed.spec)
-            processes.callback(process.stop)
+            self._stack.callback(process.stop)
             process.start(self.folder)
             self._processes[timed.candidate] = process
         return self._processes[timed.candidate].visit(cell)

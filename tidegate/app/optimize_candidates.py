@@ -42,14 +42,20 @@ def find(
     request = ConversionRequest(
         options.name, source, options.samples, original_options(options, paths)
     )
-    subject = Subject(request, registered.open_task, registered.task, options.precisions)
+    subject = Subject(
+        request,
+        registered.open_task,
+        registered.task,
+        options.precisions,
+        _allowed(options),
+    )
     measured = measure(subject, cache, budget, report)
     return Findings(
         name=options.name,
         task=measured.task,
         rows=measured.rows,
         samples=measured.samples,
-        allowed=_allowed(options),
+        allowed=subject.allowed,
         against=measured.against,
         machine=machine,
     )

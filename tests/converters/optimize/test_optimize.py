@@ -7,13 +7,14 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 
 from converters.errors import ConversionError
-from converters.optimize import timing
+from converters.optimize import measuring, timing
 from converters.optimize.accuracy import Accuracy, measured_tolerance
 from converters.optimize.benchmark_process import CELLS, Times
 from converters.optimize.budget import Budget, OutOfTime
@@ -21,6 +22,7 @@ from converters.optimize.candidates import ORIGINAL, Candidate, candidates
 from converters.optimize.chart import CHART_FILES, draw, points
 from converters.optimize.findings import Findings
 from converters.optimize.measurement_cache import MeasurementCache
+from converters.optimize.measuring import LEFT_OUT, Bench, time_and_prove
 from converters.optimize.pareto import HEADLINE, Allowed, Row, front, pick, refusals
 from converters.optimize.table import lines
 from converters.optimize.timing import PASSES, TimedCandidate, Timer, Timings
@@ -239,7 +241,7 @@ def test_a_pass_that_would_exceed_the_budget_is_not_started(timer):
             return super().visit(cell)
 
     timing.BenchmarkProcess = Slow  # the fixture restores it
-    timer("original", "int8-weight-only").run(Budget(100, lambda: now[0]))
+    run(timer("original", "int8-weight-only"), Budget(100, lambda: now[0]))
     assert now[0] <= 100
     assert now[0] >= 80
 
@@ -291,8 +293,13 @@ def timer(tmp_path, monkeypatch):
     return make
 
 
+def run(timer: Timer, budget: Budget, passes: int = 0) -> dict[Candidate, Timings]:
+    with timer:
+        return timer.run(budget, passes)
+
+
 def test_candidates_are_visited_in_turn_and_forwards_and_backwards(timer):
-    timer("original", "int8-weight-only", "int8-static").run(Budget(1e9), passes=2)
+    run(timer("original", "int8-weight-only", "int8-static"), Budget(1e9), passes=2)
     per_pass = len(FakeProcess.visited) // 2
     # ``original`` is the baseline: each cell begins with it.
     assert FakeProcess.visited[:3] == ["original", "int8-weight-only", "int8-static"]
@@ -308,28 +315,28 @@ def test_candidates_are_visited_in_turn_and_forwards_and_backwards(timer):
 def test_an_interrupted_run_continues_where_it_stopped(timer):
     FakeProcess.stop_after = 3 * len(CELLS) + 4
     with pytest.raises(KeyboardInterrupt):
-        timer("original", "int8-weight-only", "int8-static").run(Budget(1e9))
+        run(timer("original", "int8-weight-only", "int8-static"), Budget(1e9))
     assert FakeProcess.stopped == 3
     FakeProcess.visited, FakeProcess.stop_after = [], 10**9
-    done = timer("original", "int8-weight-only", "int8-static").run(Budget(1e9))
+    done = run(timer("original", "int8-weight-only", "int8-static"), Budget(1e9))
     assert {timings.passes for timings in done.values()} == {PASSES}
     # One pass and one whole cell were cached; of the interrupted cell, only the baseline.
     assert len(FakeProcess.visited) <= 3 * len(CELLS) * (PASSES - 1)
     FakeProcess.visited = []
-    again = timer("original", "int8-weight-only", "int8-static").run(Budget(1e9))
+    again = run(timer("original", "int8-weight-only", "int8-static"), Budget(1e9))
     assert FakeProcess.visited == []
     assert again == done
 
 
 def test_another_graph_is_measured_again(timer):
-    timer("original", "int8-weight-only").run(Budget(1e9), passes=1)
+    run(timer("original", "int8-weight-only"), Budget(1e9), passes=1)
     FakeProcess.visited = []
-    timer("original", "int8-weight-only", content="another").run(Budget(1e9), passes=1)
+    run(timer("original", "int8-weight-only", content="another"), Budget(1e9), passes=1)
     assert FakeProcess.visited
 
 
 def test_a_candidate_that_cannot_run_is_left_out_and_says_why(timer):
-    done = timer("original", "broken", "int8-weight-only").run(Budget(1e9), passes=2)
+    done = run(timer("original", "broken", "int8-weight-only"), Budget(1e9), passes=2)
     assert "no kernel" in done[Candidate("broken")].reason
     assert done[Candidate("broken")].passes == 0
     assert done[Candidate("int8-weight-only")].passes == 2
@@ -343,10 +350,10 @@ def test_a_budget_that_ends_keeps_what_was_measured(timer):
             remaining[0] -= 1
             return remaining[0] >= 0
 
-    done = timer("original", "int8-weight-only").run(Few(1e9))
+    done = run(timer("original", "int8-weight-only"), Few(1e9))
     assert len(done[Candidate("int8-weight-only")].pairs) == 5
     assert done[Candidate("int8-weight-only")].passes == 1, "the headline comes first"
-    nothing = timer("original", "int8-weight-only", cache="other").run(Budget(-1.0))
+    nothing = run(timer("original", "int8-weight-only", cache="other"), Budget(-1.0))
     assert nothing[Candidate("int8-weight-only")].times() == {}
 
 
@@ -385,9 +392,6 @@ def test_what_takes_longer_than_the_budget_is_stopped():
 
 
 def test_a_conversion_that_does_not_end_in_time_says_so(monkeypatch, tmp_path):
-    from converters.optimize import measuring
-    from converters.optimize.measurement_cache import MeasurementCache
-
     monkeypatch.setattr(measuring, "convert", lambda *_: time.sleep(60))
     task = SimpleNamespace(precisions=("fp32",), name="t")
     subject = measuring.Subject(ConversionRequest("mood", "x"), lambda request: task, "t")
@@ -396,11 +400,112 @@ def test_a_conversion_that_does_not_end_in_time_says_so(monkeypatch, tmp_path):
 
 
 def test_a_comparison_that_does_not_end_in_time_is_named_and_the_rest_continues(tmp_path):
-    from converters.optimize.measurement_cache import MeasurementCache
-    from converters.optimize.measuring import LEFT_OUT, Bench
-
     bench = Bench(None, None, None, MeasurementCache(tmp_path, "m"), lambda text: None)
     bench._write = lambda candidate: time.sleep(60)
-    bench.compare_all([Candidate("int8-static"), Candidate("int8-weight-only")], Budget(0.2))
+    bench.screen_all([Candidate("int8-static"), Candidate("int8-weight-only")], Budget(0.2))
     assert set(bench.reasons.values()) == {LEFT_OUT}
     assert len(bench.reasons) == 2
+
+
+class FakeBench(Bench):
+    """Screening takes 8 s, a proof 30 s (of FP32: 2 s), and nothing is written."""
+
+    def __init__(self, now, tmp_path, log):
+        cache = MeasurementCache(tmp_path / "bench", "m")
+        super().__init__(None, None, None, cache, lambda text: None)
+        self.now, self.log, self.failing = now, log, set()
+
+    def _screen(self, candidate):
+        self.now[0] += 8
+        self.log.append(f"screen {candidate.name}")
+        self.engines[candidate.precision] = Path(__file__)
+        self.accuracies[candidate.precision] = replace(accuracy(0.99), proved=False)
+
+    def _prove(self, candidate):
+        self.now[0] += 2 if candidate.precision == "fp32" else 30
+        self.log.append(f"prove {candidate.name}")
+        failed = ["parity: lowest cosine"] if candidate.precision in self.failing else []
+        invariant = candidate.precision != "int8-dynamic"
+        self.accuracies[candidate.precision] = accuracy(0.995, failed=failed, invariant=invariant)
+
+
+EIGHT_BIT = ("int8-per-row", "int8-static", "int8-weight-only", "int8-dynamic")
+SPEEDS = {
+    "original": 100.0,
+    "fp32": 120.0,
+    "fp16": 100.0,
+    "int8-static": 300.0,
+    "int8-per-row": 200.0,
+    "int8-weight-only": 150.0,
+    "int8-dynamic": 310.0,
+}
+
+
+@pytest.fixture
+def optimized(tmp_path, timer, monkeypatch):
+    """Choose within so many seconds of a fake clock: the rows by name, and what was done."""
+
+    def choose(seconds, hard_s=None, failing=()):
+        now, log = [0.0], []
+
+        class Process(FakeProcess):
+            speeds: ClassVar = SPEEDS
+
+            def visit(self, cell):
+                now[0] += 0.5
+                if cell == HEADLINE and f"time {self.name}" not in log:
+                    log.append(f"time {self.name}")
+                return Times(self.speeds[self.name.partition("@")[0]], 1.0, 2.0)
+
+        monkeypatch.setattr(timing, "BenchmarkProcess", Process)
+        budget = Budget(seconds, lambda: now[0], hard_s)
+        bench = FakeBench(now, tmp_path, log)
+        bench.failing = set(failing)
+        choices = candidates(["fp32", "fp16", *EIGHT_BIT])
+        bench.screen_all(choices, budget)
+        timed = [candidate for candidate in choices if candidate.precision in bench.accuracies]
+        specs = [
+            TimedCandidate(candidate, {"name": candidate.name}, [candidate.name])
+            for candidate in [Candidate(ORIGINAL), *timed]
+        ]
+        cache = MeasurementCache(tmp_path / "times", "m")
+        with Timer(specs, cache, tmp_path, lambda text: None) as clock:
+            timings = time_and_prove(bench, clock, choices, ANY, budget)
+        assert now[0] <= budget.seconds + 30, "at most one proof ends late; a real one is stopped"
+        return {c.name: bench.row(c, timings.get(c, Timings())) for c in choices}, log, budget
+
+    return choose
+
+
+def test_the_fastest_are_proved_before_slower_ones_and_graph_levels(optimized):
+    rows, log, _ = optimized(1000)
+    assert all(row.measured and not row.reason for row in rows.values())
+    assert pick(list(rows.values()), ANY).candidate.name == "int8-static"
+    proofs = [line for line in log if line.startswith("prove")]
+    assert proofs[:2] == ["prove fp32", "prove int8-static"]
+    assert log.index("prove int8-static") < log.index("time fp32@disable")
+    assert log.index("time int8-per-row") < log.index("prove int8-static")
+
+
+def test_a_small_budget_measures_8_bit_candidates_and_picks_the_best(optimized):
+    """96 s were once spent on FP32: its comparison took so long that no other one was started."""
+    rows, log, budget = optimized(96)
+    assert pick(list(rows.values()), ANY).candidate.name == "int8-static"
+    screened = [line for line in log if line.startswith("screen int8")]
+    assert screened[:2] == ["screen int8-per-row", "screen int8-static"]
+    assert budget.seconds == 96, "there was enough to choose from"
+    left_out = {name: row.reason for name, row in rows.items() if not row.measured}
+    assert left_out and all("(--budget)" in reason for reason in left_out.values())
+
+
+def test_a_refused_favourite_is_followed_by_the_next(optimized):
+    rows, log, _ = optimized(200, failing=["int8-static"])
+    assert pick(list(rows.values()), ANY).candidate.name == "int8-per-row"
+    proofs = [line for line in log if line.startswith("prove")]
+    assert proofs[:3] == ["prove fp32", "prove int8-static", "prove int8-per-row"]
+
+
+def test_with_nothing_to_choose_from_the_model_takes_more_of_the_time(optimized):
+    rows, _, budget = optimized(30, hard_s=150)
+    assert budget.seconds == 120
+    assert pick(list(rows.values()), ANY).candidate.name == "int8-static"
