@@ -54,13 +54,14 @@ class Budget:
         return self.spent < share * self.seconds
 
     @contextmanager
-    def enforced(self, conversion: bool = False) -> Iterator[None]:
-        """Raise OutOfTime at the end of the budget (for a ``conversion`` at ``hard_s``), wherever
-        the code inside is. Only the main thread can be interrupted; on others there is no limit."""
+    def enforced(self, conversion: bool = False, share: float = 1.0) -> Iterator[None]:
+        """Raise OutOfTime at the end of this share of the budget (for a ``conversion`` at
+        ``hard_s``), wherever the code inside is. Only the main thread can be interrupted; on others
+        there is no limit."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        end = self.hard_s if conversion else self.seconds
+        end = self.hard_s if conversion else share * self.seconds
         handler = signal.signal(signal.SIGALRM, _end)
         signal.setitimer(signal.ITIMER_REAL, max(MIN_TIMER_S, end - self.spent))
         try:

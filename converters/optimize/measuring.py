@@ -105,12 +105,12 @@ class Bench:
             share = SCREENING if enough else SCREENING_LONGER
             if not enough and not budget.has_room(self._screening_s, SCREENING):
                 budget.extend()
-            if not budget.has_room(self._screening_s, share):
+            # Some are written much faster than others: too few to choose from is worth a try.
+            if not budget.has_room(self._screening_s if enough else 0.0, share):
                 self.reasons[candidate.precision] = LEFT_OUT
                 continue
-            self._screening_s = max(
-                self._screening_s, self._within(budget, candidate, self._screen)
-            )
+            took_s = self._within(budget, candidate, self._screen, share)
+            self._screening_s = max(self._screening_s, took_s)
 
     def prove(self, candidate: Candidate, budget: Budget) -> None:
         """The candidate's own proof, and its closeness over many samples; without room for them it
@@ -121,12 +121,16 @@ class Bench:
             self.reasons[candidate.precision] = NOT_PROVED
 
     def _within(
-        self, budget: Budget, candidate: Candidate, step: Callable[[Candidate], None]
+        self,
+        budget: Budget,
+        candidate: Candidate,
+        step: Callable[[Candidate], None],
+        share: float = 1.0,
     ) -> float:
         """How many seconds the step took; its failure is the reason to leave the candidate out."""
         started = budget.spent
         try:
-            with budget.enforced():
+            with budget.enforced(share=share):
                 step(candidate)
         except OutOfTime:
             is_timed = candidate.precision in self.accuracies

@@ -31,6 +31,7 @@ def broken_graphs(
     yield "one layer skipped", list(skipped_layers(source, folder))
     yield "two units swapped", list(swapped_units(source, folder))
     yield "an operator left out", list(left_out(source, folder))
+    yield "means of a layer off", list(shifted_means(source, folder))
     if task.has_mask:
         yield "mask dropped", list(dropped_mask(source, folder))
     if precision == "int8-static":
@@ -92,6 +93,46 @@ def left_out(source: Path, folder: Path) -> Iterator[Path]:
             onnx.save(model, path)
             node.CopyFrom(original)
             yield path
+
+
+def shifted_means(source: Path, folder: Path) -> Iterator[Path]:
+    """The graph with a constant added to every unit of its middle layer: a tenth of what the
+    layer's largest input would give if all weights of the unit had the same sign."""
+    model = onnx.load(source)
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    layers = [
+        index
+        for index, node in enumerate(graph.node)
+        if node.op_type in LAYERS
+        and node.input[1] in weights
+        and weights[node.input[1]].data_type == onnx.TensorProto.FLOAT
+        and (node.op_type == "Conv" or len(weights[node.input[1]].dims) == 2)
+    ]
+    for position in _positions(len(layers))[:1]:
+        node = graph.node[layers[position]]
+        matrix = numpy_helper.to_array(weights[node.input[1]])
+        if node.op_type == "Conv":
+            sizes = np.linalg.norm(matrix.reshape(len(matrix), -1), axis=1)
+            sizes = sizes.reshape(-1, *[1] * (matrix.ndim - 2))
+        else:
+            transposed = any(a.name == "transB" and a.i for a in node.attribute)
+            sizes = np.linalg.norm(matrix, axis=1 if transposed else 0)
+        shift = numpy_helper.from_array((0.1 * sizes).astype(np.float32), "tidegate_shift")
+        graph.initializer.append(shift)
+        output, unshifted = node.output[0], "tidegate_unshifted"
+        node.output[0] = unshifted
+        added = [
+            helper.make_node("Abs", [node.input[0]], ["tidegate_sizes"]),
+            helper.make_node("ReduceMax", ["tidegate_sizes"], ["tidegate_largest"], keepdims=0),
+            helper.make_node("Mul", ["tidegate_largest", shift.name], ["tidegate_offset"]),
+            helper.make_node("Add", [unshifted, "tidegate_offset"], [output]),
+        ]
+        for index, new in enumerate(added, start=layers[position] + 1):
+            graph.node.insert(index, new)
+        path = folder / "means-off.onnx"
+        onnx.save(model, path)
+        yield path
 
 
 def _positions(count: int) -> list[int]:

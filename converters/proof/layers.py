@@ -14,6 +14,7 @@ output of the graph, so a graph within these limits differs from the original by
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ RESOLUTION = 0.25
 @dataclass(frozen=True)
 class Error:
     """The error of one tensor as a share of the original's: over all of it (``lost``) and for its
-    worst unit (``column``); ``gain`` is by how much it is smaller or larger overall."""
+    worst unit (``column``); ``gain`` is by how much it is smaller or larger overall. ``offset`` is
+    the mean error of the worst unit, in units of what 8 bits round off it; 0 where that is unknown.
+    """
 
     tensor: str
     operator: str
@@ -51,6 +54,7 @@ class Error:
     lost: float
     column: float
     gain: float
+    offset: float = 0.0
 
 
 class Layers:
@@ -128,11 +132,12 @@ class Layers:
             for name, values in zip(names, originals, strict=True):
                 actual.setdefault(name, []).append(tensors[name])
                 expected.setdefault(name, []).append(values)
-        rounded_names = _rounded(reference.graph, rounded.graph, set(shared))
+        rounded_names = _rounded(reference.graph, rounded.graph, shared)
         producers = {name: node for node in reference.graph.node for name in node.output}
         biases = _biases(reference.graph, rounded_names)
         inputs = {name: [feed[name] for feed in self._feeds] for name in self._feeds[0]}
         uncancelled = _uncancelled(reference.graph, {**inputs, **actual})
+        roundings = _roundings(reference.graph, rounded.graph, {**inputs, **actual})
         return [
             _error(
                 producers[name],
@@ -142,6 +147,7 @@ class Layers:
                 expected[name],
                 biases.get(name),
                 uncancelled.get(name, 0.0),
+                roundings.get(name),
             )
             for name in actual
         ]
@@ -155,8 +161,9 @@ def _checks(errors: Sequence[Error], limits: LayerLimits) -> Iterator[Check]:
         ("layers: error of a layer, of its output", "lost", rounded, limits.lost),
         ("layers: the same of the worst unit", "column", rounded, limits.column),
         ("layers: output smaller or larger than the original's", "gain", rounded, limits.gain),
+        ("layers: offset of a unit, of what is rounded off", "offset", rounded, limits.offset),
     ):
-        if candidates:
+        if candidates and limit < inf:
             # NaN is the worst.
             worst = max(candidates, key=lambda e: np.nan_to_num(getattr(e, field), nan=np.inf))
             yield at_most(title, getattr(worst, field), limit, f"{worst.operator} {worst.tensor}")
@@ -337,16 +344,34 @@ def _fed_with(reference: onnx.ModelProto, tensors: Mapping[str, np.ndarray]) -> 
     return model
 
 
-def _rounded(reference: onnx.GraphProto, rounded: onnx.GraphProto, shared: set[str]) -> set[str]:
+def _rounded(
+    reference: onnx.GraphProto, rounded: onnx.GraphProto, shared: Mapping[str, str]
+) -> set[str]:
     """The tensors that a layer, or an 8-bit tensor, separates from the shared ones before them."""
     quantised = {node.input[0] for node in rounded.node if node.op_type == "QuantizeLinear"}
-    names: set[str] = set()
+    constants = {tensor.name for tensor in reference.initializer}
+    names = _quantised_early(rounded)
     for node in reference.node:
+        # A product of two computed tensors is rounded in FP16, or if one of them is quantised.
+        computed = node.op_type in ("MatMul", "Gemm") and node.input[1] not in constants
+        in_fp16 = shared.get(node.output[0], "").endswith(FP16)
+        is_layer = node.op_type in ROUNDED and (not computed or in_fp16)
         # A shared tensor is fed in: what happened before it does not count.
         inherited = {name for name in names_read(node) if name in names and name not in shared}
-        if node.op_type in ROUNDED or inherited or quantised.intersection(names_read(node)):
+        if is_layer or inherited or quantised.intersection(names_read(node)):
             names.update(node.output)
     return names
+
+
+def _quantised_early(rounded: onnx.GraphProto) -> set[str]:
+    """The tensors that are quantised after an operator that only moves numbers: ONNX Runtime then
+    quantises before it."""
+    early: set[str] = set()
+    next_names = {node.input[0] for node in rounded.node if node.op_type == "QuantizeLinear"}
+    for node in reversed(rounded.node):
+        if node.op_type in MOVING and node.output[0] in next_names | early:
+            early.add(node.input[0])
+    return early
 
 
 def _biases(graph: onnx.GraphProto, layers: set[str]) -> dict[str, np.ndarray]:
@@ -383,6 +408,72 @@ def _uncancelled(
     return powers
 
 
+def _roundings(
+    reference: onnx.GraphProto,
+    rounded: onnx.GraphProto,
+    inputs: Mapping[str, Sequence[np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """What 8 bits round off each unit of a layer, FP64 [columns], by the name of its output: the
+    standard deviation of a sum whose weights and inputs are each off by up to half a step.
+
+    Over many rows the mean error is less than that, unless all rows are alike; so this bounds the
+    offset of a unit too, and a shift that is not rounding stands out however small it is.
+    """
+    constants = {tensor.name: tensor for tensor in rounded.initializer}
+    scales = {
+        node.input[0]: float(numpy_helper.to_array(constants[node.input[1]]).max())
+        for node in rounded.node
+        if node.op_type == "QuantizeLinear" and node.input[1] in constants
+    }
+    weights = {tensor.name: tensor for tensor in reference.initializer}
+    moved: dict[str, str] = {}  # a tensor -> where its numbers come from
+    roundings: dict[str, np.ndarray] = {}
+    for node in reference.node:
+        source = moved.get(node.input[0], node.input[0]) if node.input else ""
+        if node.op_type in MOVING - {"Gather"}:
+            moved[node.output[0]] = source
+        if node.op_type in ("Add", "Relu", "Clip"):
+            # The product before it may not have a name in both graphs. Neither adds an error.
+            product = [name for name in node.input if name in roundings]
+            if len(product) == 1 and (node.op_type != "Add" or weights.keys() & set(node.input)):
+                roundings[node.output[0]] = roundings[product[0]]
+        if node.op_type not in ("MatMul", "Gemm", "Conv") or source not in inputs:
+            continue
+        if node.op_type == "MatMul" and node.input[1] not in weights:
+            other = moved.get(node.input[1], node.input[1])
+            # Of a tensor that was reshaped, the width is not known.
+            if source == node.input[0] and other in inputs:
+                steps = [scales.get(name, 0.0) for name in node.input]
+                squares = [
+                    np.mean([(sample.astype(np.float64) ** 2).mean() for sample in inputs[name]])
+                    for name in (source, other)
+                ]
+                width = max(sample.shape[-1] for sample in inputs[source])
+                power = width * (steps[0] ** 2 * squares[1] + steps[1] ** 2 * squares[0])
+                roundings[node.output[0]] = np.sqrt(np.array([power]) / 12)
+            continue
+        tensor = weights.get(node.input[1])
+        if tensor is None or tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:
+            continue
+        matrix = numpy_helper.to_array(tensor).astype(np.float64)
+        if node.op_type == "Conv":
+            matrix = matrix.reshape(len(matrix), -1).T
+        elif len(matrix.shape) != 2:
+            continue
+        elif _attribute(node, "transB"):
+            matrix = matrix.T
+        values = [sample.astype(np.float64) for sample in inputs[source]]
+        largest = max((float(np.abs(sample).max(initial=0.0)) for sample in values), default=0.0)
+        square = np.mean([float((sample**2).mean()) for sample in values])
+        # Without a scale in the graph it is that of the batch, of a row or of a part of one.
+        step = scales.get(node.input[0], largest / 127)
+        weight_steps = np.abs(matrix).max(axis=0) / 127
+        power = len(matrix) * square * weight_steps**2 + step**2 * (matrix**2).sum(axis=0)
+        power += scales.get(node.output[0], 0.0) ** 2
+        roundings[node.output[0]] = np.sqrt(power / 12)
+    return roundings
+
+
 def _error(
     node: onnx.NodeProto,
     tensor: str,
@@ -391,9 +482,11 @@ def _error(
     originals: Sequence[np.ndarray],
     bias: np.ndarray | None,
     uncancelled: Any,
+    rounding: np.ndarray | None,
 ) -> Error:
     """``bias`` and ``uncancelled`` [columns] are the constant that a layer adds, and the power its
-    sums would have if no terms cancelled: rounding is proportional to that."""
+    sums would have if no terms cancelled: rounding is proportional to that. ``rounding`` [columns]
+    is what 8 bits round off (``_roundings``)."""
     operator, nan = node.op_type, float("nan")
     if any(a.shape != b.shape for a, b in zip(outputs, originals, strict=True)):
         return Error(tensor, operator, rounded, nan, nan, nan)
@@ -421,6 +514,10 @@ def _error(
         lost = float(np.sqrt(error_power.max(initial=0.0)))
         return Error(tensor, operator, rounded, lost, lost, 0.0)
     least = np.maximum(power, RESOLUTION**2 * typical)
+    offset = 0.0
+    if rounding is not None and len(rounding) in (1, gap.shape[1]):
+        expected_gap = np.maximum(rounding, 1e-6 * np.sqrt(typical))
+        offset = float((np.abs(gap.mean(axis=0)) / expected_gap).max())
     return Error(
         tensor,
         operator,
@@ -428,6 +525,7 @@ def _error(
         lost=float(np.sqrt(error_power.mean() / typical)),
         column=float(np.sqrt((error_power / least).max())),
         gain=abs(float((gap * size).mean() / typical)),
+        offset=offset,
     )
 
 

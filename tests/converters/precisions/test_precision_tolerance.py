@@ -52,7 +52,7 @@ def test_the_page_has_the_tolerances_of_the_code():
     }
     assert shares == {p: (astuple(limits), why) for p, (limits, why) in SHARES.items()}
     layers = {
-        precision: (tuple(map(float, numbers)), why)
+        precision: (tuple(inf if number == "-" else float(number) for number in numbers), why)
         for precision, *numbers, why in _rows("Tolerances", "precision | exact")
     }
     assert layers == {p: (astuple(limits), why) for p, (limits, why) in LAYERS.items()}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -234,6 +235,67 @@ def test_an_inserted_operator_is_detected(precision, graph_file, tmp_path):
     model.graph.node.insert(producer + 1, helper.make_node("Neg", [tensor], ["negated"]))
     onnx.save(model, tmp_path / "bad.onnx")
     assert _failed(graph_file, "mlp", tmp_path / "bad.onnx", precision)
+
+
+def _with_offset(engine: Path, target: Path, share: float, units: slice) -> None:
+    """Write the engine with a constant added to some units of a layer: a share of its output."""
+    model = onnx.load(engine)
+    graph = model.graph
+    output = {"mlp": "second", "attention": "k", "convolutions": "second"}[target.stem]
+    producer = next(node for node in graph.node if output in node.output)
+    axis = 1 if target.stem == "convolutions" else -1
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    watched.graph.output.append(onnx.ValueInfoProto(name=output))
+    session = onnxruntime.InferenceSession(watched.SerializeToString())
+    feeds = MODELS[target.stem][1]()
+    numbers = [np.moveaxis(session.run([output], feed)[0], axis, -1) for feed in feeds]
+    rows = np.concatenate([n.reshape(-1, n.shape[-1]) for n in numbers])
+    shift = np.zeros(rows.shape[1], np.float32)
+    shift[units] = share * np.sqrt((rows**2).mean())
+    shape = (-1, 1, 1) if axis == 1 else (-1,)
+    graph.initializer.append(numpy_helper.from_array(shift.reshape(shape), "shift"))
+    producer.output[list(producer.output).index(output)] = "unshifted"
+    index = list(graph.node).index(producer) + 1
+    graph.node.insert(index, helper.make_node("Add", ["unshifted", "shift"], [output]))
+    onnx.save(model, target)
+
+
+@pytest.mark.parametrize("precision", EIGHT)
+@pytest.mark.parametrize("model", ["mlp", "attention", "convolutions"])
+def test_a_shifted_mean_is_no_rounding(model, precision, graph_file, tmp_path):
+    """A tenth of a layer's output in every unit, or a third in one, is less than ``column`` allows
+    8 bits; rounding, however, averages out."""
+    if not _supports(model, precision):
+        return
+    target = tmp_path / f"{model}.onnx"
+    for share, units in ((0.1, slice(None)), (0.33, slice(1, 2))):
+        _with_offset(graph_file(model, precision), target, share, units)
+        assert _failed(graph_file, model, target, precision), f"{share} passed"
+
+
+def test_a_tensor_that_is_quantised_behind_a_transposition_is_a_rounded_one(tmp_path):
+    """ONNX Runtime moves the quantisation before the Transpose: the tensor that the transposition
+    reads has been rounded, and a correct graph was refused for it."""
+    random = np.random.default_rng(13)
+    nodes = [
+        *(helper.make_node("MatMul", ["x", f"w_{part}"], [f"{part}_product"]) for part in "qk"),
+        *(helper.make_node("Add", [f"{part}_product", f"b_{part}"], [part]) for part in "qk"),
+        helper.make_node("Transpose", ["k"], ["k_t"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "k_t"], ["raw"]),
+        helper.make_node("ReduceMean", ["raw", "axis"], ["answer"], keepdims=0),
+    ]
+    constants: dict[str, np.ndarray] = {"axis": np.array([1])}
+    for part in "qk":
+        constants[f"w_{part}"] = random.normal(0, 0.2, (32, 32)).astype(np.float32)
+        constants[f"b_{part}"] = random.normal(0, 0.2, 32).astype(np.float32)
+    model = graph_of(nodes, {"x": ["n", 12, 32]}, ["n", 12], constants)
+    feeds = [{"x": random.normal(0, 1, (1, 12, 32)).astype(np.float32)} for _ in range(12)]
+    source, engine = tmp_path / "source.onnx", tmp_path / "engine.onnx"
+    onnx.save(model, source)
+    write_precision("int8-static", source, engine, lambda: iter(feeds))
+    checks = Layers(source, feeds).checks(engine, LAYERS["int8-static"][0])
+    assert [check.line() for check in checks if not check.passed] == []
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
