@@ -13,7 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from converters.cache import PROOF_FILE, Progress, content_key, conversion, files_sha256
+from converters.cache import (
+    PROOF_FILE,
+    Progress,
+    cache_root,
+    content_key,
+    conversion,
+    files_sha256,
+)
 from converters.errors import ConversionError
 from converters.proof.attempt import attempted
 from converters.proof.checks import Proof
@@ -105,14 +112,32 @@ def prove_graph(
     what: str = "the graph",
 ) -> Proof:
     """Every check of the graph in ``engine``, passed or not; a check that cannot run counts as
-    failed. ``what`` names the engine in the proof. Layers are compared under ONNX Runtime only."""
+    failed. ``what`` names the engine in the proof. Where layers cannot be compared, the proof says
+    so."""
     checks = attempted(what, lambda: task.prove_graph(engine, reference, runner))
-    source = reference.folder / GRAPH
-    if runner is onnx_runner and task.tests_graphs and source.is_file():
-        checks += attempted(
-            f"{what}, layer by layer", lambda: compared_layers(task, engine, reference)
+    not_compared = ""
+    if not task.tests_graphs:
+        not_compared = "this kind of model has none that are rounded"
+    elif runner is not onnx_runner:
+        not_compared = "a TensorRT plan does not show them; its answers were"
+    elif not (reference.folder / GRAPH).is_file():
+        not_compared = (
+            "the FP32 graph of this source is not in the cache (tidegate convert writes it); the "
+            "answers were"
         )
-    return Proof(f"{reference.name}: {what}", tuple(checks))
+    else:
+        layers, not_compared = compared_layers(task, engine, reference)
+        checks += layers
+    note = f"Layers were not compared: {not_compared}." if not_compared else ""
+    return Proof(f"{reference.name}: {what}", tuple(checks), note)
+
+
+def link_graph(task: Task, folder: Path) -> None:
+    """Put the FP32 graph of an earlier conversion of this source into ``folder``, if the cache has
+    it, so that layers are compared."""
+    graph = cache_root() / "conversions" / _key(task) / GRAPH
+    if graph.is_file():
+        (folder / GRAPH).symlink_to(graph)
 
 
 def source_sha256(task: Task) -> str:

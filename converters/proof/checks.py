@@ -74,17 +74,21 @@ def worst_difference(
 
 @dataclass(frozen=True)
 class Proof:
-    """All checks of one subject: the graph, or the pipeline through Triton."""
+    """All checks of one subject: the graph, or the pipeline through Triton. ``note`` says in one
+    line what was not checked, and why."""
 
     subject: str
     checks: tuple[Check, ...]
+    note: str = ""
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Proof":
-        return cls(fields["subject"], tuple(map(Check.from_dict, fields["checks"])))
+        checks = tuple(map(Check.from_dict, fields["checks"]))
+        return cls(fields["subject"], checks, fields.get("note", ""))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"subject": self.subject, "checks": [check.to_dict() for check in self.checks]}
+        checks = [check.to_dict() for check in self.checks]
+        return {"subject": self.subject, "checks": checks, "note": self.note}
 
     @property
     def passed(self) -> bool:

@@ -62,18 +62,19 @@ class Layers:
 
     def __init__(self, source: Path, feeds: Sequence[Feed]) -> None:
         self._source, self._feeds = source, feeds
+        self.not_compared = ""  # why there are no checks, in one line
         self._reference: onnx.ModelProto | None
         try:
             self._reference = load_tidy(source)
         except ExportFailed:  # trees, whose answers are exact or wrong
-            self._reference = None
+            self._reference, self.not_compared = None, "the graph has no layers that are rounded"
         self._without_gemm: onnx.ModelProto | None = None  # made when a precision has no Gemm
         # Loading takes longer than running: engines with the same tensors share a session.
         self._sessions: dict[tuple[str, ...], Any] = {}
 
     def checks(self, engine: Path, limits: LayerLimits) -> list[Check]:
         """The checks of ``engine``, the graph in some precision; none if the graph is made of trees
-        or cannot be taken apart (a file of more than 2 GiB)."""
+        or cannot be taken apart (a file of more than 2 GiB): ``not_compared`` then says so."""
         if self._reference is None:
             return []
         rounded = onnx.load(engine)
@@ -82,7 +83,9 @@ class Layers:
         except Exception:
             try:
                 self.errors(self._reference)
-            except Exception:  # ONNX Runtime's errors share no base class
+            except Exception as error:  # ONNX Runtime's errors share no base class
+                reason = " ".join(str(error).split())[:200]
+                self.not_compared = f"the FP32 graph cannot be taken apart ({reason})"
                 return []
             raise
         foreign = [

@@ -130,6 +130,8 @@ class Record:
             yield from (f"- {_cell(line)}" for line in self.exercised)
         for proof in self.proofs:
             yield f"\n## {_cell(proof.subject)}\n"
+            if proof.note:
+                yield f"{_cell(proof.note)}\n"
             yield "| | check | measured | allowed | worst sample |\n|---|---|---|---|---|"
             yield from map(_row, proof.checks)
         yield f"\nEngine: SHA-256 `{self.engine_sha256}`"

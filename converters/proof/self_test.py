@@ -156,10 +156,14 @@ def graph_self_test(task: ProvedTask, reference: Reference, precision: str) -> C
     return at_most(f"{NAME}, graphs", len(passed), 0, _summary(passed, detected, unchanged))
 
 
-def compared_layers(task: ProvedTask, engine: Path, reference: Reference) -> list[Check]:
-    """Each layer of ``engine`` against the FP32 graph of ``reference``, within its tolerance."""
+def compared_layers(
+    task: ProvedTask, engine: Path, reference: Reference
+) -> tuple[list[Check], str]:
+    """Each layer of ``engine`` against the FP32 graph of ``reference``, within its tolerance; if
+    they cannot be compared, no check and the reason."""
     layers = Layers(reference.folder / "model.onnx", list(task.layer_feeds(reference)))
-    return layers.checks(engine, reference.tolerance.layers)
+    checks = attempted("layer by layer", lambda: layers.checks(engine, reference.tolerance.layers))
+    return checks, layers.not_compared
 
 
 def _is_detected(task: ProvedTask, reference: Reference, engine: Path, layers: Layers) -> bool:

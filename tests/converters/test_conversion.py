@@ -9,8 +9,17 @@ from dataclasses import replace
 import pytest
 
 from converters.cache import BUILDING, cache_root, conversion
-from converters.conversion import ConversionOptions, convert, prove_graph, source_sha256
+from converters.conversion import (
+    ConversionOptions,
+    ask_original,
+    convert,
+    link_graph,
+    prove_graph,
+    reference_in,
+    source_sha256,
+)
 from converters.errors import ConversionError, ProofFailed
+from converters.proof import layers
 from converters.proof.record import Record
 from converters.task import ConversionRequest
 from tests.converters.small_task import Doubling
@@ -155,3 +164,30 @@ def test_a_graph_that_cannot_run_fails_its_proof(conversion_request, tmp_path):
     assert (
         proof.checks[0].name == "the graph: runs at all" and "broken.onnx" in proof.checks[0].worst
     )
+
+
+def test_a_proof_says_when_layers_were_not_compared(conversion_request, tmp_path, monkeypatch):
+    """In one line of proof.md and proof.json, so that nobody takes them for compared."""
+    task = Doubling(conversion_request)
+    converted = convert(task, ConversionOptions(), _say)
+    assert converted.record.proofs[0].note == ""
+    answers = tmp_path / "answers"
+    answers.mkdir()
+    ask_original(task, answers, _say)
+    reference = reference_in(answers, "twice", task.name, "fp32")
+    proof = prove_graph(task, converted.engine, reference)
+    assert proof.note.startswith("Layers were not compared: the FP32 graph of this source is not")
+    link_graph(task, answers)
+    assert prove_graph(task, converted.engine, reference).note == "", "the cache has the graph"
+
+    def too_large(*_):
+        raise ValueError("Message onnx.ModelProto exceeds maximum protobuf size of 2GB")
+
+    monkeypatch.setattr(layers, "_with_outputs", too_large)
+    proof = prove_graph(task, converted.engine, reference)
+    assert proof.passed
+    assert "cannot be taken apart (Message onnx.ModelProto exceeds" in proof.note
+    record = replace(converted.record, proofs=(proof,))
+    record.save(tmp_path)
+    assert Record.load(tmp_path / "proof.json") == record
+    assert "cannot be taken apart" in (tmp_path / "proof.md").read_text()

@@ -31,7 +31,7 @@ class ProveOptions:
 
 def prove(options: ProveOptions, paths: Paths, say: Callable[[str], None]) -> list["Proof"]:
     """The graph's proof and the one through Triton; raises ConversionError or ServingError."""
-    from converters.conversion import ask_original, prove_graph, reference_in
+    from converters.conversion import ask_original, link_graph, prove_graph, reference_in
     from converters.task import ConversionRequest
     from modelspec.layout import ENGINE_FILE
     from tidegate.app.engines import proved_profiles
@@ -55,6 +55,7 @@ def prove(options: ProveOptions, paths: Paths, say: Callable[[str], None]) -> li
         answers_folder, copy = Path(work) / "answers", Path(work) / "repository"
         answers_folder.mkdir()
         ask_original(task, answers_folder, say)
+        link_graph(task, answers_folder)
         precision = options.precision or (record.precision if record else "fp32")
         reference = reference_in(answers_folder, name, task, precision)
         say(f"{name}: proving the engine in the repository")

@@ -60,6 +60,8 @@ def command(as_json: bool, **options: Any) -> None:
 def _print(proofs: list["Proof"], passed: bool) -> None:
     for proof in proofs:
         click.secho(proof.subject, bold=True)
+        if proof.note:
+            click.echo(f"  {proof.note}")
         for check in proof.checks:
             click.secho(f"  {check.line()}", fg=None if check.passed else "red")
     verdict = "the original's outputs" if passed else "NOT the original's outputs"

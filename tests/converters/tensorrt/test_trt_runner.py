@@ -117,6 +117,12 @@ def test_an_engine_is_built_proved_and_cached_with_both_proofs(converted):
         "twice: the graph",
         "twice: the TensorRT engine on NVIDIA H100 80GB HBM3",
     ]
+    graph, plan = engine.record.proofs
+    assert (graph.note, plan.note) == (
+        "",
+        "Layers were not compared: a TensorRT plan does not show them; its answers were.",
+    )
+    assert plan.note in (engine.folder / "proof.md").read_text()
     assert engine.record.tools["tensorrt"] == fake_trt.VERSION
     assert Record.load(engine.folder / "proof.json") == engine.record
     assert len(progress) == 2
