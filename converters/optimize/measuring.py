@@ -260,7 +260,7 @@ def measure(
         ) from None
     many = _larger_reference(subject, converted, report, budget)
     bench = Bench(subject, converted, many, cache, report)
-    choices = candidates(precisions, subject.pruning is not None)
+    choices = candidates(precisions)
     bench.screen_all(choices, budget)
     with tempfile.TemporaryDirectory(prefix="tidegate-optimize-") as work:
         timed = bench.timed(choices, Path(work))
@@ -309,7 +309,8 @@ def time_and_prove(
     timer.run(budget, share=PASSES_SHARE)
     prove_contenders()
     for candidate in timed:
-        if not bench.accuracies[candidate.precision].proved and candidate.precision not in bench.reasons:
+        precision = candidate.precision
+        if precision not in bench.reasons and not bench.accuracies[precision].proved:
             bench.prove(candidate, budget)
     return timer.run(budget)
 
