@@ -174,7 +174,7 @@ def test_a_proof_says_when_layers_were_not_compared(conversion_request, tmp_path
     answers = tmp_path / "answers"
     answers.mkdir()
     ask_original(task, answers, _say)
-    reference = reference_in(answers, "twice", task.name, "fp32")
+    reference = reference_in(answers, "twice", task, "fp32")
     proof = prove_graph(task, converted.engine, reference)
     assert proof.note.startswith("Layers were not compared: the FP32 graph of this source is not")
     link_graph(task, answers)
