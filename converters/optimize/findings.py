@@ -12,6 +12,7 @@ from typing import Any
 from converters.cache import TOOLS
 from converters.optimize.candidates import LEVELS, ORIGINAL
 from converters.optimize.pareto import HEADLINE, NOISE, Allowed, Row, front, pick, refused_faster
+from modelspec.machine import cpu_name, usable_cores
 from modelspec.names import Role, member_name
 
 JSON_FILE = "optimize.json"
@@ -118,14 +119,8 @@ def _row_to_dict(row: Row) -> dict[str, Any]:
 def this_machine() -> dict[str, Any]:
     """The machine that the figures are valid for."""
     return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "processor": cpu_name(),
+        "cores": usable_cores(),
         "architecture": platform.machine(),
         "load_1min": round(os.getloadavg()[0], 2),
     }
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or "unknown")

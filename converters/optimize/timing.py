@@ -14,6 +14,7 @@ from converters.optimize.budget import Budget, OutOfTime
 from converters.optimize.candidates import Candidate
 from converters.optimize.measurement_cache import MeasurementCache
 from converters.optimize.pareto import HEADLINE
+from modelspec.measuring import in_turn, median_ratio
 
 PASSES = 5
 # The cell that decides the pick comes first: a budget that ends early has at least that.
@@ -56,7 +57,10 @@ class Timings:
     def ratios(self) -> dict[str, float]:
         """Throughput relative to the baseline's, the median over the passes."""
         return {
-            cell: median(times["rows_s"] / baseline["rows_s"] for times, baseline in pairs)
+            cell: median_ratio(
+                [times["rows_s"] for times, _ in pairs],
+                [baseline["rows_s"] for _, baseline in pairs],
+            )
             for cell, pairs in self._by_cell().items()
         }
 
@@ -134,8 +138,7 @@ class Timer:
                     and not self.timings[timed.candidate].has(turn, cell)
                 ]
                 if missing:
-                    # Every other pass backwards, to even out what a neighbour leaves hot or cold.
-                    yield turn, cell, missing if turn % 2 == 0 else missing[::-1]
+                    yield turn, cell, in_turn(missing, turn)
 
     def _visit(
         self,

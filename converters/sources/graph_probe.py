@@ -21,26 +21,12 @@ import numpy as np
 from converters.errors import SourceRefused
 from converters.export.tensor_info import TensorInfo
 from converters.offline import OFFLINE
+from modelspec.dtypes import ONNX_NAMES
 
 TIMEOUT_S = 300.0
 # Address space: the runtime itself maps about 2 GB, and constant folding makes copies.
 MEMORY_BYTES = 8 * 1024**3
 REFUSED = 3
-V2_TYPES = {
-    "tensor(bool)": "BOOL",
-    "tensor(uint8)": "UINT8",
-    "tensor(uint16)": "UINT16",
-    "tensor(uint32)": "UINT32",
-    "tensor(uint64)": "UINT64",
-    "tensor(int8)": "INT8",
-    "tensor(int16)": "INT16",
-    "tensor(int32)": "INT32",
-    "tensor(int64)": "INT64",
-    "tensor(float16)": "FP16",
-    "tensor(float)": "FP32",
-    "tensor(double)": "FP64",
-    "tensor(string)": "BYTES",
-}
 
 
 def probe(graph: Path, path: Path) -> dict[str, Any]:
@@ -81,7 +67,7 @@ def _tensor_info(node: Any, side: str) -> TensorInfo:
             f"{side} {node.name!r} is a {node.type}, and Triton serves only tensors: export the "
             "model without it (skl2onnx: options={'zipmap': False})"
         )
-    if node.type not in V2_TYPES:
+    if node.type not in ONNX_NAMES:
         raise ValueError(
             f"{side} {node.name!r} is a {node.type}, which Triton cannot serve: cast it inside "
             "the graph, from or to FP32"
@@ -100,7 +86,7 @@ def _tensor_info(node: Any, side: str) -> TensorInfo:
         )
     dims = tuple(axis if isinstance(axis, int) else -1 for axis in rest)
     names = tuple(axis if isinstance(axis, str) else "" for axis in rest)
-    return TensorInfo(node.name, V2_TYPES[node.type], dims, names, flat=not rest)
+    return TensorInfo(node.name, ONNX_NAMES[node.type], dims, names, flat=not rest)
 
 
 def reason_of(error: Exception) -> str:

@@ -4,30 +4,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from converters.errors import SourceRefused
 from converters.export.tensor_info import TensorInfo
+from modelspec.dtypes import NUMERIC_TYPES
 
 # Rows of the same shape: each input's array [n, *dims].
 Batch = Mapping[str, np.ndarray]
 
-NUMPY_TYPES: Mapping[str, type] = {
-    "BOOL": np.bool_,
-    "INT8": np.int8,
-    "INT16": np.int16,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "UINT8": np.uint8,
-    "UINT16": np.uint16,
-    "UINT32": np.uint32,
-    "UINT64": np.uint64,
-    "FP16": np.float16,
-    "FP32": np.float32,
-    "FP64": np.float64,
-    "BYTES": np.str_,
-}
+NUMPY_TYPES: Mapping[str, Any] = {**NUMERIC_TYPES, "BYTES": np.str_}
 
 
 @dataclass(frozen=True)

@@ -6,23 +6,8 @@ import onnx
 from onnx import TensorProto
 
 from converters.errors import SourceMissing, SourceRefused
+from modelspec.dtypes import ONNX_NUMBERS
 from modelspec.model import TensorSpec
-
-DTYPES = {
-    "FLOAT": "FP32",
-    "FLOAT16": "FP16",
-    "DOUBLE": "FP64",
-    "INT8": "INT8",
-    "INT16": "INT16",
-    "INT32": "INT32",
-    "INT64": "INT64",
-    "UINT8": "UINT8",
-    "UINT16": "UINT16",
-    "UINT32": "UINT32",
-    "UINT64": "UINT64",
-    "BOOL": "BOOL",
-    "STRING": "BYTES",
-}
 
 
 def read_inputs(path: Path) -> tuple[TensorSpec, ...]:
@@ -47,7 +32,7 @@ def _spec(value: onnx.ValueInfoProto, path: Path) -> TensorSpec:
     tensor = value.type.tensor_type
     dims = [axis.dim_value or -1 for axis in tensor.shape.dim]
     dtype = TensorProto.DataType.Name(tensor.elem_type)
-    if dtype not in DTYPES:
+    if tensor.elem_type not in ONNX_NUMBERS:
         raise SourceRefused(
             f"{path}: input {value.name!r} is {dtype}, which TensorRT does not support"
         )
@@ -55,4 +40,4 @@ def _spec(value: onnx.ValueInfoProto, path: Path) -> TensorSpec:
         raise SourceRefused(
             f"{path}: input {value.name!r} has no dynamic batch axis ({dims}): export it with one"
         )
-    return TensorSpec(value.name, DTYPES[dtype], tuple(dims[1:]))
+    return TensorSpec(value.name, ONNX_NUMBERS[tensor.elem_type], tuple(dims[1:]))

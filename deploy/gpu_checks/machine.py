@@ -3,9 +3,10 @@
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from modelspec.machine import cpu_name, git_commit, installed_versions, usable_cores
 
 PACKAGES = (
     "tidegate",
@@ -31,31 +32,23 @@ def gpus() -> list[dict[str, str]]:
 
 def surroundings(cpu: bool) -> dict[str, Any]:
     """The head of the report. ``cpu_only`` means that none of its figures was measured on a GPU."""
-    commit = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
     return {
         "cpu_only": cpu,
         "made_at": _output(["date", "-u", "+%Y-%m-%dT%H:%M:%SZ"]).strip(),
         "hardware": {
             "gpus": gpus(),
-            "cpu": _cpu_name(),
-            "cores": len(os.sched_getaffinity(0)),
+            "cpu": cpu_name(),
+            "cores": usable_cores(),
             "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         },
         "versions": {
             "python": platform.python_version(),
             "system": platform.platform(),
-            "git_commit": os.environ.get("TIDEGATE_COMMIT") or _output(commit).strip(),
+            "git_commit": os.environ.get("TIDEGATE_COMMIT") or git_commit(Path(__file__).parent),
             "onnxruntime_build": _build_of_onnxruntime(),
-            **dict(filter(None, map(_installed, PACKAGES))),
+            **installed_versions(PACKAGES),
         },
     }
-
-
-def _installed(package: str) -> tuple[str, str] | None:
-    try:
-        return package, version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _build_of_onnxruntime() -> str:
@@ -65,12 +58,6 @@ def _build_of_onnxruntime() -> str:
     except ImportError:
         return ""
     return f"{onnxruntime.__version__}; {onnxruntime.get_build_info()}"
-
-
-def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _output(command: list[str]) -> str:

@@ -1,14 +1,12 @@
-"""Alternating passes, their medians, and ratios.
-
-Machines drift, and neighbours come and go: contenders run in turn, each round's ratio compares
-passes that were seconds apart, and the median of the rounds counts.
-"""
+"""The passes of a benchmark's contenders, in turn (``modelspec.measuring`` says why), and what they
+come to."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from loadtests.bench.wrk import Figures, Target, run
+from modelspec import measuring
 
 Pass = Callable[[], Figures]
 
@@ -30,26 +28,20 @@ class Rounds:
 
     def ratio(self, name: str, reference: str) -> float:
         """Throughput relative to the reference's: the median of the rounds."""
-        return statistics.median(self._ratios(name, reference))
+        return measuring.median_ratio(self._rps(name), self._rps(reference))
 
     def spread(self, name: str, reference: str) -> tuple[float, float]:
         """The lowest and the highest of the rounds' ratios, to judge the median by."""
-        ratios = self._ratios(name, reference)
+        ratios = measuring.ratios(self._rps(name), self._rps(reference))
         return min(ratios), max(ratios)
 
-    def _ratios(self, name: str, reference: str) -> list[float]:
-        pairs = zip(self.figures[name], self.figures[reference], strict=True)
-        return [own.rps / other.rps for own, other in pairs]
+    def _rps(self, name: str) -> list[float]:
+        return [figures.rps for figures in self.figures[name]]
 
 
 def alternate(contenders: Mapping[str, Pass], rounds: int) -> Rounds:
     """Each contender once a round; every other round in reverse, so that none is always first."""
-    figures: dict[str, list[Figures]] = {name: [] for name in contenders}
-    for number in range(rounds):
-        names = list(contenders)
-        for name in names if number % 2 == 0 else reversed(names):
-            figures[name].append(contenders[name]())
-    return Rounds(figures)
+    return Rounds(measuring.alternate(contenders, rounds))
 
 
 def wrk_pass(target: Target, connections: int, seconds: int) -> Pass:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
+from modelspec.dtypes import ELEMENT_TYPES
 from serving.errors import TritonMissing
 from serving.triton.installation import find_triton
 
@@ -24,22 +25,7 @@ else:
 # Opening a session reads the weights, which takes seconds and gigabytes for the largest models.
 SESSION_BYTES = 256 * 1024 * 1024
 _NESTED = "model.onnx"  # a large model is a folder that contains the file
-_ELEMENT_TYPES = {
-    1: "tensor(float)",
-    2: "tensor(uint8)",
-    3: "tensor(int8)",
-    4: "tensor(uint16)",
-    5: "tensor(int16)",
-    6: "tensor(int32)",
-    7: "tensor(int64)",
-    8: "tensor(string)",
-    9: "tensor(bool)",
-    10: "tensor(float16)",
-    11: "tensor(double)",
-    12: "tensor(uint32)",
-    13: "tensor(uint64)",
-    16: "tensor(bfloat16)",
-}
+_ELEMENT_TYPES = {entry.onnx_number: entry.onnx_name for entry in ELEMENT_TYPES.values()}
 _POINTER = b"version https://git-lfs"
 
 

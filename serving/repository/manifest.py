@@ -7,14 +7,13 @@ it, so Triton sees no change for which it would reload a model.
 
 import json
 import platform
-import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
+from modelspec.machine import git_commit, installed_versions
 from serving.errors import PublishFailed
 from serving.repository.files import hashes
 
@@ -66,8 +65,12 @@ class Manifest:
             members=members,
             files=files,
             proof=proof,
-            tools={**tools, **_installed_tools()},
-            git_commit=_git_commit(),
+            tools={
+                **tools,
+                "python": platform.python_version(),
+                **installed_versions(("tidegate", "nvidia-pytriton")),
+            },
+            git_commit=git_commit(Path(__file__).parent),  # of this code
         )
 
     def to_json(self) -> str:
@@ -114,34 +117,3 @@ def _proof(folder: Path) -> dict[str, Any]:
     checks = sum(len(part.get("checks", [])) for part in proof.get("proofs", []))
     summary = {key: proof.get(key, "") for key in keys}
     return {**summary, "checks": checks, "tools": dict(proof.get("tools", {}))}
-
-
-def _installed_tools() -> dict[str, str]:
-    installed = dict(_installed(("tidegate", "nvidia-pytriton")))
-    return {"python": platform.python_version(), **installed}
-
-
-def _installed(packages: Iterable[str]) -> Iterable[tuple[str, str]]:
-    for package in packages:
-        try:
-            yield package, version(package)
-        except PackageNotFoundError:
-            continue
-
-
-def _git_commit() -> str:
-    """The commit of this code, with "+changes" if tracked files differ from it; '' outside git."""
-    here = Path(__file__).parent
-    commit = _git(here, "rev-parse", "HEAD")
-    changed = _git(here, "status", "--porcelain", "--untracked-files=no")
-    return f"{commit}+changes" if commit and changed else commit
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    try:
-        run = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return run.stdout.strip() if run.returncode == 0 else ""

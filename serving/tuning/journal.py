@@ -7,12 +7,11 @@ A line only counts in the context that it was measured in: the same files, confi
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from modelspec.machine import cpu_name, installed_versions, usable_cores
 from serving.repository.manifest import content
 from serving.repository.model_repository import ModelRepository
 from serving.tuning.setting import setting_of
@@ -25,11 +24,7 @@ TRIALS_FILE = "trials.jsonl"
 
 def machine() -> dict[str, Any]:
     """The cores that this process may use, and the CPU's name."""
-    return {"cores": len(os.sched_getaffinity(0)), "cpu": _cpu_name()}
-
-
-def tools() -> dict[str, str]:
-    return {name: number for name in TOOLS if (number := _version(name))}
+    return {"cores": usable_cores(), "cpu": cpu_name()}
 
 
 def engine_files(repository: ModelRepository, versions: Mapping[str, int]) -> str:
@@ -56,7 +51,7 @@ def context(
         "files": engine_files(repository, trial_server.versions),
         "default": setting_of(trial_server.configs).as_dict(),
         "machine": machine(),
-        "tools": tools(),
+        "tools": installed_versions(TOOLS),
         "connections": load[0],
         "pass_s": load[1],
         "samples": hashlib.sha256(b"".join(requests)).hexdigest(),
@@ -102,20 +97,3 @@ def _parsed(line: str) -> dict[str, Any]:
 
 def _sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

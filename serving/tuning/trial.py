@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
-
+from modelspec.measuring import alternate, mean_ratio
 from serving.errors import ServingError
 from serving.tuning import closed_loop
 from serving.tuning.closed_loop import Figures, Load, Pass
@@ -88,11 +88,13 @@ class Bench:
         }
         for load in loads.values():  # warm-up: connections, arenas, every shape
             closed_loop.run(self.trial_server.address, load)
-        passes: dict[str, list[Pass]] = {name: [] for name in loads}
-        for number in range(pairs):
-            # Which of the two comes first alternates, too.
-            for name in list(loads)[:: -1 if number % 2 else 1]:
-                passes[name].append(closed_loop.run(self.trial_server.address, loads[name]))
+        passes = alternate(
+            {
+                name: partial(closed_loop.run, self.trial_server.address, load)
+                for name, load in loads.items()
+            },
+            pairs,
+        )
         return _evaluated(
             setting, passes[self.trial_server.name], passes[self.trial_server.trial_name]
         )
@@ -108,13 +110,12 @@ def _evaluated(setting: Setting, default: list[Pass], tuned: list[Pass]) -> Tria
             "the unchanged pipeline fails under this load, so there is nothing to compare with: "
             f"{failed.first_error or 'no answer within a pass'}; try fewer --connections"
         )
-    pairs = zip(tuned, default, strict=True)
-    logs = np.log([changed.rps / unchanged.rps for changed, unchanged in pairs])
+    ratio, error = mean_ratio([done.rps for done in tuned], [done.rps for done in default])
     return Trial(
         setting,
         MEASURED,
-        ratio=round(float(np.exp(np.mean(logs))), 4),
-        error=round(float(np.std(logs, ddof=1) / np.sqrt(len(logs))), 4),
+        ratio=round(ratio, 4),
+        error=round(error, 4),
         default=closed_loop.merged(default),
         tuned=closed_loop.merged(tuned),
     )

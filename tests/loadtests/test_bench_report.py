@@ -2,7 +2,6 @@
 
 import json
 
-from loadtests.bench.machine import cpu_model
 from loadtests.bench.passes import Rounds
 from loadtests.bench.report import Floor, Section, markdown, missed, rows, save
 from loadtests.bench.stack import newest
@@ -38,11 +37,6 @@ def test_the_saved_json_has_every_figure(tmp_path):
     assert section["rows"][1]["figures"] == {"rps": 250, "p50_ms": 4, "p95_ms": 5, "p99_ms": 6}
     assert [floor["held"] for floor in section["floors"]] == [False, True]
     assert file.with_suffix(".md").read_text().startswith("cores: 2")
-
-
-def test_the_cpu_is_named():
-    assert cpu_model("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\n") == "Some CPU @ 2 GHz"
-    assert cpu_model("") != ""
 
 
 def test_the_newest_version_is_a_number_not_a_word(tmp_path):

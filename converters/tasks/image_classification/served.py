@@ -5,10 +5,8 @@ themselves: the decoder for its pixels, the labeller for all its labels.
 """
 
 import base64
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 from tritonclient import grpc as triton
@@ -24,6 +22,7 @@ from converters.tasks.image_classification.served_labels import (
     scores_of,
 )
 from converters.tasks.image_classification.served_steps import label_checks, pixel_checks
+from modelspec.golden import Golden
 from modelspec.parameters import GOLDEN_PARAMETER
 
 TIMEOUT_S = 60.0
@@ -93,10 +92,10 @@ def _duplicates(scores: np.ndarray, reference: Reference) -> list[Check]:
 def _golden(name: str, client: triton.InferenceServerClient, reference: Reference) -> Check:
     """The golden sample in the pipeline's own config gets the outputs that it expects."""
     parameters = client.get_model_config(reference.name).config.parameters
-    golden: dict[str, Any] = json.loads(parameters[GOLDEN_PARAMETER].string_value)
-    image = base64.b64decode(golden["request"]["image"]["b64"])
+    golden = Golden.parse(parameters[GOLDEN_PARAMETER].string_value)
+    image = base64.b64decode(golden.request["image"]["b64"])
     prediction = _classify(client, reference.name, [image])[0]
-    expect = golden["expect"]
+    expect = golden.expect
     labels = [label.encode() for label in expect.get("label", [])]
     if prediction.error or list(prediction.labels[: len(labels)]) != labels:
         return at_most(
@@ -104,7 +103,7 @@ def _golden(name: str, client: triton.InferenceServerClient, reference: Referenc
         )
     expected = np.array([expect["score"]])
     actual = np.array([prediction.scores[: expected.shape[1]]])
-    return worst_difference(name, actual, expected, golden["tolerance"], ["golden"])
+    return worst_difference(name, actual, expected, golden.tolerance, ["golden"])
 
 
 def _classify(

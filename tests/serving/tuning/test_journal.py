@@ -1,7 +1,8 @@
 """Trials outlive the process that measured them, in the context that they were measured in."""
 
+from modelspec.machine import installed_versions
 from serving.tuning.closed_loop import Figures
-from serving.tuning.journal import TRIALS_FILE, TrialLog, machine, tools
+from serving.tuning.journal import TOOLS, TRIALS_FILE, TrialLog, machine
 from serving.tuning.setting import Setting
 from serving.tuning.trial import FAILED, MEASURED, Trial
 
@@ -39,4 +40,4 @@ def test_a_truncated_line_is_not_counted(tmp_path):
 
 def test_the_machine_and_the_tools_are_named():
     assert machine()["cores"] >= 1 and machine()["cpu"]
-    assert {"nvidia-pytriton", "onnxruntime", "tidegate"} <= set(tools())
+    assert {"nvidia-pytriton", "onnxruntime", "tidegate"} <= set(installed_versions(TOOLS))

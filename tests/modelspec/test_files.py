@@ -1,0 +1,56 @@
+"""Files are written whole or not at all; a lock ends with its owner."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from modelspec.files import atomic_write, file_sha256, lock, write_private
+
+OWNER = """
+import sys, time
+from modelspec.files import lock
+file = open(sys.argv[1], "a+")
+assert lock(file)
+print("locked", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    atomic_write(path, "old")
+    monkeypatch.setattr(os, "fsync", _full)
+    with pytest.raises(OSError, match="full"):
+        atomic_write(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def _full(descriptor):
+    raise OSError("the disk is full")
+
+
+def test_a_private_file_is_private(tmp_path):
+    path = tmp_path / "new" / "secret"
+    write_private(path, b"secret")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert file_sha256(path).startswith("2bb80d53")
+
+
+def test_a_lock_ends_with_the_process_that_was_killed(tmp_path):
+    path = tmp_path / "file"
+    command = [sys.executable, "-c", OWNER, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as owner:
+        try:
+            assert owner.stdout.readline() == b"locked\n"
+            with path.open() as file:
+                assert not lock(file, shared=True)
+                assert not lock(file, wait_s=0.05)
+        finally:
+            owner.kill()
+    with path.open() as file, path.open() as other:
+        assert lock(file, wait_s=10, shared=True)
+        assert lock(other, shared=True)
+        assert not lock(other)

@@ -1,0 +1,20 @@
+"""The machine of a measurement is named, whatever the kernel says of it."""
+
+from modelspec.machine import cpu_name, git_commit, installed_versions, usable_cores
+
+
+def test_the_cpu_is_named(tmp_path):
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\n")
+    assert cpu_name(file) == "Some CPU @ 2 GHz"
+    file.write_text("")
+    assert cpu_name(file) == cpu_name(tmp_path / "missing") != ""
+    assert usable_cores() >= 1
+
+
+def test_only_what_is_installed_has_a_version():
+    assert set(installed_versions(("numpy", "no-such-package"))) == {"numpy"}
+
+
+def test_outside_git_there_is_no_commit(tmp_path):
+    assert git_commit(tmp_path) == ""
