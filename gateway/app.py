@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -161,17 +161,18 @@ def _late_routes(gateway: Gateway) -> list[Route]:
         return NginxApi(gateway).decide
 
     model = "/v2/models/{model}"
+    generate_routes: list[tuple[str, str, Callable[[], Handler]]] = [
+        ("POST", "generate", lambda: generate().generate),
+        ("POST", "generate_stream", lambda: generate().generate_stream),
+        ("GET", "config", lambda: generate().config),
+        ("GET", "stats", lambda: generate().stats),
+    ]
     table: list[tuple[str, str, Callable[[], Handler]]] = [
         # Before V2's own routes: here "stats" is not the name of a model.
         ("GET", "/v2/models/stats", lambda: generate().every_stats),
         *(
-            (method, f"{prefix}/{name}", partial(_handler, generate, name))
-            for method, name in (
-                ("POST", "generate"),
-                ("POST", "generate_stream"),
-                ("GET", "config"),
-                ("GET", "stats"),
-            )
+            (method, f"{prefix}/{name}", handler)
+            for method, name, handler in generate_routes
             for prefix in (model, model + "/versions/{version}")
         ),
         ("POST", "/v1/chat/completions", lambda: completions().chat),
@@ -179,11 +180,6 @@ def _late_routes(gateway: Gateway) -> list[Route]:
         ("GET", "/internal/decide", decide),
     ]
     return [Route(path, LateEndpoint(handler), methods=[method]) for method, path, handler in table]
-
-
-def _handler(api: Callable[[], object], name: str) -> Handler:
-    handler: Handler = getattr(api(), name)
-    return handler
 
 
 async def _read_first_catalogue(background: Background) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gateway.access.open_streams import OpenStreams
 from gateway.errors import GatewayError, Internal
@@ -23,6 +23,10 @@ from gateway.policy.principal import Principal
 from gateway.policy.reload import PolicyFile
 from gateway.settings import Settings
 from gateway.supervision import Supervisor
+
+if TYPE_CHECKING:
+    from gateway.audit.log import AuditLog
+    from gateway.models.metering import Meter
 
 log = logging.getLogger("gateway")
 # Real text has about four bytes per token; a reservation is later replaced by the true count.
@@ -43,7 +47,7 @@ class AccessControl:
         self.callers = Callers(self.keys, self.policy.current.rules)
         self._settings = settings
         self._applied_policy = AppliedPolicy(settings.state_folder, settings.policy_file)
-        self._audit: Any = None  # started by the first policy that asks for a record
+        self._audit: AuditLog | None = None  # started by the first policy that asks for a record
         self._unreadable: dict[str, str] = {}  # existing files that cannot be read -> the reason
         supervisor.watch("policy_files", self)
         self.limiter = _limiter(settings, supervisor)
@@ -233,7 +237,7 @@ class AccessControl:
         access = self.policy.current.access
         await self._streams.check(access, (access, self.callers.generation))
 
-    def meter(self, admission: Admission | None, model: Model) -> Any:
+    def meter(self, admission: Admission | None, model: Model) -> "Meter | None":
         """A Meter that charges the admission with the tokens that the model's responses report, or
         None if no token limit applies: the responses are not read then."""
         if admission is None or not model.counts_tokens or not admission.counts_tokens:

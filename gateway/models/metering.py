@@ -11,7 +11,7 @@ from typing import Any
 from gateway.errors import InvalidRequest
 from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
-from gateway.models.tensors import Tensor, unpack
+from gateway.models.tensors import Tensor, add_inputs, unpack
 from gateway.models.v2_request import CLASSIFICATION
 
 _FLAG = "return_"  # prefix of the inputs that make vLLM's backend report an output
@@ -44,9 +44,7 @@ class Meter:
 
     def prepare(self, message: Any) -> None:
         """As ``ask``, for a request whose inputs are all raw bytes: adds the inputs too."""
-        for tensor in self.ask(message, message.raw_input_contents):
-            message.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=tensor.shape)
-            message.raw_input_contents.append(bytes(tensor.raw))
+        add_inputs(message, self.ask(message, message.raw_input_contents))
 
     def count(self, name: str, dtype: str, raw: Any) -> None:
         """Count one output of a response; outputs that do not count tokens are ignored."""

@@ -40,10 +40,14 @@ class Tensor:
 def message_of(model: str, tensors: Iterable[Tensor]) -> service_pb2.ModelInferRequest:
     """The inference request to Triton."""
     message = service_pb2.ModelInferRequest(model_name=model)
+    add_inputs(message, tensors)
+    return message
+
+
+def add_inputs(message: service_pb2.ModelInferRequest, tensors: Iterable[Tensor]) -> None:
     for tensor in tensors:
         message.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=tensor.shape)
         message.raw_input_contents.append(bytes(tensor.raw))
-    return message
 
 
 def set_parameter(target: Any, key: str, value: Any) -> None:

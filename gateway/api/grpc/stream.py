@@ -49,6 +49,7 @@ from gateway.errors import (
 from gateway.http.request_context import RequestContext
 from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
+from gateway.models.metering import Meter
 from gateway.render import Api, status_of
 from gateway.upstream.server import Upstream, end_stream, translate
 from gateway.upstream.stream_call import EMPTY_FINAL, FINAL, StreamCall
@@ -83,7 +84,7 @@ class Message:
     def __init__(self, context: RequestContext, model: Model, client_id: str) -> None:
         self.context, self.model, self.client_id = context, model, client_id
         self.admission: Admission | None = None
-        self.meter: Any = None
+        self.meter: Meter | None = None
         self.slot = contextlib.AsyncExitStack()
         self.permit = contextlib.ExitStack()
         self.wants_final = False
