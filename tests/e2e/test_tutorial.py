@@ -23,7 +23,7 @@ OUTPUT = {
 }
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_the_tutorial(tmp_path):
     (tmp_path / ".venv").symlink_to(sys.prefix)
     running, seen, variables = None, set(), ""
@@ -69,7 +69,7 @@ def _run(home: Path, commands: str) -> str:
         env={**environment(home), "PATH": path},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert result.returncode == 0, commands + result.stdout + result.stderr
     return result.stdout
