@@ -116,3 +116,12 @@ def test_names_say_something_and_shadow_nothing():
     at_the_top = {path.partition("/")[0].removesuffix(".py") for path in tracked.splitlines()}
     assert "serving" in at_the_top
     assert not at_the_top & SHADOWING
+
+
+def test_there_is_no_import_cycle():
+    """The contract of pyproject.toml, which covers imports inside functions too."""
+    code = (
+        "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -11,8 +11,9 @@ from converters.optimize import benchmark_process, timing
 from converters.proof.record import Record
 from converters.tasks.text.samples import default_texts
 from tests.tiny_models import save_classifier
-from tidegate.app.optimize import BOTH, OptimizeOptions, convert_line, run
+from tidegate.app.optimize import convert_line, run
 from tidegate.app.optimize_candidates import original_options
+from tidegate.app.optimize_options import BOTH, OptimizeOptions
 from tidegate.app.paths import Paths
 from tidegate.app.published import engine_folder
 from tidegate.cli import cli

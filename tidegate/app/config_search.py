@@ -1,15 +1,15 @@
 """The serving parameters of a pipeline, searched on this machine: the second half of
 ``tidegate optimize NAME``, and all of it with ``--only config``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tidegate.app.paths import Paths
 
 if TYPE_CHECKING:
-    from serving.tuning.tune import Result
+    from tidegate.app.config_search_report import ConfigSearchReport
 
 Say = Callable[[str], None]
 
@@ -28,51 +28,7 @@ class ConfigSearchOptions:
     commit: bool = False
 
 
-@dataclass(frozen=True)
-class ConfigSearchReport:
-    """``written`` are files, relative to the repository; ``committed`` are models."""
-
-    result: "Result"
-    written: Sequence[str]
-    committed: Sequence[str]
-
-    def as_json(self) -> dict[str, Any]:
-        """The measurements and their outcome, in plain JSON types."""
-        from serving.tuning.outcome import measurement
-
-        result, winner = self.result, self.result.winner
-        return {
-            "name": result.name,
-            "context": dict(result.context),
-            "seconds": result.seconds,
-            "is_complete": result.is_complete,
-            "notes": list(result.notes),
-            "trials": [trial.as_dict() for trial in result.trials],
-            "moves": [
-                {
-                    "serving_parameter": move.serving_parameter,
-                    "from": move.before.as_dict(),
-                    "to": move.after.as_dict(),
-                    "ratio_before": move.ratio_before,
-                    "ratio_after": move.ratio_after,
-                }
-                for move in result.search.moves
-            ],
-            "finals": [trial.as_dict() for trial in result.finals],
-            "control": result.control.as_dict() if result.control else None,
-            "measurement": measurement(result, winner) if winner else None,
-            "written": list(self.written),
-            "committed": list(self.committed),
-        }
-
-    def lines(self) -> list[str]:
-        """The report as lines of text."""
-        from tidegate.app.config_search_report import lines
-
-        return lines(self)
-
-
-def tune(options: ConfigSearchOptions, paths: Paths, say: Say) -> ConfigSearchReport:
+def tune(options: ConfigSearchOptions, paths: Paths, say: Say) -> "ConfigSearchReport":
     """Search within the budget, measure the best once more, write ``configs/tuned.pbtxt``.
 
     Raises ServingError or ConversionError. Ctrl-C keeps the finished trials: the same
@@ -83,6 +39,7 @@ def tune(options: ConfigSearchOptions, paths: Paths, say: Say) -> ConfigSearchRe
     from serving.repository.model_repository import ModelRepository
     from serving.tuning import tune as search
     from serving.tuning.outcome import commit, write_tuned
+    from tidegate.app.config_search_report import ConfigSearchReport
     from tidegate.app.config_search_samples import bodies
     from tidegate.app.rollout import deployment
 

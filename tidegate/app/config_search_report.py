@@ -1,7 +1,8 @@
 """The report of a config search, as lines of text."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from serving.tuning.setting import Setting
 
@@ -9,10 +10,51 @@ if TYPE_CHECKING:
     from serving.tuning.closed_loop import Figures
     from serving.tuning.trial import Trial
     from serving.tuning.tune import Result
-    from tidegate.app.config_search import ConfigSearchReport
 
 # A load generator that takes a larger share of the machine's cores distorts the measurement.
 GENERATOR_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class ConfigSearchReport:
+    """``written`` are files, relative to the repository; ``committed`` are models."""
+
+    result: "Result"
+    written: Sequence[str]
+    committed: Sequence[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """The measurements and their outcome, in plain JSON types."""
+        from serving.tuning.outcome import measurement
+
+        result, winner = self.result, self.result.winner
+        return {
+            "name": result.name,
+            "context": dict(result.context),
+            "seconds": result.seconds,
+            "is_complete": result.is_complete,
+            "notes": list(result.notes),
+            "trials": [trial.as_dict() for trial in result.trials],
+            "moves": [
+                {
+                    "serving_parameter": move.serving_parameter,
+                    "from": move.before.as_dict(),
+                    "to": move.after.as_dict(),
+                    "ratio_before": move.ratio_before,
+                    "ratio_after": move.ratio_after,
+                }
+                for move in result.search.moves
+            ],
+            "finals": [trial.as_dict() for trial in result.finals],
+            "control": result.control.as_dict() if result.control else None,
+            "measurement": measurement(result, winner) if winner else None,
+            "written": list(self.written),
+            "committed": list(self.committed),
+        }
+
+    def lines(self) -> list[str]:
+        """The report as lines of text."""
+        return lines(self)
 
 
 def lines(report: "ConfigSearchReport") -> list[str]:

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tidegate.app.optimize_options import OptimizeOptions
 from tidegate.app.paths import Paths
 from tidegate.app.task_registry import KNOWN, NOTHING
 
@@ -12,39 +12,12 @@ if TYPE_CHECKING:
     from converters.optimize.findings import Findings
 
 Progress = Callable[[str], None]
-BOTH = ("model", "config")
 # The model's share of the budget when both parts run: the config is searched through a server,
 # which is slower.
 MODEL_SHARE = 0.4
 CLOSING_S = 10.0  # to stop the trial server and write the results after the last trial
 # As long as it takes to start a trial server and measure the default once.
 CONFIG_SEARCH_AT_LEAST_S = 40.0
-
-
-@dataclass(frozen=True)
-class OptimizeOptions:
-    """The command line's arguments."""
-
-    name: str
-    source: str | None = None
-    task: str | None = None
-    samples: Path | None = None
-    source_options: Mapping[str, str] = field(default_factory=dict)
-    only: str | None = None
-    budget_s: float = 600.0
-    precisions: tuple[str, ...] = ()
-    allow_batch_dependent: bool = False
-    min_cosine: float = 0.0
-    min_agreement: float = 0.0
-    p99_ms: float | None = None
-    connections: int = 32
-    commit: bool = False
-    publish: bool = False
-    fresh: bool = False
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        return (self.only,) if self.only else BOTH
 
 
 @dataclass

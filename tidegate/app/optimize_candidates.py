@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from converters.cache import Progress
     from converters.optimize.budget import Budget
     from converters.optimize.findings import Findings
-    from tidegate.app.optimize import OptimizeOptions
+    from tidegate.app.optimize_options import OptimizeOptions
 
 
 def find(

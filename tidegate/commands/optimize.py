@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from tidegate.app.convert import source_options
-from tidegate.app.optimize import BOTH, OptimizeOptions, run
+from tidegate.app.optimize import run
+from tidegate.app.optimize_options import BOTH, OptimizeOptions
 from tidegate.app.paths import Paths
 from tidegate.app.signals import interrupt_on_sigterm
 from tidegate.commands.exit_code import ExitCode

@@ -8,7 +8,7 @@ from serving.tuning.search import Move, Standing
 from serving.tuning.setting import Setting
 from serving.tuning.trial import FAILED, MEASURED, Trial
 from serving.tuning.tune import Result
-from tidegate.app.config_search import ConfigSearchReport
+from tidegate.app.config_search_report import ConfigSearchReport
 
 DEFAULT = Setting(2, 1, 64, 0, (16, 256), 1)
 BEST = dataclasses.replace(DEFAULT, max_batch=8)
