@@ -49,7 +49,7 @@ format: $(VENV)/.dev ## Format the code
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 docs: $(VENV)/.dev ## Write docs/cli.md from the commands' own help
-	@$(BIN)/python -m tidegate.commands.reference > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
+	@$(BIN)/python -m tidegate.cli_reference > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
 
 demo: $(VENV)/.up ## Real sentences through the running stack
 	@$(BIN)/tidegate demo $(ARGS)

@@ -19,7 +19,8 @@ from gateway.models.catalogue import Model
 from gateway.supervision import STALL_S, every
 from gateway.upstream.balancing import Health
 from gateway.upstream.replicas import CHECK_S, Replica
-from gateway.upstream.server import Upstream, request_id
+from gateway.upstream.server import Upstream
+from gateway.upstream.triton_errors import request_id
 from modelspec.golden import LEAST_PROBE_S, probe_time_s
 from modelspec.probe import Answer, Probe
 

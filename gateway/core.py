@@ -30,7 +30,8 @@ from gateway.supervision import Supervisor
 from gateway.upstream.balancing import Health
 from gateway.upstream.catalogue_reader import CatalogueReader
 from gateway.upstream.replicas import Replica, ReplicaPool, lost
-from gateway.upstream.server import Upstream, request_id
+from gateway.upstream.server import Upstream
+from gateway.upstream.triton_errors import request_id
 
 A = TypeVar("A")
 P = ParamSpec("P")

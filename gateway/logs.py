@@ -7,7 +7,7 @@ Time, level, the worker's process id, the request id if there is a request, and 
 
 import logging
 
-from gateway.upstream.server import request_id
+from gateway.upstream.triton_errors import request_id
 
 FORMAT = "%(asctime)s %(levelname)s %(process)d %(message)s"
 

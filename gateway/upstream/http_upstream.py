@@ -17,7 +17,7 @@ import orjson
 from gateway.errors import GatewayError
 from gateway.models.v2_request import V2Request, not_finite
 from gateway.render import Reply
-from gateway.upstream.server import WORDS, to_gateway_error, translate
+from gateway.upstream.triton_errors import WORDS, to_gateway_error, translate
 from gateway.upstream.triton_http import Response, TritonHttp
 from modelspec.address import host_and_port
 

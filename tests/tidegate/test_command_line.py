@@ -8,8 +8,8 @@ import pytest
 
 from tests.running import ROOT, environment
 from tidegate.cli import VERBS
+from tidegate.cli_reference import reference
 from tidegate.commands.output import print_table, progress
-from tidegate.commands.reference import reference
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from gateway.http.handler import needs
 from gateway.http.request_context import RequestContext
 from gateway.models.catalogue import Model
 from gateway.policy.access import MAX_NAME
-from gateway.upstream.server import translated
+from gateway.upstream.triton_errors import translated
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 Handler = Callable[[RequestContext, bytes], Awaitable[bytes]]

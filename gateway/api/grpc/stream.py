@@ -51,8 +51,9 @@ from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
 from gateway.models.metering import Meter
 from gateway.render import Api, status_of
-from gateway.upstream.server import Upstream, end_stream, translate
+from gateway.upstream.server import Upstream, end_stream
 from gateway.upstream.stream_call import EMPTY_FINAL, FINAL, StreamCall
+from gateway.upstream.triton_errors import translate
 
 log = logging.getLogger("gateway")
 # Triton's own metadata key: an error ends the stream, with a status, instead of being one of its

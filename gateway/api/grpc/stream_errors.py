@@ -10,7 +10,7 @@ import re
 import grpc
 
 from gateway.errors import GatewayError, InvalidRequest
-from gateway.upstream.server import translate
+from gateway.upstream.triton_errors import translate
 
 # core: infer_request.cc, sequence_batch_scheduler.cc, ensemble_scheduler.cc; server: infer_handler
 _INVALID = (

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from starlette.routing import Route
 
-from gateway.api.openai.token_inputs import MAX_INPUTS, are_tokens, as_text, embedding_rows
+from gateway.api.openai.token_arrays import are_tokens
+from gateway.api.openai.token_inputs import MAX_INPUTS, as_text, embedding_rows
 from gateway.core import Gateway
 from gateway.errors import SHOWN, InvalidRequest, NotFound, quoted
 from gateway.http.handler import IN_BODY, Endpoint, needs

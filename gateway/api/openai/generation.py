@@ -15,7 +15,7 @@ from gateway.models.catalogue import Model
 from gateway.models.rows import tensor_of
 from gateway.models.tensors import check_model, message_of, unpack
 from gateway.models.text_binding import Binding
-from gateway.upstream.server import log_upstream
+from gateway.upstream.triton_errors import log_upstream
 
 FINISH_REASONS = frozenset({"stop", "length", "content_filter"})
 _UNFINISHED = frozenset({"", "None"})  # vLLM's backend while the text goes on

@@ -7,7 +7,8 @@ import orjson
 
 from gateway.api.openai.generation import GenerationRequest
 from gateway.api.openai.sampling import flag, present, read, refuse_others, wants_usage
-from gateway.api.openai.token_inputs import are_tokens, as_text, refusal
+from gateway.api.openai.token_arrays import are_tokens, refusal
+from gateway.api.openai.token_inputs import as_text
 from gateway.errors import SHOWN, InvalidRequest, quoted
 from gateway.models.chat_template import render
 from gateway.models.text_binding import Binding

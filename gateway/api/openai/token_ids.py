@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gateway.api.openai.token_inputs import are_tokens, refusal
+from gateway.api.openai.token_arrays import are_tokens, refusal
 from gateway.errors import InvalidRequest
 
 log = logging.getLogger("gateway")

@@ -9,23 +9,11 @@ the model takes ids (``tokens_in``): then they are taken for its own.
 from collections.abc import Mapping
 from typing import Any
 
+from gateway.api.openai.token_arrays import are_tokens, refusal
 from gateway.errors import InvalidRequest
 from gateway.models.compiled_endpoint import VOCABULARY, Row
 
 MAX_INPUTS = 2048  # OpenAI's own limit
-
-
-def are_tokens(value: Any) -> bool:
-    """Whether the value is an array of token ids."""
-    return isinstance(value, list) and bool(value) and set(map(type, value)) == {int}
-
-
-def refusal(param: str, reason: str = "OpenAI's ids mean nothing to this model") -> InvalidRequest:
-    return InvalidRequest(
-        f"{param!r}: token arrays are not supported, {reason}: "
-        "send text (with LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))",
-        param=param,
-    )
 
 
 async def as_text(value: Any, binding: Mapping[str, Any], param: str) -> Any:

@@ -2,30 +2,26 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastapi.openapi.utils import get_openapi
 from starlette.routing import BaseRoute
 
+from gateway.api.openapi.operations import (
+    INFER,
+    QUERY,
+    READ,
+    TASK,
+    V2,
+    Json,
+    body_of,
+    openai_operation,
+    responses,
+)
 from gateway.api.openapi.schemas import SCHEMAS, TEXT, of
 from gateway.models.catalogue import TEXT_ROUTES, Catalogue, Model
 from gateway.models.compiled_endpoint import CompiledEndpoint
 
-Json = dict[str, Any]
-
-
-class Api(NamedTuple):
-    """How an API renders errors: content type, schema, and the status of an invalid request."""
-
-    tag: str
-    error_type: str
-    error: str
-    invalid_status: int
-
-
-TASK = Api("tasks", "application/problem+json", "Problem", 422)
-OPENAI = Api("OpenAI", "application/json", "OpenAIError", 400)
-V2 = Api("V2", "application/json", "V2Error", 400)
 _KEY = {"type": "http", "scheme": "bearer", "description": "An API key, `tg_...`, or a token."}
 _AZURE = {"type": "apiKey", "in": "header", "name": "api-key", "description": "The same key."}
 _INTRODUCTION = """
@@ -41,25 +37,7 @@ Every response has `x-request-id`, and `server-timing` in milliseconds. All APIs
 error codes, each in the shape of its API: branch on the code, show the message. 429 and 503 say in
 `retry-after` when to try again. A body may have 32 MiB, unless your operator has set another limit.
 """.strip()
-# The failures of every route, of routes that query Triton, and of routes that run a model.
-READ = (401, 403)
-QUERY = (*READ, 404, 502, 503, 504)
-INFER = (0, 401, 403, 404, 408, 413, 429, 500, 502, 503, 504)  # 0: a request that is not valid
-_ERRORS = {
-    400: "The request is not valid",
-    401: "No valid key",
-    403: "You may not do this",
-    404: "No such model or version, or not yours",
-    408: "The body arrived too slowly",
-    413: "The body is over the limit",
-    422: "The request does not fit the schema",
-    429: "You have reached a limit: see Retry-After",
-    500: "The gateway failed: report the request id",
-    502: "The model failed",
-    503: "No capacity, or the model is not being served now: see Retry-After",
-    504: "The deadline passed",
-}
-_RETRY = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
+
 # path -> operation, summary, schema, failures
 _V2_SERVER: dict[str, tuple[str, str, str, tuple[int, ...]]] = {
     "/v2": ("v2_server", "The server's name and extensions", "V2Server", READ),
@@ -184,15 +162,6 @@ def _openai_paths(catalogue: Catalogue) -> Json:
     from gateway.api.openapi.openai_text import describe as describe_text_routes
 
     return paths | describe_text_routes(text_models)
-
-
-def openai_operation(summary: str, name: str, schema: str, failures: Sequence[int]) -> Json:
-    return {
-        "tags": [OPENAI.tag],
-        "summary": summary,
-        "operationId": name,
-        "responses": responses(OPENAI, of(schema), failures),
-    }
 
 
 def _embeddings(models: list[str]) -> Json:
@@ -329,11 +298,6 @@ def _path_parameter(name: str, example: str, values: list[str] | None = None) ->
     return {"name": name, "in": "path", "required": True, "schema": schema, "example": example}
 
 
-def body_of(schema: Json, examples: Mapping[str, Any]) -> Json:
-    content = {"application/json": {"schema": schema, "examples": examples}}
-    return {"required": True, "content": content}
-
-
 def _with_form(body: Json, row: Mapping[str, Any]) -> Json:
     """The body, also as a multipart form where the row has a field for a file."""
     fields = row["properties"]
@@ -346,20 +310,3 @@ def _with_form(body: Json, row: Mapping[str, Any]) -> Json:
         schema = {**row, "properties": {**fields, **files}}
         body["content"]["multipart/form-data"] = {"schema": schema}
     return body
-
-
-def _json(description: str, schema: Json) -> Json:
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
-
-
-def responses(api: Api, schema: Json | None, failures: Sequence[int]) -> Json:
-    """The responses of an operation, by status; without a schema a 200 has no body."""
-    by_status: Json = {"200": _json("OK", schema) if schema else {"description": "OK"}}
-    for failure in failures:
-        status = failure or api.invalid_status
-        by_status[str(status)] = {
-            "description": _ERRORS[status],
-            "content": {api.error_type: {"schema": of(api.error)}},
-            **({"headers": _RETRY} if status in (429, 503) else {}),
-        }
-    return by_status

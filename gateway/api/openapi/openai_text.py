@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.api.openapi.document import INFER, Json, body_of, openai_operation
+from gateway.api.openapi.operations import INFER, Json, body_of, openai_operation
 from gateway.api.openapi.schemas import of
 from gateway.models.catalogue import Model
 

@@ -7,14 +7,20 @@ import grpc
 import pytest
 
 from gateway.errors import DeadlineExceeded, InvalidRequest, NoCapacity, UpstreamError
-from gateway.upstream.server import WORDS, UpstreamLog, request_id, to_gateway_error, translate
+from gateway.upstream.triton_errors import (
+    WORDS,
+    UpstreamLog,
+    request_id,
+    to_gateway_error,
+    translate,
+)
 
 INVALID, INTERNAL = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL
 
 
 @pytest.fixture(autouse=True)
 def _of_a_request(monkeypatch, caplog):
-    monkeypatch.setattr("gateway.upstream.server._upstream_log", UpstreamLog())
+    monkeypatch.setattr("gateway.upstream.triton_errors._upstream_log", UpstreamLog())
     caplog.set_level(logging.INFO, "gateway")
     token = request_id.set("req-1")
     yield

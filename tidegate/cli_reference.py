@@ -1,4 +1,4 @@
-"""docs/cli.md, written from the commands themselves: ``python -m tidegate.commands.reference``."""
+"""docs/cli.md, written from the commands themselves: ``python -m tidegate.cli_reference``."""
 
 import inspect
 from collections.abc import Iterator
