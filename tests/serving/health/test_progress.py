@@ -14,6 +14,7 @@ from tritonclient.utils import InferenceServerException
 
 from serving.health import events, health, progress, pulse, watch
 from serving.health.watch import Watcher
+from serving.repository.model_repository import ModelRepository
 from serving.triton.stubs import Stub, live_stubs
 from tests.running import wait_until
 from tests.serving.small_pipeline import NAME
@@ -245,7 +246,7 @@ def test_a_read_only_repository_is_healed_too(server, monkeypatch):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(watch.os, "utime", refuse)
-    monkeypatch.setattr(watch, "publishing", refuse)
+    monkeypatch.setattr(ModelRepository, "lock", refuse)
     with Watching(server) as watching:
         wait_until(lambda: len(_engines(server)) == 2, HEAL_S, "two processes")
         _engines(server)[0].end()
