@@ -17,7 +17,10 @@ from tidegate.cli import cli
 
 ROOT = Path(__file__).parent.parent
 # The change log tells of what was, too.
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "ARCHITECTURE")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 PACKAGES = ("converters", "ensembles", "gateway", "loadtests", "modelspec", "serving", "tidegate")
 ROOMS = "|".join((*PACKAGES, "deploy", "docs", "tests"))
 # Made while it runs, or by the reader.
