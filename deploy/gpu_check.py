@@ -7,7 +7,7 @@
 Starts a real Triton with ``configs/gpu.pbtxt`` (ONNX Runtime on CUDA; torch on CUDA if the
 installed ONNX Runtime has no CUDA), serves MiniLM and EfficientNet in FP32 and FP16, compares them
 with the proved FP32 graph on the CPU, and measures rows/s at each batch size through gRPC and in
-this process. Pictures are sent as UINT8 and normalised in the graph. Builds TensorRT engines of
+this process. Images are sent as UINT8 and normalised in the graph. Builds TensorRT engines of
 both if TensorRT is installed. The JSON, with hardware and versions, is written even if something
 fails, and Triton's log beside it (out.triton.log). Exit codes: 0 all held, 1 something failed, 2
 no GPU.

@@ -26,12 +26,12 @@ class Floor:
     """The minimum that a ratio must reach."""
 
     what: str
-    found: float
-    wanted: float
+    actual: float
+    required: float
 
     @property
     def held(self) -> bool:
-        return self.found >= self.wanted
+        return self.actual >= self.required
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _row(row: Row) -> str:
 
 def _floor(floor: Floor) -> str:
     word = "held" if floor.held else "MISSED"
-    return f"- floor {word}: {floor.what}: {floor.found:.2f}, wanted {floor.wanted:.2f}"
+    return f"- floor {word}: {floor.what}: {floor.actual:.2f}, at least {floor.required:.2f}"
 
 
 def save(folder: Path, name: str, machine: Mapping[str, Any], sections: Sequence[Section]) -> Path:

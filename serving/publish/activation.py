@@ -39,14 +39,14 @@ def activate(deployment: Deployment, journal: Journal, config: ModelConfig) -> N
         copy = repository.version_folder(name, journal.before) / CONFIG_COPY
         active = repository.config(name)
         if is_ensemble(active) and not copy.is_file():
-            repository.place(copy, as_bytes(with_versions(active, ())))
+            repository.write(copy, as_bytes(with_versions(active, ())))
     if deployment.replicas:
         try_out(deployment, name, journal.after, config)
 
     # One rename: from here on the new version is the state of the repository. A first publication
     # leaves the config as declared: there is nothing else to serve.
     is_first = repository.versions(name) == [1] and is_ensemble(config)
-    repository.place_config(name, with_versions(config, [] if is_first else [journal.after]))
+    repository.write_config(name, with_versions(config, [] if is_first else [journal.after]))
     deployment.report(PublishPhase.PINNED, name)
 
     updated: list[str] = []

@@ -45,7 +45,7 @@ class Deployment:
             versions = sorted(pinned.get(model, set()))
             config = self.repository.config(model)
             if versions and listed_versions(config) not in ([], versions):
-                self.repository.place_config(model, with_versions(config, versions))
+                self.repository.write_config(model, with_versions(config, versions))
             for replica in self.replicas:
                 if versions:
                     replica.control.load(model)

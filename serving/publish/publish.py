@@ -47,7 +47,7 @@ def publish(
 
             plan = make_plan(staged, models, deployment)
             if not plan.new:
-                _place_profiles(plan, repository)
+                _write_profiles(plan, repository)
                 return plan.pipeline.version
             _complete(plan, repository, origin)
             require_disk(repository.path, 0)
@@ -100,7 +100,7 @@ def _install(plan: Plan, deployment: Deployment) -> None:
         active = repository.active_version(planned.model)
         if active and not listed_versions(config := repository.config(planned.model)):
             # The config leaves the choice to Triton, which would take the newest.
-            repository.place_config(planned.model, with_versions(config, [active]))
+            repository.write_config(planned.model, with_versions(config, [active]))
         if planned.source:
             repository.install_version(planned.model, planned.version, planned.source)
     deployment.report(PublishPhase.INSTALLED, plan.pipeline.model)
@@ -113,12 +113,12 @@ def _install(plan: Plan, deployment: Deployment) -> None:
         )
         on_disk = repository.versions(member.model)
         versions = {version for version in listed if version in on_disk} | {member.version}
-        repository.place_config(member.model, with_versions(member.config, versions))
-    _place_profiles(plan, repository)
+        repository.write_config(member.model, with_versions(member.config, versions))
+    _write_profiles(plan, repository)
     deployment.report(PublishPhase.LISTED, plan.pipeline.model)
 
 
-def _place_profiles(plan: Plan, repository: ModelRepository) -> None:
+def _write_profiles(plan: Plan, repository: ModelRepository) -> None:
     """Place the staged config profiles, synced with the configs that are published now."""
     for part in plan.all:
         has_config = repository.has_config(part.model)

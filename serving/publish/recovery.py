@@ -91,7 +91,7 @@ def _undo(deployment: Deployment, journal: Journal) -> None:
     repository = deployment.repository
     for model, text in journal.configs.items():
         if text:
-            repository.place(repository.folder(model) / CONFIG_FILE, text.encode())
+            repository.write(repository.folder(model) / CONFIG_FILE, text.encode())
     repository.restore_profiles(journal.configs, journal.profiles)
     for replica in deployment.replicas:
         for model in journal.configs:

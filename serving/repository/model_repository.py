@@ -263,7 +263,7 @@ class ModelRepository:
         finally:
             lock.release()
 
-    def place(self, path: Path, data: bytes) -> None:
+    def write(self, path: Path, data: bytes) -> None:
         """Make the file hold ``data`` by one rename.
 
         The temporary file is in the staging folder: anything beside a config would make Triton
@@ -274,10 +274,10 @@ class ModelRepository:
         atomic_write(path, data, temporary=self.staged_path("file"))
         sync_folder(path.parent)
 
-    def place_config(self, model: str, config: ModelConfig) -> None:
-        """Place the model's main config by one rename, then sync its profiles. If the process is
+    def write_config(self, model: str, config: ModelConfig) -> None:
+        """Write the model's main config by one rename, then sync its profiles. If the process is
         killed in between, ``sync_all_profiles`` catches up before anything else is done."""
-        self.place(self.path / model / CONFIG_FILE, as_bytes(config))
+        self.write(self.path / model / CONFIG_FILE, as_bytes(config))
         self.sync_profiles(model)
 
     def list_also(self, additions: Mapping[str, set[int]]) -> None:
@@ -286,7 +286,7 @@ class ModelRepository:
             config = self.config(model)
             listed = set(listed_versions(config))
             if listed and not versions <= listed:
-                self.place_config(model, with_versions(config, listed | versions))
+                self.write_config(model, with_versions(config, listed | versions))
 
     def install_version(self, model: str, version: int, source: Path) -> None:
         """Move a staged version folder in by one rename, flushed to the disk before."""
@@ -355,7 +355,7 @@ class ModelRepository:
         if path.is_file() and self.profiles(model).get(name) == config:
             return
         path.parent.mkdir(exist_ok=True)
-        self.place(path, as_bytes(config))
+        self.write(path, as_bytes(config))
 
     def sync_profiles(self, model: str) -> None:
         """Sync the model's config profiles with its main config; files that would not change are
@@ -413,4 +413,4 @@ class ModelRepository:
             path = self.path / name
             if path.parent.parent.is_dir():
                 path.parent.mkdir(exist_ok=True)
-                self.place(path, text.encode())
+                self.write(path, text.encode())

@@ -128,7 +128,7 @@ def _changed(
 
 def _apply(deployment: Deployment, configs: Mapping[str, ModelConfig]) -> None:
     for model, config in configs.items():
-        deployment.repository.place_config(model, config)
+        deployment.repository.write_config(model, config)
     for replica in deployment.replicas:
         for model in configs:
             if replica.serves(model):

@@ -114,7 +114,7 @@ def open_session(config: Config, file: Path, providers: list[Provider], warn: Wa
         reason = why_not_started() if CUDA in missing else "see Triton's log"
         raise ModelRefused(
             f"model '{config['name']}': {', '.join(missing)} did not start on this machine: "
-            f"{reason}. Mend that, or write kind: KIND_CPU"
+            f"{reason}. Correct that, or write kind: KIND_CPU"
         )
     return session
 

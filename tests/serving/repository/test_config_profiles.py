@@ -100,7 +100,7 @@ def test_a_profile_that_fell_behind_is_synced_first(repository):
     """Killed between the two renames, or a config corrected by hand."""
     publish_staged(stage(repository, 5), repository)
     config = with_versions(ModelRepository(repository).config("mood_onnx"), [1, 2])
-    ModelRepository(repository).place(repository / "mood_onnx" / "config.pbtxt", as_bytes(config))
+    ModelRepository(repository).write(repository / "mood_onnx" / "config.pbtxt", as_bytes(config))
     assert listed_versions(tuned(repository, "mood_onnx")) == [2]
     recover(Deployment(ModelRepository(repository)))
     assert listed_versions(tuned(repository, "mood_onnx")) == [1, 2]
