@@ -45,7 +45,7 @@ def find(
     subject = Subject(
         request,
         registered.open_task,
-        registered.task,
+        registered.class_name,
         options.precisions,
         _allowed(options),
     )

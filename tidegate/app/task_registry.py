@@ -145,11 +145,14 @@ class RegisteredTask:
         folder = self.task.partition(":")[0].partition(".")[0]
         return _import_name(f"ensembles.{self.declaration or folder}:declare")
 
-    def _task_class(self) -> Any:
+    @property
+    def class_name(self) -> str:
+        """The Task class as "module:name", for a process that imports nothing of ``tidegate``."""
         module, _, name = self.task.partition(":")
-        return _import_name(
-            f"converters.tasks.{module if '.' in module else f'{module}.task'}:{name}"
-        )
+        return f"converters.tasks.{module if '.' in module else f'{module}.task'}:{name}"
+
+    def _task_class(self) -> Any:
+        return _import_name(self.class_name)
 
 
 # One line a task: docs/adding-a-task.md says what else belongs to one.
