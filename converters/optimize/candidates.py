@@ -38,11 +38,12 @@ PROMISING = ("fp32", "int8-per-row", "int8-static", "int8-weight-only", "int8-dy
 def candidates(precisions: Sequence[str]) -> list[Candidate]:
     """All candidates for these precisions: each at the level used for serving, FP32 at every other
     level too."""
-    ranked = [Candidate(precision) for precision in sorted(precisions, key=_rank)]
+    ranked = [Candidate(precision) for precision in sorted(precisions, key=promise)]
     if "fp32" in precisions:
         ranked += [Candidate("fp32", level) for level in LEVELS if level != "all"]
     return ranked
 
 
-def _rank(precision: str) -> int:
+def promise(precision: str) -> int:
+    """The place of a precision in ``PROMISING``."""
     return PROMISING.index(precision) if precision in PROMISING else len(PROMISING)

@@ -39,6 +39,10 @@ ENOUGH = 2
 # The share of the budget by which candidates are written and screened; the rest is for timing and
 # proving them. The second holds until there are ENOUGH.
 SCREENING, SCREENING_LONGER = 0.4, 0.7
+# A proof that has not been timed yet may need this share of the budget.
+PROOF_SHARE = 0.5
+# So many rounds at the cell that decides show who is fast: in one, a neighbour's burst does.
+FIRST_ROUNDS = 3
 # The share by which the passes after the first pause, so that what they show to be faster, and the
 # other candidates, can still be proved.
 PASSES_SHARE = 0.7
@@ -97,14 +101,17 @@ class Bench:
     def screen_all(self, candidates: Sequence[Candidate], budget: Budget) -> None:
         """Write each graph and compare a few of its answers, in this order, within this part's
         share of the budget; while there is too little to choose from, within more of it."""
+        started = budget.spent
         for candidate in candidates:
             if candidate.precision in self.accuracies or candidate.precision in self.reasons:
                 continue
             eight_bit = [name for name in self.accuracies if name.startswith("int8")]
             enough = len(eight_bit) >= ENOUGH
-            share = SCREENING if enough else SCREENING_LONGER
             if not enough and not budget.has_room(self._screening_s, SCREENING):
                 budget.extend()
+            # Of what the conversion has left.
+            part = SCREENING if enough else SCREENING_LONGER
+            share = (started + part * (budget.seconds - started)) / budget.seconds
             # Some are written much faster than others: too few to choose from is worth a try.
             if not budget.has_room(self._screening_s if enough else 0.0, share):
                 self.reasons[candidate.precision] = LEFT_OUT
@@ -114,7 +121,12 @@ class Bench:
 
     def prove(self, candidate: Candidate, budget: Budget) -> None:
         """The candidate's own proof, and its closeness over many samples; without room for them it
-        is left out."""
+        is left out. With too few proved to choose from, the budget is extended first."""
+        proved = [name for name, accuracy in self.accuracies.items() if accuracy.proved]
+        if sum(name.startswith("int8") for name in proved) < ENOUGH and not budget.has_room(
+            max(self._proving_s, PROOF_SHARE * budget.seconds)
+        ):
+            budget.extend()
         if budget.has_room(self._proving_s):
             self._proving_s = max(self._proving_s, self._within(budget, candidate, self._prove))
         else:
@@ -288,8 +300,9 @@ def time_and_prove(
 ) -> Mapping[Candidate, Timings]:
     """The times of the screened candidates, and the proofs of those that could be picked.
 
-    One pass shows who is fast. The fastest are then proved, one by one, until no other could be
-    picked; graph levels, more passes and the proofs of all others follow with what is left."""
+    A few rounds at one cell show who is fast. The fastest are then proved, one by one, until no
+    other could be picked; graph levels, more passes and the proofs of all others follow with what
+    is left."""
     graphs = [candidate for candidate in choices if candidate.level == "all"]
 
     def prove_contenders() -> None:
@@ -304,7 +317,8 @@ def time_and_prove(
     fp32 = Candidate("fp32")
     if fp32 in timed:
         bench.prove(fp32, budget)
-    timer.run(budget, passes=1, cells=(HEADLINE,), only=[Candidate(ORIGINAL), *timed])
+    contenders = [Candidate(ORIGINAL), *timed]
+    timer.run(budget, FIRST_ROUNDS, cells=(HEADLINE,), only=contenders, share=PASSES_SHARE)
     prove_contenders()
     timer.run(budget, share=PASSES_SHARE)
     prove_contenders()

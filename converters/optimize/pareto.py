@@ -6,7 +6,7 @@ from pathlib import Path
 
 from converters.optimize.accuracy import Accuracy
 from converters.optimize.benchmark_process import Cell, Times
-from converters.optimize.candidates import BATCH_DEPENDENT, ORIGINAL, Candidate
+from converters.optimize.candidates import BATCH_DEPENDENT, ORIGINAL, Candidate, promise
 
 # Throughput in one number: the batcher merges a few requests, and an instance has one thread
 # (instance_group and intra_op_thread_count of our configs).
@@ -111,8 +111,9 @@ def pick(rows: Sequence[Row], allowed: Allowed) -> Row | None:
 
 
 def next_to_prove(rows: Sequence[Row], allowed: Allowed) -> Row | None:
-    """The fastest row that is timed but not proved, and whose proof could change the pick; None
-    once the pick is certain. What would be refused whatever its proof says is not proved for it."""
+    """The fastest row that is timed but not proved, and whose proof could change the pick (of
+    those that may be as fast, the one that usually is); None once the pick is certain. What would
+    be refused whatever its proof says is not proved for it."""
     chosen = pick(rows, allowed)
     threshold = (1 - ONE_PASS_NOISE) * chosen.throughput if chosen else 0.0
     contenders = [
@@ -124,7 +125,9 @@ def next_to_prove(rows: Sequence[Row], allowed: Allowed) -> Row | None:
         and row.candidate.level == "all"
         and (allowed.batch_dependent or row.candidate.precision not in BATCH_DEPENDENT)
     ]
-    return max(contenders, key=lambda row: row.throughput, default=None)
+    fastest = max((row.throughput for row in contenders), default=0.0)
+    near = [row for row in contenders if row.throughput >= (1 - ONE_PASS_NOISE) * fastest]
+    return min(near, key=lambda row: promise(row.candidate.precision), default=None)
 
 
 def refused_faster(
