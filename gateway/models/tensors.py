@@ -192,7 +192,7 @@ def _exact_array(values: Sequence[Any], dtype: Any) -> np.ndarray:
         if values and np.abs(floats).max() > np.finfo(dtype).max:
             raise OverflowError
         return floats.astype(dtype)
-    if values and dtype is not np.bool_:
+    if values and dtype != np.bool_:
         limits = np.iinfo(dtype)
         if min(values) < limits.min or max(values) > limits.max:
             raise OverflowError

@@ -56,7 +56,7 @@ V2_CASES = {
     "missing tensor": (b'{"inputs": []}', "at least one tensor"),
     "no inputs": (b"{}", "at least one tensor"),
     "misspelt tensor": (_with(name="INPUT1"), "it takes INPUT0"),
-    "tensor without a name": (_with(name=""), "'name' must be a string"),
+    "tensor without a name": (_with(name=""), "'name' must be a non-empty string"),
     "same tensor twice": (json.dumps({"inputs": [GOOD, GOOD]}).encode(), "at most 1: INPUT0"),
     "extra tensor": (
         json.dumps({"inputs": [GOOD, {**GOOD, "name": "EXTRA"}]}).encode(),
@@ -72,10 +72,13 @@ V2_CASES = {
     "a number too large for FP32": (_with(data=[1e39, 2, 3]), "does not fit FP32"),
     "an integer without end": (
         _with().replace(b"1.5", b"9" * 400),
-        "does not fit FP32",
+        "number is infinity",
     ),
     "ragged nesting": (_with(shape=[2, 2], data=[[1, 2], [3]]), "not nested like shape"),
-    "nested too deeply": (_with(shape=[1, 3], data=[[[1], [2], [3]]]), "not nested like shape"),
+    "nested too deeply": (
+        _with(shape=[1, 3], data=[[[1], [2], [3]]]),
+        "nested more deeply than shape",
+    ),
     "data that is no list": (_with(data=3), "needs 'data'"),
     "NaN": (b'{"inputs": [{"name": "INPUT0", "data": [NaN]}]}', "no NaN or Infinity"),
     "Infinity": (b'{"inputs": [{"name": "INPUT0", "data": [-Infinity]}]}', "no NaN or Infinity"),

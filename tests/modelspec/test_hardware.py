@@ -45,6 +45,7 @@ def test_a_gpu_profile_differs_only_in_where_it_runs_and_fp32_stays_fp32():
     assert _without(gpu, *RUNS_ON[:2]) == _without(to_proto(ENGINE), *RUNS_ON[:2])
     (group,) = gpu.instance_group
     assert (group.kind, group.count) == (pb.ModelInstanceGroup.KIND_GPU, 1)
+    assert gpu.optimization.cuda.graphs
     (cuda,) = gpu.optimization.execution_accelerators.gpu_execution_accelerator
     options = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
     assert (cuda.name, dict(cuda.parameters)) == ("cuda", options)
@@ -63,6 +64,7 @@ def test_the_accelerator_is_an_option_and_gets_the_profiles():
     config = hardware_configs(ENGINE)["gpu-tensorrt"]
     first, second = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert (first.name, second.name) == ("tensorrt", "cuda")
+    assert not config.optimization.HasField("cuda")  # its operators are not all CUDA's
     shapes = first.parameters["trt_profile_max_shapes"].split(",")
     assert shapes == [
         f"{name}:64x{bucket}" for bucket in BUCKETS for name in ("input_ids", "attention_mask")

@@ -40,6 +40,7 @@ from ort_session import (
     operators,
     read_only_session,
     wants_graphs,
+    without_graphs,
 )
 
 try:
@@ -107,8 +108,27 @@ def _complete(config: Config) -> None:
 
 
 def _open(args: dict[str, str]) -> tuple[Runner, dict[str, int]]:
-    """The model, and the number of its operators on each provider."""
+    """The model, and the number of its operators on each provider.
+
+    CUDA graphs that the config asks for are for speed alone: where one cannot be captured, or gives
+    other values than an ordinary run, the model is served without them, and the log says so.
+    """
     config = json.loads(args["model_config"])
+    if wants_graphs(config):
+        try:
+            return _opened(args, config)
+        except (ModelRefused, BatchError) as error:
+            reason = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
+        config = without_graphs(config)
+        runner, served_by = _opened(args, config)
+        pb_utils.Logger.log_warn(
+            f"model '{config['name']}' is served without CUDA graphs, because {reason}"
+        )
+        return runner, served_by
+    return _opened(args, config)
+
+
+def _opened(args: dict[str, str], config: Config) -> tuple[Runner, dict[str, int]]:
     # Triton names the kind with or without the prefix of the config file.
     kind = args["model_instance_kind"].removeprefix("KIND_")
     device_id = int(args["model_instance_device_id"])
@@ -125,10 +145,7 @@ def _open(args: dict[str, str]) -> tuple[Runner, dict[str, int]]:
     check_config(config, graph, pb_utils.Logger.log_warn)
     runner = Runner(config, graph, session)
     if kind == "GPU" and wants_graphs(config):
-        try:
-            runner.capture_graphs(config, ("cuda", device_id))
-        except BatchError as error:
-            raise ModelRefused(f"no CUDA graph was captured: {error} ({error.__cause__})") from None
+        runner.capture_graphs(config, ("cuda", device_id))
     elif kind == "GPU":
         try:
             runner.fix_sizes(config, new_session)

@@ -71,10 +71,7 @@ def graph_shapes(
     elif is_open and not all(length.strip().isdecimal() for length in written.split(",")):
         problem = f"the parameter {LENGTHS_PARAMETER} cannot be '{written}' (write 16,32,64)"
     if problem:
-        raise ModelRefused(
-            f"model '{config['name']}': no CUDA graph can be captured, because {problem}: remove "
-            "optimization { cuda { graphs } }"
-        )
+        raise ModelRefused(f"no CUDA graph can be captured: {problem}")
     lengths = [int(length) for length in written.split(",")] if is_open else [0]
     batched = config["max_batch_size"] > 0
     for count, length in itertools.product(rows, lengths):

@@ -179,6 +179,12 @@ def wants_graphs(config: Config) -> bool:
     return bool(config.get("optimization", {}).get("cuda", {}).get("graphs"))
 
 
+def without_graphs(config: Config) -> Config:
+    """The config without its CUDA graphs."""
+    optimization = {key: value for key, value in config["optimization"].items() if key != "cuda"}
+    return {**config, "optimization": optimization}
+
+
 def run_options(config: Config, graph: int = NO_GRAPH) -> Any:
     """ONNX Runtime's options for a run, which captures or replays the CUDA graph of this number."""
     options = ort.RunOptions()

@@ -961,6 +961,29 @@ class TestModel:
         )
         return model
 
+    def test_without_cuda_graphs_where_none_can_be_captured(
+        self,
+        backend: ModuleType,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """As on a GPU that lacks one of the model's operators: here the whole of CUDA is missing."""
+        self._save(tmp_path / "m" / "1")
+        monkeypatch.setattr(backend, "choose_providers", lambda *_: [(CPU, {})])
+        warnings: list[str] = []
+        monkeypatch.setattr(backend.pb_utils.Logger, "log_warn", warnings.append)
+        full = config(
+            max_batch_size=4,
+            input=[entry("index", "TYPE_INT64", 1)],
+            output=[entry("y", "TYPE_FP32", 1)],
+            optimization={"cuda": {"graphs": True}},
+        )
+        model = self._load(backend, full, tmp_path, kind="GPU")
+        assert "model 'm' is served without CUDA graphs, because" in warnings[0]
+        (response,) = model.execute([Request(index=np.array([[2]]))])
+        assert response.error is None
+        assert response.tensors["y"].tolist() == [[30]]
+
     def test_from_an_empty_config_to_answers(
         self,
         backend: ModuleType,
