@@ -967,7 +967,7 @@ class TestModel:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """As on a GPU that lacks one of the model's operators: here the whole of CUDA is missing."""
+        """As on a GPU that lacks one of the model's operators: here all of CUDA is missing."""
         self._save(tmp_path / "m" / "1")
         monkeypatch.setattr(backend, "choose_providers", lambda *_: [(CPU, {})])
         warnings: list[str] = []
