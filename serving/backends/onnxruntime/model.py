@@ -118,7 +118,7 @@ def _open(args: dict[str, str]) -> tuple[Runner, dict[str, int]]:
         try:
             return _opened(args, config)
         except (ModelRefused, BatchError) as error:
-            reason = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
+            reason = str(error)
         config = without_graphs(config)
         runner, served_by = _opened(args, config)
         pb_utils.Logger.log_warn(
