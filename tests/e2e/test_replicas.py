@@ -325,7 +325,7 @@ def test_a_replica_that_hangs_costs_little_and_comes_back(pair, gateway):
     try:
         with _load(gateway, 4) as responses:
             wait_until(lambda: gateway.health() == ["down", "up"], 8, "it is found")
-            assert gateway.replicas()[0]["reason"] == "does not answer"
+            assert gateway.replicas()[0]["reason"] == "does not respond"
             before = collections.Counter(responses)
             time.sleep(DEADLINE_S)
             bad = {k: v for k, v in (responses - before).items() if k != 200}
@@ -480,7 +480,7 @@ def test_a_sequence_whose_server_died_is_lost_and_says_so(pair, gateway):
     assert all(_value(responses[identifier]) == 3 for identifier in kept)
     for identifier in lost:
         assert responses[identifier].status_code == 502, responses[identifier].text
-        assert "start the sequence anew" in responses[identifier].json()["error"]
+        assert "start the sequence again" in responses[identifier].json()["error"]
     # Started anew, it is on the other replica, and stays there when the first is back.
     for identifier in lost:
         assert _value(gateway.step(identifier, 10, start=True)) == 10
