@@ -46,6 +46,7 @@ LISTED = {
         "serving/triton/test_control",
         "serving/triton/test_installation::test_the_wheel_is_found_and_its_server_runs",
         "serving/triton/test_loading",
+        "serving/tuning/test_tune",
     ),
     "slow": (
         "converters/optimize",
