@@ -3,9 +3,8 @@
 import httpx
 import pytest
 
-from serving.publish import publish
 from tests.running import launch, stop, wait_ready, wait_until
-from tests.serving.small_pipeline import MODELS, NAME, stage
+from tests.serving.small_pipeline import NAME, publish_staged, stage
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +12,7 @@ def stack_with_two_versions(tmp_path_factory):
     """A stack that serves version 1, which adds 0, and has version 2, which adds 10, on disk."""
     home = tmp_path_factory.mktemp("canary")
     repository = home / "model_repository"
-    publish(stage(repository, 0), repository, MODELS)
+    publish_staged(stage(repository, 0), repository)
     running = launch(home, NAME)
     try:
         wait_ready(running, 90)

@@ -162,7 +162,7 @@ def test_folders_that_cannot_be_written_stop_no_healing(one):
     assert _gateway(one) != gateway
     for message in (
         "events are not recorded",
-        "Triton's log is not kept",
+        "Triton's log is not written",
         "publishers will not find",
     ):
         assert one.output.count(message) == 1, one.output
