@@ -39,6 +39,7 @@ LISTED = {
         "e2e/test_publish_killed",
         "e2e/test_publish_replicas",
         "e2e/test_publish_watch",
+        "converters/test_adding_a_task",
         "gateway/upstream/test_http_upstream_on_triton",
         "serving/health/test_hangs",
         "serving/health/test_progress",

@@ -62,6 +62,24 @@ def fp32_noise(
         return {f"{name}_noise": np.zeros(answers[name].shape[1:]) for name in answers}
 
 
+def noise_of_fp32(
+    outputs: Mapping[str, np.ndarray],
+    exact: Callable[[list[int]], Mapping[str, np.ndarray]],
+    most: int = EXACT,
+) -> dict[str, np.ndarray]:
+    """As ``fp32_noise``, under the outputs' own names; only for those that are FP32, and hold
+    something."""
+    floats = {
+        name: values
+        for name, values in outputs.items()
+        if values.dtype == np.float32 and values.size
+    }
+    if not floats:
+        return {}
+    noise = fp32_noise(floats, exact, most)
+    return {name: noise[f"{name}_noise"] for name in floats}
+
+
 def require_stateless(
     first: np.ndarray, again: np.ndarray, positions: Sequence[int], names: Sequence[str]
 ) -> None:

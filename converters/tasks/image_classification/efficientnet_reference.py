@@ -20,7 +20,7 @@ from converters.proof.reference_process import ask, fp32_noise
 
 def classify(images: Sequence[Path], work_dir: Path) -> dict[str, np.ndarray]:
     """``pixels`` FP32 [n, 3, 224, 224], ``logits`` and ``scores`` FP32 [n, 1000] of these files,
-    and what FP32 rounds off the latter two (``original.fp32_noise``)."""
+    and what FP32 rounds off the latter two (``fp32_noise``)."""
     paths_file, answers_file = work_dir / "images.json", work_dir / "answers.npz"
     paths_file.write_text(json.dumps([str(path) for path in images]))
     arrays = ask(

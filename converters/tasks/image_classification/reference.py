@@ -33,7 +33,7 @@ def classify(
     grey: bool = False,
 ) -> dict[str, np.ndarray]:
     """``pixels`` FP32 [n, channels, height, width], ``logits`` and ``scores`` FP32 [n, labels], and
-    what FP32 rounds off the latter two (``original.fp32_noise``). ``processor`` is the folder with
+    what FP32 rounds off the latter two (``fp32_noise``). ``processor`` is the folder with
     the preprocessing, if not the model's; ``grey`` says that the model has one channel."""
     paths_file, answers_file = work_dir / "images.json", work_dir / "answers.npz"
     paths_file.write_text(json.dumps([str(path) for path in images]))

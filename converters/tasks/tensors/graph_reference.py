@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.proof.reference_process import ask, fp32_noise, repeat_positions
+from converters.proof.reference_process import ask, noise_of_fp32, repeat_positions
 from converters.proof.runner import NO_SPINNING
 from converters.proof.statefulness import require_same_again
 from converters.sources.batch_files import pack_batches, unpack_batches
@@ -84,13 +84,6 @@ def _require_one_row_each(groups: Sequence[Batch], reported: Sequence[Batch]) ->
 
 def _noise(model: str, group: Batch, reported: Batch) -> dict[str, np.ndarray]:
     """What FP32 rounds off each FP32 output, measured with the same graph in FP64."""
-    floats = {
-        name: values
-        for name, values in reported.items()
-        if values.dtype == np.float32 and values.size
-    }
-    if not floats:
-        return {}
 
     def exact(positions: list[int]) -> dict[str, np.ndarray]:
         from onnx.reference import ReferenceEvaluator
@@ -100,8 +93,7 @@ def _noise(model: str, group: Batch, reported: Batch) -> dict[str, np.ndarray]:
         outputs = [evaluator.run(None, to_feed(doubled(rows[position]))) for position in positions]
         return joined([_named(evaluator.output_names, values) for values in outputs])
 
-    noise = fp32_noise(floats, exact, EXACT_ROWS)
-    return {name: noise[f"{name}_noise"] for name in floats}
+    return noise_of_fp32(reported, exact, EXACT_ROWS)
 
 
 def in_double(model: str) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from converters.export.module2onnx import named_outputs
-from converters.proof.reference_process import ask, fp32_noise, repeat_positions
+from converters.proof.reference_process import ask, noise_of_fp32, repeat_positions
 from converters.proof.statefulness import require_same_again
 from converters.sources.batch_files import pack_batches, unpack_batches
 from converters.sources.tensor_source import Batch, ReferenceOutputs
@@ -78,21 +78,13 @@ def _noise(
     module: torch.nn.Module, names: Sequence[str], group: Batch, reported: Batch
 ) -> dict[str, np.ndarray]:
     """What FP32 rounds off each FP32 output; the module stays in FP64."""
-    floats = {
-        name: values
-        for name, values in reported.items()
-        if values.dtype == np.float32 and values.size
-    }
-    if not floats:
-        return {}
     rows = list(single_rows(group))
 
     def exact(positions: list[int]) -> dict[str, np.ndarray]:
         module.double()
         return joined([_outputs(module, names, doubled(rows[position])) for position in positions])
 
-    noise = fp32_noise(floats, exact)
-    return {name: noise[f"{name}_noise"] for name in floats}
+    return noise_of_fp32(reported, exact)
 
 
 @torch.inference_mode()

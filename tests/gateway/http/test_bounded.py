@@ -2,14 +2,13 @@
 
 import contextlib
 import socket
-import threading
 import time
 
 import pytest
-import uvicorn
 
 from gateway.http import bounded
 from gateway.http.bounded import BoundedProtocol
+from tests.gateway.served import served
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
 
@@ -38,18 +37,8 @@ async def _app(scope, receive, send):
 
 @pytest.fixture(scope="module")
 def port():
-    config = uvicorn.Config(
-        _app, port=0, http=BoundedProtocol, ws="none", lifespan="off", log_config=None
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    thread.join(10)
-    assert not thread.is_alive()
+    with served(_app, http=BoundedProtocol) as port:
+        yield port
 
 
 @contextlib.contextmanager

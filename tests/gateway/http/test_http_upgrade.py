@@ -11,9 +11,9 @@ import time
 
 import orjson
 import pytest
-import uvicorn
 
 from gateway.http.bounded import BoundedProtocol
+from tests.gateway.served import served
 
 H2C = (
     b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
@@ -46,17 +46,8 @@ async def _app(scope, receive, send):
 
 @pytest.fixture(scope="module")
 def port():
-    config = uvicorn.Config(
-        _app, port=0, http=BoundedProtocol, ws="none", lifespan="off", log_config=None
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    thread.join(10)
+    with served(_app, http=BoundedProtocol) as port:
+        yield port
 
 
 def _exchange(port, *parts: bytes) -> list[tuple[int, dict]]:

@@ -1,16 +1,12 @@
 """Client certificates created with openssl, presented to a real uvicorn; and a trusted proxy."""
 
 import asyncio
-import contextlib
 import json
 import ssl
 import subprocess
-import threading
-import time
 
 import httpx
 import pytest
-import uvicorn
 
 from gateway.errors import Unauthenticated
 from gateway.http.bounded import BoundedProtocol
@@ -19,6 +15,7 @@ from gateway.identity.callers import Callers
 from gateway.identity.certificates import certificate_names
 from gateway.identity.keys import KeyRing
 from gateway.policy.gateway_toml import parse_rules
+from tests.gateway.served import served
 from tidegate.app.key_store import KeyStore
 
 RULES = """
@@ -88,21 +85,8 @@ def _app(callers):
     return app
 
 
-@contextlib.contextmanager
 def _serving(app, **options):
-    config = uvicorn.Config(
-        app, port=0, loop="uvloop", ws="none", lifespan="off", log_config=None,
-        proxy_headers=False, **options,
-    )  # fmt: skip
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    thread.join(10)
-    assert not thread.is_alive()
+    return served(app, loop="uvloop", proxy_headers=False, **options)
 
 
 @pytest.fixture(scope="module")
