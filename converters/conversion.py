@@ -23,14 +23,14 @@ from converters.cache import (
 )
 from converters.errors import ConversionError
 from converters.proof.attempt import attempted
-from converters.proof.checks import Proof
+from converters.proof.checks import Check, Proof, at_most
 from converters.proof.record import Record
 from converters.proof.reference import Reference
 from converters.proof.runner import OpenRunner, onnx_runner
-from converters.proof.self_test import compared_layers, graph_self_test
+from converters.proof.self_test import compared_layers
 from converters.task import Task
 
-GRAPH, METADATA, ANSWERS = "model.onnx", "metadata.json", "original.npz"
+METADATA, ANSWERS = "metadata.json", "original.npz"
 STEPS = ("pre", "post")
 
 
@@ -63,10 +63,10 @@ def convert(task: Task, options: ConversionOptions, report: Progress) -> Convert
     Raises a ConversionError (see the tree in ``converters.errors``); nothing of this precision is
     then in the cache.
     """
-    if options.precision not in task.precisions:
+    if options.precision not in task.offered():
         raise ConversionError(
             f"{task.name} has no precision {options.precision!r}: choose one of "
-            f"{', '.join(task.precisions)}"
+            f"{', '.join(task.offered())}"
         )
     name = task.request.name
     key = _key(task)
@@ -79,7 +79,9 @@ def convert(task: Task, options: ConversionOptions, report: Progress) -> Convert
         PROOF_FILE,
         lambda folder: _write_precision(task, reference, options, folder, report),
     )
-    return Converted(task, reference, converted / GRAPH, Record.load(converted / PROOF_FILE))
+    return Converted(
+        task, reference, converted / task.graph_file, Record.load(converted / PROOF_FILE)
+    )
 
 
 def reference_in(folder: Path, name: str, task: Task, precision: str) -> Reference:
@@ -87,9 +89,13 @@ def reference_in(folder: Path, name: str, task: Task, precision: str) -> Referen
     metadata: dict[str, Any] = json.loads((folder / METADATA).read_text(encoding="utf-8"))
     with np.load(folder / ANSWERS) as stored:
         answers = dict(stored)
-    # A source in FP16 is proved as FP16: its own rounding is not a fault of the conversion.
-    proved_as = "fp16" if metadata.get("half") and precision == "fp32" else precision
+    proved_as = _source_precision(metadata) if precision == "fp32" else precision
     return Reference(name, folder, metadata, answers, task.tolerance(proved_as))
+
+
+def _source_precision(metadata: Mapping[str, Any]) -> str:
+    """A source in FP16 is proved as FP16: its own rounding is not a fault of the conversion."""
+    return "fp16" if metadata.get("half") else "fp32"
 
 
 def ask_original(task: Task, folder: Path, report: Progress) -> None:
@@ -117,27 +123,44 @@ def prove_graph(
     checks = attempted(what, lambda: task.prove_graph(engine, reference, runner))
     not_compared = ""
     if not task.tests_graphs:
-        not_compared = "this kind of model has none that are rounded"
+        not_compared = task.not_compared
     elif runner is not onnx_runner:
         not_compared = "a TensorRT plan does not show them; its answers were"
-    elif not (reference.folder / GRAPH).is_file():
-        not_compared = (
-            "the FP32 graph of this source is not in the cache (tidegate convert writes it); the "
-            "answers were"
-        )
+    elif not (reference.folder / task.graph_file).is_file():
+        not_compared = "there is no FP32 graph of this source; the answers were"
     else:
         layers, not_compared = compared_layers(task, engine, reference)
-        checks += layers
+        checks += [*layers, *_export_checks(task, reference)]
     note = f"Layers were not compared: {not_compared}." if not_compared else ""
     return Proof(f"{reference.name}: {what}", tuple(checks), note)
 
 
-def link_graph(task: Task, folder: Path) -> None:
-    """Put the FP32 graph of an earlier conversion of this source into ``folder``, if the cache has
-    it, so that layers are compared."""
-    graph = cache_root() / "conversions" / _key(task) / GRAPH
+def _export_checks(task: Task, reference: Reference) -> list[Check]:
+    """Whether the FP32 graph, with which layers are compared, is the original: its tables, and its
+    answers within the limits of FP32. A fault of the export would be in the graph of every
+    precision, and hide in their wider limits."""
+    source = reference.folder / task.graph_file
+    exact = task.tolerance(_source_precision(reference.metadata))
+    tables = attempted("tables", lambda: task.table_checks(source, reference))
+    if reference.tolerance == exact:
+        return tables  # the answers are compared as those of the engine
+    strict = replace(reference, tolerance=exact)
+    checks = attempted("the FP32 graph", lambda: task.parity_checks(source, strict))
+    failed = [check for check in checks if not check.passed]
+    worst = failed[0].line() if failed else ""
+    name = "the FP32 graph it was written from: checks that fail"
+    return [*tables, at_most(name, len(failed), 0, worst)]
+
+
+def put_graph(task: Task, folder: Path, report: Progress) -> None:
+    """Put the FP32 graph of this source into ``folder``, so that layers are compared: that of an
+    earlier conversion if the cache has it, else a new export. ExportFailed says why it failed."""
+    graph = cache_root() / "conversions" / _key(task) / task.graph_file
     if graph.is_file():
-        (folder / GRAPH).symlink_to(graph)
+        (folder / task.graph_file).symlink_to(graph)
+    elif task.tests_graphs:
+        report(f"{task.request.name}: exporting to ONNX, to compare the layers")
+        task.export(folder / task.graph_file)
 
 
 def source_sha256(task: Task) -> str:
@@ -157,30 +180,23 @@ def _content_key(task: Task, settings: str) -> str:
 
 
 def _export(task: Task, folder: Path, report: Progress) -> None:
-    report(f"{task.request.name}: exporting to ONNX")
-    task.export(folder / GRAPH)
+    report(f"{task.request.name}: exporting to {task.graph_file}")
+    task.export(folder / task.graph_file)
     ask_original(task, folder, report)
 
 
 def _write_precision(
     task: Task, reference: Reference, options: ConversionOptions, folder: Path, report: Progress
 ) -> None:
-    from converters.precisions.write import write_precision
-
     if options.precision != "fp32":
         report(f"{reference.name}: writing the {options.precision} graph")
-    target = folder / GRAPH
-    write_precision(
-        options.precision, reference.folder / GRAPH, target, lambda: task.calibration(reference)
-    )
+    target = folder / task.graph_file
+    task.write_precision(options.precision, reference.folder / task.graph_file, target, reference)
     report(f"{reference.name}: proving the {options.precision} graph against the original")
     proof = prove_graph(task, target, reference)
-    if task.tests_graphs:
-        report(f"{reference.name}: planting faults that the proof must detect")
-        self_test = attempted(
-            "the self-test", lambda: [graph_self_test(task, reference, options.precision)]
-        )
-        proof = replace(proof, checks=(*proof.checks, *self_test))
+    report(f"{reference.name}: planting faults that the proof must detect")
+    planted = lambda: task.self_test(target, reference, options.precision)  # noqa: E731
+    proof = replace(proof, checks=(*proof.checks, *attempted("the self-test", planted)))
     exercised = task.exercised(reference)
     for line in exercised:
         report(f"{reference.name}: {line}")

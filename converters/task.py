@@ -21,6 +21,7 @@ from converters.proof.reference import Feed, Reference
 from converters.proof.runner import OpenRunner, onnx_runner
 from converters.proof.tolerance import Tolerance, tolerance
 from modelspec.golden import Golden
+from modelspec.layout import ENGINE_FILE
 
 Eager = Callable[[Feed], object]
 LAYER_SAMPLES = 12
@@ -60,6 +61,9 @@ class Task(ABC):
     # reads.
     options: ClassVar[tuple[str, ...]] = ()
     auto_class: ClassVar[str] = ""  # the AutoModel class of transformers for the task
+    graph_file: ClassVar[str] = ENGINE_FILE  # what ``export`` writes, and its name when served
+    # Why a proof compares no layers, where ``tests_graphs`` is False.
+    not_compared: ClassVar[str] = "this kind of model has none that are rounded"
 
     def __init__(self, request: ConversionRequest) -> None:
         self.request = request
@@ -67,6 +71,10 @@ class Task(ABC):
         if unknown:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in unknown)
             raise SourceRefused(f"{self.name} does not accept {flags}: leave it out")
+
+    def offered(self) -> tuple[str, ...]:
+        """The precisions that this source can be converted to, the default first."""
+        return self.precisions
 
     def tolerance(self, precision: str) -> Tolerance:
         """How far answers in this precision may be from the original's: the limits that
@@ -92,6 +100,15 @@ class Task(ABC):
     @abstractmethod
     def export(self, target: Path) -> None:
         """Write the FP32 graph, with a dynamic batch axis; ExportFailed says why it failed."""
+
+    def write_precision(
+        self, precision: str, source: Path, target: Path, reference: Reference
+    ) -> None:
+        """Write ``target`` in this precision from what ``export`` wrote; ExportFailed says why it
+        failed."""
+        from converters.precisions.write import write_precision
+
+        write_precision(precision, source, target, lambda: self.calibration(reference))
 
     @abstractmethod
     def ask(self, folder: Path, report: Progress) -> dict[str, np.ndarray]:
@@ -144,6 +161,12 @@ class Task(ABC):
     tests_graphs: ClassVar[bool] = True  # False if no layer could be skipped: trees
     has_mask: ClassVar[bool] = False  # whether the graph has an attention mask
 
+    def self_test(self, engine: Path, reference: Reference, precision: str) -> list[Check]:
+        """Whether the proof would detect a broken ``engine``: one check, or none."""
+        from converters.proof.self_test import graph_self_test
+
+        return [graph_self_test(self, reference, precision)] if self.tests_graphs else []
+
     def few(self, reference: Reference, rows: int) -> Reference:
         """The reference with only about ``rows`` of its samples."""
         return reference
@@ -154,6 +177,10 @@ class Task(ABC):
 
     def mask_checks(self, engine: Path, reference: Reference) -> list[Check]:
         """The checks of ``prove_graph`` that padding does not change the answers."""
+        return []
+
+    def table_checks(self, graph: Path, reference: Reference) -> list[Check]:
+        """The checks of what no sample reaches in the FP32 ``graph``: large tables, row by row."""
         return []
 
     # For ``tidegate optimize``, in addition.

@@ -7,8 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ensembles.engine import onnx_engine
-from ensembles.text_fields import TEXT, TOKEN_COUNT, TOKENS, text_request, text_tokenizer
+from ensembles.text_fields import (
+    TEXT,
+    TOKEN_COUNT,
+    TOKENS,
+    text_engine,
+    text_request,
+    text_tokenizer,
+)
 from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.model import ModelSpec, Pipeline, StepSpec, TensorSpec
@@ -35,7 +41,7 @@ class Declaration:
     def pipeline(self) -> Pipeline:
         rows = self.max_batch_size
         pre = text_tokenizer(self.name, self.buckets, self.pad_id, rows)
-        engine = onnx_engine(self.name, TOKENS, (self._vector,), rows, self.buckets)
+        engine = text_engine(self.name, self._vector, self.buckets, self.pad_id, rows)
         return Pipeline((pre, engine), self._public())
 
     @property

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ensembles.engine import onnx_engine
-from ensembles.text_fields import TEXT, TOKEN_COUNT, TOKENS, TRUNCATE, text_tokenizer
+from ensembles.text_fields import TEXT, TOKEN_COUNT, TOKENS, TRUNCATE, text_engine, text_tokenizer
 from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.model import Batching, ModelSpec, Pipeline, StepSpec, TensorSpec
@@ -36,7 +35,7 @@ class Declaration:
         return Pipeline(members, self._public())
 
     def _engine(self) -> ModelSpec:
-        return onnx_engine(self.name, TOKENS, (self._logits,), MAX_BATCH_SIZE, self.buckets)
+        return text_engine(self.name, self._logits, self.buckets, self.pad_id, MAX_BATCH_SIZE)
 
     def _labeller(self) -> ModelSpec:
         return ModelSpec(

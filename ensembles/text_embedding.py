@@ -82,7 +82,10 @@ def _require_declared(metadata: Mapping[str, Any], golden: Golden) -> None:
         raise ValueError(f"the original has {actual}, and the declaration says {declared}")
     for tensor, expected in GOLDEN.expect.items():
         values = golden.expect[tensor]
-        gaps = [abs(target - value) for target, value in zip(expected, values, strict=True)]
+        gaps = [
+            abs(expected_value - value)
+            for expected_value, value in zip(expected, values, strict=True)
+        ]
         if golden.request != GOLDEN.request or not max(gaps) <= GOLDEN.tolerance:
             raise ValueError(
                 f"the golden sample is not the original's: {tensor} of {golden.request} is "

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ensembles.engine import onnx_engine
 from modelspec.model import Batching, ModelSpec, TensorSpec
 from modelspec.names import Role, member_name
 
@@ -37,6 +38,18 @@ def text_request(description: str) -> dict[str, Any]:
         "additionalProperties": False,
         "properties": {"text": text, "truncate": TRUNCATE},
     }
+
+
+def text_engine(
+    pipeline: str,
+    output: TensorSpec,
+    buckets: Sequence[int],
+    pad_id: int,
+    max_batch_size: int,
+) -> ModelSpec:
+    """``NAME_onnx`` behind a ``text_tokenizer`` with the same buckets and ``pad_id``."""
+    padding = ("attention_mask", pad_id)
+    return onnx_engine(pipeline, TOKENS, (output,), max_batch_size, buckets, padding)
 
 
 def text_tokenizer(

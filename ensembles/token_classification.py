@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ensembles.engine import onnx_engine
 from ensembles.text_fields import (
     TEXT,
     TOKEN_COUNT,
     TOKEN_SPAN,
     TOKENS,
+    text_engine,
     text_request,
     text_tokenizer,
 )
@@ -48,7 +48,7 @@ class Declaration:
 
     def pipeline(self) -> Pipeline:
         pre = text_tokenizer(self.name, self.buckets, self.pad_id, MAX_BATCH_SIZE, spans=True)
-        engine = onnx_engine(self.name, TOKENS, (self._logits,), MAX_BATCH_SIZE, self.buckets)
+        engine = text_engine(self.name, self._logits, self.buckets, self.pad_id, MAX_BATCH_SIZE)
         return Pipeline((pre, engine, self._entity_finder()), self._public())
 
     @property

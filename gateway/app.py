@@ -36,6 +36,7 @@ from gateway.workers import end_with_parent
 
 if TYPE_CHECKING:
     from gateway.api.openai.completions import CompletionsApi
+    from gateway.api.openai.tokenization import TokenizationApi
     from gateway.api.v2.generate import GenerateApi
 
 TITLE = "Tidegate"
@@ -155,6 +156,12 @@ def _late_routes(gateway: Gateway) -> list[Route]:
 
         return CompletionsApi(gateway)
 
+    @cache
+    def tokenization() -> "TokenizationApi":
+        from gateway.api.openai.tokenization import TokenizationApi
+
+        return TokenizationApi(gateway)
+
     def decide() -> Handler:
         from gateway.api.grpc.nginx import NginxApi
 
@@ -177,6 +184,9 @@ def _late_routes(gateway: Gateway) -> list[Route]:
         ),
         ("POST", "/v1/chat/completions", lambda: completions().chat),
         ("POST", "/v1/completions", lambda: completions().completions),
+        ("POST", "/v1/responses", lambda: completions().responses),
+        ("POST", "/tokenize", lambda: tokenization().tokenize),
+        ("POST", "/detokenize", lambda: tokenization().detokenize),
         ("GET", "/internal/decide", decide),
     ]
     return [Route(path, LateEndpoint(handler), methods=[method]) for method, path, handler in table]

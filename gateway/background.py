@@ -22,7 +22,7 @@ from gateway.upstream.replicas import CHECK_S, Replica
 from gateway.upstream.server import Upstream
 from gateway.upstream.triton_errors import request_id
 from modelspec.golden import LEAST_PROBE_S, probe_time_s
-from modelspec.probe import Answer, Probe
+from modelspec.probe import Probe, ProbeResponse
 
 log = logging.getLogger("gateway")
 ACCESS_CHECK_S = 0.25  # a revoked key is refused within a second
@@ -30,7 +30,7 @@ LATE_S = LEAST_PROBE_S  # a probe without a response for this long counts as lat
 # A probe may queue behind requests, each of which may take as long as its deadline. A model may
 # therefore complete nothing for BUSY_S, or for the deadline if that is longer.
 BUSY_S, LONGEST_BUSY_S = 15.0, 60.0
-_NO_ANSWER = "does not answer its golden sample"
+_NO_RESPONSE = "does not answer its golden sample"
 STALE_S = 5.0  # the greatest age of the catalogue
 
 
@@ -84,7 +84,7 @@ class Background:
         task = self.gateway.supervisor.run(name, loop, stall_s=STALL_S + seconds)
 
     async def refresh_access_control(self) -> None:
-        if self.gateway.access_control.refresh():
+        if await self.gateway.access_control.refresh_off_loop():
             self.gateway.follow_policy()
 
     async def check_replicas(self) -> None:
@@ -175,7 +175,7 @@ class Background:
         """The outcome of the replica's last probe. A late one is judged by the model's progress."""
         probe = self._probes.get((replica.address, model.name))
         if probe is not None and probe.is_pending and time.monotonic() - probe.since >= LATE_S:
-            await self._evaluate_late(replica, model, probe, f"{_NO_ANSWER} in time")
+            await self._evaluate_late(replica, model, probe, f"{_NO_RESPONSE} in time")
         return replica.probes.get(model.name, "is being probed for the first time")
 
     async def _probe_replica(self, replica: Replica, model: Model, probe: _Probe) -> None:
@@ -220,15 +220,17 @@ class Background:
             async with asyncio.timeout(timeout_s):
                 if model.probe is None:
                     return await _check_liveness(replica.upstream, model), False
-                answer = await golden_answer(replica.upstream, model, model.probe, timeout_s)
+                probe_response = await golden_response(
+                    replica.upstream, model, model.probe, timeout_s
+                )
             replica.ended("", None)
-            return answer.fault(), False
+            return probe_response.fault(), False
         except (GatewayError, TimeoutError) as error:
             replica.ended("", error)
             is_late = isinstance(error, TimeoutError | DeadlineExceeded | NoCapacity)
             reason = f" ({error})" if str(error) else " in time"
-            return _NO_ANSWER + reason, is_late
-        except Exception as error:  # without a verdict the model would be probed for ever
+            return _NO_RESPONSE + reason, is_late
+        except Exception as error:  # without a verdict the model would be probed forever
             log.exception("model %s cannot be probed", model.name)
             return f"cannot be probed with its golden sample ({type(error).__name__})", False
 
@@ -244,10 +246,10 @@ class Background:
             probe.has_moved = probe.has_moved or bool(probe.counts)
             probe.moved = now
             probe.counts = counts or probe.counts
-        answered = replica.answered.get(model.name, 0.0)
-        probe.has_moved = probe.has_moved or answered > probe.since
+        responded = replica.responded.get(model.name, 0.0)
+        probe.has_moved = probe.has_moved or responded > probe.since
         silent_s = min(max(BUSY_S, self.gateway.settings.deadline_s), LONGEST_BUSY_S)
-        return now - max(probe.moved, answered) < silent_s
+        return now - max(probe.moved, responded) < silent_s
 
 
 def _set_fault(replica: Replica, model: Model, fault: str) -> None:
@@ -275,26 +277,28 @@ async def _check_liveness(upstream: Upstream, model: Model) -> str:
     response = await upstream.describe("ModelReady", model.name)
     if not response.ready:
         return "is not ready"
-    if model.decoupled and not await upstream.stream_ends.answers():
+    if model.decoupled and not await upstream.stream_ends.respond():
         return "cannot be called: its server does not respond on streams"
     return ""
 
 
-async def golden_answer(upstream: Upstream, model: Model, probe: Probe, timeout_s: float) -> Answer:
+async def golden_response(
+    upstream: Upstream, model: Model, probe: Probe, timeout_s: float
+) -> ProbeResponse:
     """The model's response to its golden request.
 
     The responses of a decoupled model are joined until they have all that the sample expects.
     """
-    answer = Answer(probe.golden)
+    probe_response = ProbeResponse(probe.golden)
     if not model.decoupled:
-        answer.add(await upstream.infer(probe.request, timeout_s))
-        return answer
+        probe_response.add(await upstream.infer(probe.request, timeout_s))
+        return probe_response
     async with aclosing(upstream.stream(probe.request, timeout_s, timeout_s)) as responses:
         async for response in responses:
-            answer.add(response)
-            if answer.is_complete:
+            probe_response.add(response)
+            if probe_response.is_complete:
                 break
-    return answer
+    return probe_response
 
 
 def outage(gateway: Gateway) -> str:
@@ -311,7 +315,7 @@ def _is_only_late(gateway: Gateway) -> bool:
     other requests, while the previous catalogue is in use."""
     since = time.monotonic() - BUSY_S
     return gateway.reader.is_waiting and any(
-        replica.health is Health.UP and replica.last_answer > since
+        replica.health is Health.UP and replica.last_response > since
         for replica in gateway.pool.replicas
     )
 

@@ -205,6 +205,14 @@ class _Response:
             message["headers"] = [*message["headers"], *self._headers()]
         await self.send(message)
 
+    def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+        """As ``request_context.Connection.respond``, with the same additions."""
+        connection = self.context.connection
+        if connection is None or not connection.respond(status, (*headers, *self._headers()), body):
+            return False
+        self.has_started, self.status = True, status
+        return True
+
     async def fail(self, error: GatewayError) -> None:
         if self.has_started:
             self.context.fault = error
@@ -224,7 +232,7 @@ class _Response:
         timing = f"gateway;dur={total_ms - upstream_ms:.2f}, upstream;dur={upstream_ms:.2f}"
         return [
             *context.limit_headers,
-            *(self.cors.answer(context.headers) if self.cors else ()),
+            *(self.cors.response_headers(context.headers) if self.cors else ()),
             (b"x-request-id", context.request_id.encode()),
             (b"server-timing", timing.encode()),
         ]

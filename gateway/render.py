@@ -4,6 +4,7 @@ RFC 9457 problem+json for tasks and admin, OpenAI's error object under the OpenA
 ``{"error": "..."}`` under /v2 (tritonclient reads exactly that key).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -14,6 +15,7 @@ from starlette.types import Send
 from gateway.errors import GatewayError, MethodNotAllowed
 from modelspec.names import OPENAI_RESOURCES
 
+Respond = Callable[[int, list[tuple[bytes, bytes]], bytes], bool]
 PIECE_BYTES = 64 * 1024  # the most of a response that is in a connection's buffer
 
 
@@ -32,6 +34,9 @@ class Reply:
             (b"content-length", str(len(self.body)).encode()),
             *self.headers,
         ]
+        respond: Respond | None = getattr(send, "respond", None)
+        if respond and len(self.body) <= PIECE_BYTES and respond(self.status, headers, self.body):
+            return
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         body, last = self.body, b""
         if len(body) <= PIECE_BYTES:
@@ -72,6 +77,7 @@ TABLE: dict[str, tuple[int, int, str, str]] = {
     "internal": (500, 500, "Internal error", "server_error"),
 }
 SHOWN_PATH = 256  # characters: a path may be long, and a reply to a stranger should not be
+TOKEN_PATHS = ("/tokenize", "/detokenize")  # vLLM's, whose clients are OpenAI's
 CLIENT_LEFT = 499  # nginx's status for a client that left before its response ended; never sent
 
 
@@ -79,7 +85,9 @@ def api_of(path: str) -> Api:
     """Which API a path belongs to; known before routing, since a 401 needs a shape too."""
     if path == "/v2" or path.startswith("/v2/"):
         return Api.V2
-    if path.startswith("/v1/") and path[4:].partition("/")[0] in OPENAI_RESOURCES:
+    if path in TOKEN_PATHS or (
+        path.startswith("/v1/") and path[4:].partition("/")[0] in OPENAI_RESOURCES
+    ):
         return Api.OPENAI
     return Api.TASK
 

@@ -173,7 +173,7 @@ async def every(
     heartbeat: Callable[[], None],
     failed: Callable[[str], None] = lambda why: None,
 ) -> None:
-    """Call ``work`` for ever, with ``heartbeat`` after each round that succeeded, else ``failed``.
+    """Call ``work`` forever, with ``heartbeat`` after each round that succeeded, else ``failed``.
     The next round comes in either case; a failure that repeats is logged once."""
     last_reason = ""
     while True:

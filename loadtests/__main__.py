@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from loadtests.target import CannotStart, check_gateway, check_triton, check_ui_port, find_key
+from loadtests.preflight import CannotStart, check_gateway, check_triton, check_ui_port, find_key
 from loadtests.texts import CorpusMissing, real_texts
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -10,7 +10,7 @@ from typing import Any
 import gevent  # type: ignore[import-untyped]
 from locust import events
 
-from loadtests.target import CannotStart
+from loadtests.preflight import CannotStart
 from loadtests.verdict import Demand, Record, as_json, as_text, faults
 
 RECORD = Record()

@@ -16,9 +16,17 @@ from locust import FastHttpUser, User, task
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput, InferResult
 from tritonclient.utils import InferenceServerException
 
-from loadtests.answers import AnswerBook, Reader, WrongAnswer, openai_rows, read, task_rows, v2_rows
 from loadtests.listeners import register, require_launch_host
-from loadtests.target import PIPELINE, find_key
+from loadtests.preflight import PIPELINE, find_key
+from loadtests.responses import (
+    KnownVectors,
+    Reader,
+    WrongResponse,
+    openai_rows,
+    read,
+    task_rows,
+    v2_rows,
+)
 from loadtests.texts import endless, real_texts
 
 # Without this a gRPC call blocks gevent's loop, and with it every other user.
@@ -29,7 +37,7 @@ OPENAI_BATCH = 4
 TIMEOUT_S = 35.0  # above the gateway's deadline of 30 s, so that its 504 arrives
 VECTOR = "sentence_embedding"
 TEXTS = endless(real_texts())
-BOOK = AnswerBook()
+BOOK = KnownVectors()
 
 
 class RestUser(FastHttpUser):
@@ -68,7 +76,7 @@ class RestUser(FastHttpUser):
         ) as response:
             try:
                 BOOK.check(texts, read(response.status_code, response.content, reader))
-            except WrongAnswer as fault:
+            except WrongResponse as fault:
                 response.failure(str(fault))
 
 
@@ -123,8 +131,8 @@ class TritonUser(User):
 
     def _call(self, tensor: InferInput) -> InferResult | InferenceServerException:
         try:
-            wanted = [InferRequestedOutput(VECTOR)]
-            return self.client.infer(PIPELINE, [tensor], outputs=wanted, client_timeout=TIMEOUT_S)
+            outputs = [InferRequestedOutput(VECTOR)]
+            return self.client.infer(PIPELINE, [tensor], outputs=outputs, client_timeout=TIMEOUT_S)
         except InferenceServerException as error:
             return error
 
@@ -137,9 +145,9 @@ def _size_bytes(response: InferResult | InferenceServerException) -> int:
 def _fault(text: str, response: InferResult | InferenceServerException) -> Exception | None:
     """Why the answer is wrong, or None."""
     if isinstance(response, InferenceServerException):
-        return WrongAnswer(f"{response.status()}: {str(response.message())[:160]}")
+        return WrongResponse(f"{response.status()}: {str(response.message())[:160]}")
     try:
         BOOK.check([text], response.as_numpy(VECTOR))
-    except WrongAnswer as fault:
+    except WrongResponse as fault:
         return fault
     return None

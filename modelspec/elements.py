@@ -23,32 +23,32 @@ def encode(dtype: str, values: Sequence[Any]) -> bytes:
         return b"".join(part for text in texts for part in (_LENGTH.pack(len(text)), text))
     if dtype not in NUMERIC_TYPES:
         raise ValueError(f"there are no values of the type {dtype}")
-    target = NUMERIC_TYPES[dtype].newbyteorder("<")
-    if target.kind == "b":
+    element_type = NUMERIC_TYPES[dtype].newbyteorder("<")
+    if element_type.kind == "b":
         if not all(isinstance(value, bool) for value in values):
             raise TypeError("BOOL is true or false")
-        return np.array(values, dtype=target).tobytes()
+        return np.array(values, dtype=element_type).tobytes()
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
         raise TypeError(f"{dtype} is a number")
-    if target.kind == "f":
-        return _floats(dtype, values, target).tobytes()
+    if element_type.kind == "f":
+        return _floats(dtype, values, element_type).tobytes()
     if any(isinstance(value, float) and not value.is_integer() for value in values):
         raise ValueError(f"{dtype} is a whole number")
-    limits, whole = np.iinfo(target), [int(value) for value in values]
+    limits, whole = np.iinfo(element_type), [int(value) for value in values]
     if not all(limits.min <= number <= limits.max for number in whole):
         raise ValueError(f"a value does not fit {dtype}")
-    return np.array(whole, dtype=target).tobytes()
+    return np.array(whole, dtype=element_type).tobytes()
 
 
-def _floats(dtype: str, values: Sequence[Any], target: np.dtype) -> np.ndarray:
+def _floats(dtype: str, values: Sequence[Any], element_type: np.dtype) -> np.ndarray:
     try:
         floats = np.array(values, dtype=np.float64)
     except OverflowError:
         raise ValueError(f"a value does not fit {dtype}") from None
     finite = floats[np.isfinite(floats)]
-    if finite.size and np.abs(finite).max() > np.finfo(target).max:
+    if finite.size and np.abs(finite).max() > np.finfo(element_type).max:
         raise ValueError(f"a value does not fit {dtype}")
-    return floats.astype(target)
+    return floats.astype(element_type)
 
 
 def decode(dtype: str, raw: bytes) -> np.ndarray:

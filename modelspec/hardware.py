@@ -5,7 +5,8 @@
     gpu-tensorrt   the same with its TensorRT accelerator, which builds engines while it loads
     tensorrt       Triton's TensorRT backend on ``model.plan``; written only where a plan was built
 
-They differ from ``config.pbtxt`` only in where the model runs and in how many processes. A model
+They differ from ``config.pbtxt`` only in where the model runs, in how many processes, and in that
+padding is computed: on a CPU it is cut off. A model
 without the config profile that Triton was started with is served by its ``config.pbtxt``.
 """
 
@@ -17,10 +18,11 @@ from tritonclient.grpc import model_config_pb2 as pb
 from modelspec.layout import PLAN_FILE
 from modelspec.model import ModelSpec, Pipeline
 from modelspec.names import Role, member_name
-from modelspec.parameters import INTER_OP_THREADS, INTRA_OP_THREADS
+from modelspec.parameters import INTER_OP_THREADS, INTRA_OP_THREADS, PADDING_MASK, PADDING_VALUE
 from modelspec.pbtxt import to_proto
 from modelspec.profiles import Profile, profiles_of
 
+LANGUAGE_MODEL_BACKEND, VLLM = "openvino_genai", "vllm"
 GPU, GPU_TENSORRT, TENSORRT = "gpu", "gpu-tensorrt", "tensorrt"
 # TF32 would keep only 11 bits of what is declared and was proved as FP32.
 # HEURISTIC finds convolution algorithms as fast as ONNX Runtime's default, EXHAUSTIVE, does, in a
@@ -31,7 +33,9 @@ GRAPH_LENGTHS = "cuda_graph_lengths"
 # with a GPU has eight cores and more for it.
 STEP_INSTANCES = {"tokenize_text": 4, "decode_image": 8}
 WORKSPACE_BYTES = 4 << 30
-_ONNX_RUNTIME_ONLY = (INTRA_OP_THREADS, INTER_OP_THREADS)
+# On a GPU a run costs the same with padding, and CUDA graphs want the buckets' own lengths.
+_CPU_ONLY = (PADDING_MASK, PADDING_VALUE)
+_ONNX_RUNTIME_ONLY = (INTRA_OP_THREADS, INTER_OP_THREADS, *_CPU_ONLY)
 
 
 def hardware_configs(spec: ModelSpec) -> dict[str, pb.ModelConfig]:
@@ -75,11 +79,12 @@ def plan_config(spec: ModelSpec) -> pb.ModelConfig:
 
 
 def engine_of(pipeline: Pipeline) -> ModelSpec:
-    """The member that holds the model; ValueError for a pipeline without one."""
-    for spec in pipeline.members:
-        if spec.backend == "onnxruntime":
+    """The model that holds the trained one: a member, or a language model itself; ValueError for a
+    pipeline without one."""
+    for spec in pipeline.models:
+        if spec.backend in ("onnxruntime", LANGUAGE_MODEL_BACKEND):
             return spec
-    raise ValueError(f"{pipeline.name} has no ONNX engine")
+    raise ValueError(f"{pipeline.name} has no engine")
 
 
 def with_plan(pipeline: Pipeline) -> Pipeline:
@@ -100,6 +105,8 @@ def _on_gpu(spec: ModelSpec) -> pb.ModelConfig:
     proto.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
     accelerators = proto.optimization.execution_accelerators
     accelerators.gpu_execution_accelerator.add(name="cuda", parameters=CUDA_OPTIONS)
+    for key in _CPU_ONLY:
+        proto.parameters.pop(key, None)
     return proto
 
 

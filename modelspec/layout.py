@@ -1,23 +1,16 @@
 """Where files are in a model repository."""
 
+import os
 from pathlib import Path
 
 CONFIG_FILE = "config.pbtxt"
 ENGINE_FILE = "model.onnx"
 PLAN_FILE = "model.plan"
+LANGUAGE_MODEL_FILE = "model.gguf"
+ENGINE_FILES = (ENGINE_FILE, LANGUAGE_MODEL_FILE)
+SETTINGS_FILE = "model.json"  # a language model's, beside it
 CONFIGS = "configs"
 STEP_FILE = "model.py"
-
-
-def version_folders(model_dir: Path) -> list[int]:
-    """The version numbers under a model's folder, ascending; [] when there are none."""
-    if not model_dir.is_dir():
-        return []
-    return sorted(
-        int(entry.name)
-        for entry in model_dir.iterdir()
-        if entry.is_dir() and entry.name.isdecimal() and entry.name.isascii()
-    )
 
 
 def staging_folder(repository: Path) -> Path:
@@ -27,3 +20,9 @@ def staging_folder(repository: Path) -> Path:
     elsewhere: os.rename is atomic only within one file system.
     """
     return repository.parent / f".{repository.name}.staging"
+
+
+def owned_prefix(what: str) -> str:
+    """The beginning of a name in the staging folder, with this process's pid: leftovers of a killed
+    process can be told from work in progress. No model's name has a "+"."""
+    return f"{what}+{os.getpid()}+"

@@ -12,12 +12,14 @@ from modelspec.names import require_model_name
 @dataclass(frozen=True)
 class TensorSpec:
     """A named tensor. ``dims`` leave out the batch axis; -1 is an axis of any length. ``flat``: the
-    graph has only the batch axis where Triton wants a second one, and ``dims`` are (1,)."""
+    graph has only the batch axis where Triton wants a second one, and ``dims`` are (1,). An
+    ``optional`` input may be left out of a request."""
 
     name: str
     dtype: str
     dims: tuple[int, ...]
     flat: bool = False
+    optional: bool = False
 
     def __post_init__(self) -> None:
         element_type(self.dtype)
@@ -80,7 +82,7 @@ class ModelSpec:
     ``endpoint_schema`` is public; ``internal`` ones are engines and steps that the gateway hides.
     ``step`` names the module of ``ensembles.steps`` that is copied into the version folder as
     ``model.py``. ``lengths`` are what its axes of any length (-1) are padded to, ascending:
-    TensorRT plans for each.
+    TensorRT plans for each. A ``decoupled`` model sends any number of responses to a request.
     """
 
     name: str
@@ -98,6 +100,7 @@ class ModelSpec:
     internal: bool = False
     step: str = ""
     lengths: tuple[int, ...] = ()
+    decoupled: bool = False
 
     def __post_init__(self) -> None:
         require_model_name(self.name)

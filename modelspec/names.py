@@ -31,7 +31,6 @@ NOT_OFFERED_OPENAI = frozenset(
         "moderations",
         "organization",
         "realtime",
-        "responses",
         "skills",
         "threads",
         "uploads",
@@ -39,9 +38,16 @@ NOT_OFFERED_OPENAI = frozenset(
         "videos",
     }
 )
-OPENAI_RESOURCES = NOT_OFFERED_OPENAI | {"chat", "completions", "embeddings", "models"}
-# Names already taken under /v1, which no pipeline may have.
-RESERVED_NAMES = OPENAI_RESOURCES | {"pipelines", "jobs"}
+OPENAI_RESOURCES = NOT_OFFERED_OPENAI | {
+    "chat",
+    "completions",
+    "embeddings",
+    "models",
+    "responses",
+}
+# Names already taken under /v1, which no pipeline may have. OpenAI's API has nothing at /v1/chat
+# itself, and ``chat`` is the name of our own language model.
+RESERVED_NAMES = (OPENAI_RESOURCES - {"chat"}) | {"pipelines", "jobs"}
 
 
 def require_model_name(name: str) -> str:

@@ -22,6 +22,8 @@ REVISION_PARAMETER = (
 )
 
 INTRA_OP_THREADS, INTER_OP_THREADS = "intra_op_thread_count", "inter_op_thread_count"
+# Of a sequence model's engine on a CPU: the input that is 0 in the padding, and the others' value.
+PADDING_MASK, PADDING_VALUE = "padding_mask", "padding_value"
 BUCKETS_PARAMETER = "buckets"  # of the tokenizer step: the lengths that texts are padded to
 
 # The name of no model: a stream that is asked for it answers by itself, so that its end is seen.

@@ -17,7 +17,12 @@ def to_proto(spec: ModelSpec) -> config.ModelConfig:
     """The ModelConfig that Triton should serve this spec with."""
     proto = config.ModelConfig(name=spec.name, max_batch_size=spec.max_batch_size)
     proto.input.extend(
-        config.ModelInput(name=tensor.name, data_type=_data_type(tensor), dims=tensor.dims)
+        config.ModelInput(
+            name=tensor.name,
+            data_type=_data_type(tensor),
+            dims=tensor.dims,
+            optional=tensor.optional,
+        )
         for tensor in spec.inputs
     )
     proto.output.extend(
@@ -33,6 +38,8 @@ def to_proto(spec: ModelSpec) -> config.ModelConfig:
         proto.parameters[key].string_value = value
     if spec.versions:
         proto.version_policy.specific.versions.extend(spec.versions)
+    if spec.decoupled:
+        proto.model_transaction_policy.decoupled = True
     if spec.steps:
         proto.platform = "ensemble"
         proto.ensemble_scheduling.step.extend(_step(step) for step in spec.steps)

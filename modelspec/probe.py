@@ -1,7 +1,7 @@
 """A golden sample as the request that asks a model for it, and the reading of what it answers.
 
 Whoever probes a model (publisher, watcher, gateway) sends this request, each in its own way, and
-gives the responses to an ``Answer``.
+gives the responses to a ``ProbeResponse``.
 """
 
 from collections.abc import Mapping
@@ -58,7 +58,7 @@ class Probe:
         return addressed_to(self.request, model)
 
 
-class Answer:
+class ProbeResponse:
     """What a model answers to a probe. The responses of a decoupled model are joined."""
 
     def __init__(self, golden: Golden) -> None:

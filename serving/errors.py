@@ -3,7 +3,7 @@
 ServingError                 the message says what failed and what to do
 |- TritonMissing             there is no tritonserver, or a library that it needs is missing
 |- PortTaken                 something else listens on a port that was requested
-|- NoAnswerInTime            no answer in time, or a full queue: Triton is busy, or hangs
+|- DeadlineExceeded            no answer in time, or a full queue: Triton is busy, or hangs
 |- TritonDied                the server process ended by itself
 |- ModelLoadFailed           Triton refused a model; carries its name
 |- PublishFailed             nothing was published
@@ -26,7 +26,7 @@ class PortTaken(ServingError):
     pass
 
 
-class NoAnswerInTime(ServingError):
+class DeadlineExceeded(ServingError):
     pass
 
 

@@ -2,8 +2,10 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,8 +20,8 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import converters.proof.reference_process
 from tests.echoing import echoing
+from tests.forked_references import ForkedReferences
 from tests.marking import MARKERS, has_unit_tests, marker_of, refuse_servers
-from tests.oracles import Oracles
 from tests.running import (
     RunningStack,
     copy_repository,
@@ -29,9 +31,10 @@ from tests.running import (
     stop,
     wait_ready,
 )
-from tests.scheduling import TOGETHER, StackInARow, file_of
+from tests.scheduling import TOGETHER, LongestFirst, file_of, seconds_of
 
 TESTS = Path(__file__).parent
+OPENAI_NPM = "openai@7.57.0"
 # The function that stops the stack, while it runs.
 STOP_STACK = pytest.StashKey[Callable[[], None]]()
 # The marker of the test that runs now.
@@ -39,9 +42,13 @@ MARKER = pytest.StashKey[str]()
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> StackInARow | None:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LongestFirst | None:
     """For ``--dist loadfile``, which ``make test`` uses."""
-    return StackInARow(config, log) if config.getoption("dist") == "loadfile" else None
+    if config.getoption("dist") != "loadfile":
+        return None
+    # Else xdist sorts the files by their number of tests; the longest have few.
+    config.option.loadscopereorder = False
+    return LongestFirst(config, log)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -70,7 +77,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(marker_of(item.nodeid, fixtures))
         if "stack" in getattr(item, "fixturenames", ()) and file not in TOGETHER:
             raise pytest.UsageError(f"{file} uses the stack: name it in tests/scheduling.py")
-    items.sort(key=lambda item: file_of(item.nodeid) not in TOGETHER)
+    items.sort(key=lambda item: -seconds_of(item.nodeid))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -92,13 +99,13 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 @pytest.fixture(scope="session", autouse=True)
-def oracles() -> Iterator[None]:
-    """Conversions in this process run their originals through ``tests.oracles``."""
-    oracles = Oracles()
+def forked_references() -> Iterator[None]:
+    """Conversions in this process run their originals through ``tests.forked_references``."""
+    references = ForkedReferences()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(converters.proof.reference_process, "subprocess", oracles)
+        patch.setattr(converters.proof.reference_process, "subprocess", references)
         yield
-    oracles.close()
+    references.close()
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +116,8 @@ def stack(
     home: Path = tmp_path_factory.mktemp("stack")
     copy_repository(home)
     with _one_at_a_time(tmp_path_factory):
-        running = launch(home)
+        # A whole answer of a language model may take longer than usual while the machine is busy.
+        running = launch(home, TIDEGATE_DEADLINE_S="120")
         try:
             wait_ready(running)
         except BaseException:
@@ -137,9 +145,11 @@ def _one_at_a_time(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def built(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with built models, for tests that start and break a stack of their own."""
+    """A home with built models, for tests that start and break a stack of their own: of QUICK
+    pipelines, since a language model takes seconds to load and a gigabyte of memory."""
     home: Path = tmp_path_factory.mktemp("built")
-    shutil.copytree(stack.home / "model_repository", home / "model_repository")
+    without = shutil.ignore_patterns("chat")
+    shutil.copytree(stack.home / "model_repository", home / "model_repository", ignore=without)
     return home
 
 
@@ -158,3 +168,35 @@ def echo_policy(echo: RunningStack) -> Iterator[Callable[[str], None]]:
             yield partial(put_policy, echo)
         finally:
             put_policy(echo, "")
+
+
+@pytest.fixture
+def javascript(tmp_path: Path) -> Callable[[RunningStack, str], Any]:
+    """``javascript(stack, code)`` runs a module with OpenAI's own client in Node.js, which is
+    fetched once; the environment has KEY and URL. What it prints, from JSON."""
+    if not shutil.which("npm"):
+        pytest.skip("there is no npm on this machine")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    folder = cache / "tidegate" / "node" / OPENAI_NPM
+    if not (folder / "node_modules" / "openai").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = ["npm", "install", "--no-audit", "--no-fund", "--silent", OPENAI_NPM]
+        subprocess.run(command, cwd=folder, check=True, timeout=90)
+    (tmp_path / "node_modules").symlink_to(folder / "node_modules")
+
+    def run(stack: RunningStack, code: str) -> Any:
+        script = tmp_path / "call.mjs"
+        script.write_text(code)
+        ended = subprocess.run(
+            ["node", script],
+            env={**os.environ, "KEY": stack.key, "URL": f"{stack.url}/v1"},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr
+        return json.loads(ended.stdout)
+
+    return run

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from converters.proof.reference import Reference
 from converters.proof.token_graph import TokenGraph
-from converters.tasks.text.served_text import ServedText
+from converters.tasks.text.served_text import ServedText, padded
 from converters.tasks.text.text_task import TOKENIZER
 
 Fault = Callable[[str], str]
@@ -70,3 +70,9 @@ class InProcess(ServedText):
         tokens = self._tokenize(sent, truncate)
         answer = self._finish(self._graph.run(tokens.ids, tokens.mask), tokens, sent)
         return {name: {**answer, "token_count": tokens.count}[name] for name in outputs}
+
+    def of_logits(self, texts: Sequence[str], logits: Sequence[np.ndarray], outputs: Sequence[str]):
+        sent = [text.encode() for text in texts]
+        tokens = self._tokenize(sent, False)
+        answer = self._finish(padded(logits, tokens.ids.shape[1]), tokens, sent)
+        return {name: answer[name] for name in outputs}

@@ -22,6 +22,8 @@ ROOT = Path(__file__).parent.parent
 # A cold machine converts every pipeline first.
 START_TIMEOUT_S = 1200.0
 STOP_TIMEOUT_S = 40.0
+# The known pipelines of the fixture ``built``.
+QUICK = ("text_embedding", "image_classification")
 
 
 @dataclass
@@ -115,8 +117,8 @@ def launch(
     home: Path, *arguments: str, ports: list[int] | None = None, **variables: str
 ) -> RunningStack:
     """Start ``tidegate up`` in ``home``, with these environment variables; returns at once."""
-    gateway, http, grpc, metrics = ports or free_ports(4)
-    api, admin = free_ports(2)
+    # In one call: two could find the same port.
+    gateway, http, grpc, metrics, api, admin = [*ports, *free_ports(2)] if ports else free_ports(6)
     command = [sys.executable, "-m", "tidegate", "up", *arguments]
     for flag, port in (
         ("gateway-port", gateway),

@@ -1,5 +1,19 @@
-"""The files that use the shared stack (the fixture ``stack``) go to one pytest worker, in a row: it
-is started once, and stopped after its last user instead of running beside all other tests."""
+"""Which pytest worker runs which file, and when: where the seconds of ``make test`` are saved.
+
+A worker runs whole files. What is expensive to set up is shared here:
+
+- ``stack`` and ``built`` (``tests/conftest.py``): the stack that serves every pipeline of ours,
+  each converted once. Files that use them are named in ``TOGETHER``; they run in a row in one
+  worker, and the stack is stopped after the last.
+- ``echo`` (``tests/conftest.py``): a stack that needs no conversion, with the echoing language
+  model; for tests of the gateway.
+- ``server`` fixtures of one file: a Triton of its own, for tests that publish into it or break it.
+- ``tests/command_line.py`` runs a verb in the worker's process, and ``tests/forked_references.py``
+  forks the originals of its conversions: neither imports torch again.
+
+The files of ``SECONDS`` start first, the longest before the others, so that no worker is left alone
+with a long one at the end.
+"""
 
 from xdist.scheduler.loadfile import LoadFileScheduling
 
@@ -7,6 +21,7 @@ TOGETHER = frozenset(
     f"tests/{path}.py"
     for path in (
         "e2e/test_bad_input",
+        "e2e/test_chat_clients",
         "e2e/test_commands",
         "e2e/test_convert",
         "e2e/test_documentation",
@@ -24,14 +39,87 @@ TOGETHER = frozenset(
         "test_gpu_check",
     )
 )
+# How long a file takes, roughly (pytest --durations=0): only the order counts. A file that is not
+# listed takes less than ten seconds.
+SECONDS = {
+    f"tests/{path}.py": seconds
+    for path, seconds in {
+        "e2e/test_large_requests": 160,
+        "e2e/test_convert_folders": 140,
+        "e2e/test_tutorial": 110,
+        "serving/lint/test_lint_corpus": 110,
+        "e2e/test_canary_gateway": 100,
+        "e2e/test_prove": 100,
+        "e2e/test_chat_bad_days": 90,
+        "e2e/test_hung_gateway": 100,
+        "e2e/test_replicas": 90,
+        "e2e/test_convert_text_tasks": 90,
+        "e2e/test_abandoned_streams": 70,
+        "converters/tasks/test_served_image_proof": 70,
+        "e2e/test_attacks": 70,
+        "e2e/test_convert_images": 60,
+        "e2e/test_onnxruntime_backend": 60,
+        "e2e/test_publish_config_profiles": 60,
+        "e2e/test_tokens_settled": 60,
+        "e2e/test_unread_unary": 60,
+        "conformance/test_conformance": 50,
+        "e2e/test_convert_tabular": 50,
+        "e2e/test_operation": 50,
+        "serving/health/test_progress": 50,
+        "serving/triton/test_loading": 50,
+        "converters/sources/test_no_traceback": 50,
+        "e2e/test_convert_engine": 50,
+        "e2e/test_connections": 40,
+        "e2e/test_nginx": 40,
+        "e2e/test_one_place": 40,
+        "e2e/test_publish_commands": 40,
+        "e2e/test_publish_killed": 40,
+        "e2e/test_publish_replicas": 40,
+        "e2e/test_publish_watch": 40,
+        "e2e/test_tls": 40,
+        "serving/tuning/test_tune": 40,
+        "e2e/test_grpc_strangers": 40,
+        "e2e/test_grpc_streams": 40,
+        "e2e/test_convert_texts_of_tables": 40,
+        "e2e/test_convert_tensors": 30,
+        "e2e/test_optimize": 30,
+        "e2e/test_publish": 30,
+        "e2e/test_publish_canary": 30,
+        "e2e/test_shared_limits": 30,
+        "gateway/upstream/test_http_upstream_on_triton": 30,
+        "serving/health/test_hangs": 30,
+        "converters/tasks/test_tensors": 30,
+        "e2e/test_grpc_api": 30,
+        "converters/tasks/test_image_proof": 30,
+        "converters/tasks/test_embedding_proof": 20,
+        "converters/proof/test_exercised": 20,
+        "converters/tasks/test_image_folder": 20,
+        "converters/tasks/test_tabular_spread": 20,
+        "converters/tasks/test_entities": 20,
+        "converters/tasks/test_tabular_models": 20,
+        "e2e/test_last_good_state": 20,
+        "e2e/test_rights_end": 20,
+        "e2e/test_up_config": 20,
+        "gateway/api/v2/test_large_bodies": 20,
+        "converters/tasks/test_tabular_texts": 20,
+        "converters/proof/test_compared_layers": 20,
+    }.items()
+}
 
 
 def file_of(nodeid: str) -> str:
     return nodeid.split("::", 1)[0]
 
 
-class StackInARow(LoadFileScheduling):
-    """Each file goes to one worker, and all files in ``TOGETHER`` go to the same one."""
+def seconds_of(nodeid: str) -> float:
+    """What the tests are sorted by, the largest first; all files in ``TOGETHER`` come first."""
+    file = file_of(nodeid)
+    return float("inf") if file in TOGETHER else SECONDS.get(file, 0)
+
+
+class LongestFirst(LoadFileScheduling):
+    """Each file goes to one worker, in the order of collection; all files in ``TOGETHER`` go to
+    the same worker."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = file_of(nodeid)

@@ -9,7 +9,7 @@ from converters.conversion import reference_in
 from converters.proof.reference import Reference
 from converters.table import Table
 from converters.task import ConversionRequest
-from converters.tasks.tabular.checks import TableGraph, scores_by_label
+from converters.tasks.tabular.checks import TOGETHER, TableGraph, scores_by_label
 from converters.tasks.tabular.reference import noise_of_answers
 from converters.tasks.tabular.task import TabularClassification, TabularRegression, TabularTask
 
@@ -31,9 +31,15 @@ def build_reference(task: TabularTask, folder: Path) -> Reference:
     task.write_steps(folder)
     task.export(folder / "model.onnx")
     rows = task.rows
-    answers = task.model.answer(rows)
+    answers = task.model.scores(rows)
     noise = noise_of_answers(task.model, rows, answers)
-    np.savez(folder / "original.npz", **rows.arrays(), answers=answers, **noise)
+    together = {}
+    if len(more := task.split_rows.rows):
+        beside = task.model.scores(more)
+        beside_noise = noise_of_answers(task.model, more, beside)
+        together = {**more.arrays(), "answers": beside, **beside_noise}
+    named = {f"{TOGETHER}{name}": array for name, array in together.items()}
+    np.savez(folder / "original.npz", **rows.arrays(), answers=answers, **noise, **named)
     (folder / "metadata.json").write_text(json.dumps(task.metadata()))
     return reference_in(folder, "t", task, "fp32")
 

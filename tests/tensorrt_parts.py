@@ -4,7 +4,7 @@ names up in. ``make test`` runs this once.
     python -m tests.tensorrt_parts
 
 The stubs as published cannot be parsed (a parameter is called ``in``) and lack the marker
-``py.typed``; a mended copy goes to ``.typings/``, where mypy finds it. Nothing is installed: the
+``py.typed``; a corrected copy goes to ``.typings/``, where mypy finds it. Nothing is installed: the
 stubs require all of TensorRT, and the bindings cannot be imported without its libraries. The wheels
 are kept in the cache.
 """
@@ -62,17 +62,17 @@ def fetch() -> None:
             subprocess.run([*command, "--dest", str(_cache()), requirement], check=True)
 
 
-def mend_stubs() -> None:
+def correct_stubs() -> None:
     """Write ``.typings/`` from the stubs in the cache."""
     with zipfile.ZipFile(wheel(STUBS)) as archive:
         for name in archive.namelist():
             if name.endswith(".pyi"):
                 target = TYPINGS / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_text(mended(archive.read(name).decode()), encoding="utf-8")
+                target.write_text(corrected(archive.read(name).decode()), encoding="utf-8")
 
 
-def mended(text: str) -> str:
+def corrected(text: str) -> str:
     """The stub with its five lines that are no Python put right."""
     text = re.sub(r"\bin: (?=list\[)", "in_: ", text)
     return text.replace(
@@ -87,4 +87,4 @@ def _cache() -> Path:
 
 if __name__ == "__main__":
     fetch()
-    mend_stubs()
+    correct_stubs()

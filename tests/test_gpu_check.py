@@ -30,25 +30,27 @@ def test_it_serves_compares_and_measures_and_says_on_what(stack, tmp_path):
     limits = ("--models", "text_embedding", "--batches", "2", "--seconds", "0.2")
     run = _run(repository, report, "--cpu", *limits)
     assert run.returncode == 0, run.stderr
-    found = json.loads(report.read_text())
-    assert found["passed"] and found["error"] == ""
-    assert found["cpu_only"] and found["runs_on"] == "onnxruntime on the CPU"
-    assert found["versions"]["tritonserver"].count(".") == 2 and found["hardware"]["cores"] >= 1
-    assert [each["served_as"] for each in found["engines"]] == [
+    measured = json.loads(report.read_text())
+    assert measured["passed"] and measured["error"] == ""
+    assert measured["cpu_only"] and measured["runs_on"] == "onnxruntime on the CPU"
+    assert (
+        measured["versions"]["tritonserver"].count(".") == 2 and measured["hardware"]["cores"] >= 1
+    )
+    assert [check["served_as"] for check in measured["engines"]] == [
         "text_embedding_fp32",
         "text_embedding_fp16",
     ]
-    fp32, fp16 = (each["parity"] for each in found["engines"])
+    fp32, fp16 = (check["parity"] for check in measured["engines"])
     assert fp32["difference"] <= 1e-5 < fp16["difference"] <= 1e-3
-    for each in found["engines"]:
-        (figures,) = each["rows_per_s"]
+    for check in measured["engines"]:
+        (figures,) = check["rows_per_s"]
         assert figures["batch"] == 2 and figures["share"] > 0
         assert all(figures[rate] > 1 for rate in ("grpc", "in_process", "bound"))
-    versions = found["versions"]
+    versions = measured["versions"]
     assert versions["onnxruntime_build"].startswith(versions["onnxruntime"])
     assert "operators on CPUExecutionProvider" in report.with_suffix(".triton.log").read_text()
     if shutil.which("nvidia-smi") is None:
-        assert found["tensorrt"]["missing"].startswith("no NVIDIA GPU")
+        assert measured["tensorrt"]["missing"].startswith("no NVIDIA GPU")
 
 
 def test_what_was_measured_before_a_failure_is_kept(stack, tmp_path):
@@ -62,10 +64,10 @@ def test_what_was_measured_before_a_failure_is_kept(stack, tmp_path):
     limits = ("--precisions", "fp32", "--batches", "1", "--seconds", "0.1")
     run = _run(repository, report, "--cpu", *limits)
     assert run.returncode == 1
-    found = json.loads(report.read_text())
-    assert not found["passed"]
-    assert "image_classification_fp32 failed to load" in found["error"]
-    first, second = found["engines"]
+    measured = json.loads(report.read_text())
+    assert not measured["passed"]
+    assert "image_classification_fp32 failed to load" in measured["error"]
+    first, second = measured["engines"]
     assert first["parity"]["passed"] and first["rows_per_s"][0]["grpc"] > 0
     assert second["served_as"] == "image_classification_fp32" and "parity" not in second
 

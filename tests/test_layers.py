@@ -1,8 +1,11 @@
 """The invariants of ARCHITECTURE.md, each kept by a test."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -125,3 +128,42 @@ def test_there_is_no_import_cycle():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+# Installed by whoever uses them: the peers of the bench with make bench-peers and make bench-chat,
+# KServe's client and TensorRT by hand; triton_python_backend_utils is Triton's own.
+NOT_INSTALLED = {
+    "bentoml",
+    "kserve",
+    "litserve",
+    "tensorrt",
+    "triton_python_backend_utils",
+    "xllamacpp",
+}
+
+
+def _distribution(requirement: str) -> str:
+    name = re.match(r"[\w.-]+", requirement)
+    assert name, requirement
+    return re.sub(r"[-_.]+", "-", name[0]).lower()
+
+
+def test_every_imported_package_is_declared_and_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = (project["dependencies"], *project["optional-dependencies"].values())
+    declared = {_distribution(line) for group in groups for line in group}
+    constraints = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {_distribution(line) for line in constraints if "==" in line}
+    distributions = packages_distributions()
+    files = _files(*PACKAGES, "deploy", "tests")
+    # Some files import those that lie beside them.
+    known = {*sys.stdlib_module_names, *NOT_INSTALLED, *PACKAGES, "deploy", "tests"}
+    known |= {path.stem for path in files}
+    imported = set().union(*map(_imports, files)) - known
+    assert {"numpy", "fastapi", "torch", "pytest"} <= imported
+    names = {
+        module: set(map(_distribution, distributions.get(module, ["nothing installed"])))
+        for module in imported
+    }
+    assert not {module for module, owners in names.items() if not owners & declared}
+    assert not {module for module, owners in names.items() if not owners & pinned}

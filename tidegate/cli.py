@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from tidegate.app.errors import UsageError
 from tidegate.commands import exit_code
 from tidegate.commands.exit_code import ExitCode
 
@@ -17,6 +18,7 @@ VERBS = (
     "up",
     "status",
     "demo",
+    "chat",
     "convert",
     "prove",
     "optimize",
@@ -52,6 +54,11 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:  # SIGTERM too, see ``signals``
             click.echo("tidegate: stopped", err=True)
             ctx.exit(ExitCode.STOPPED)
+        except UsageError as error:
+            name = ctx.invoked_subcommand or ""
+            command = self.get_command(ctx, name) or self
+            verb = click.Context(command, parent=ctx, info_name=name)  # for its line of usage
+            raise click.UsageError(str(error), verb) from error
 
 
 @click.group(

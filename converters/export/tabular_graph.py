@@ -212,14 +212,14 @@ def _input_nodes(model: onnx.ModelProto, shape: Shape) -> list[onnx.NodeProto]:
 
 
 def _output_nodes(
-    answer: str, labels: Sequence[str]
+    output: str, labels: Sequence[str]
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto], list[onnx.ValueInfoProto]]:
     if not labels:
         shape = numpy_helper.from_array(
             np.array([-1, 1], dtype=np.int64), f"{OWN_PREFIX}one_column"
         )
         nodes = [
-            helper.make_node("Cast", [answer], [f"{OWN_PREFIX}narrow"], to=TensorProto.FLOAT),
+            helper.make_node("Cast", [output], [f"{OWN_PREFIX}narrow"], to=TensorProto.FLOAT),
             helper.make_node(
                 "Reshape", [f"{OWN_PREFIX}narrow", f"{OWN_PREFIX}one_column"], ["value"]
             ),
@@ -232,7 +232,7 @@ def _output_nodes(
         # In the library's own precision, so that there is no tie that the library does not have.
         helper.make_node(
             "TopK",
-            [answer, f"{OWN_PREFIX}label_count"],
+            [output, f"{OWN_PREFIX}label_count"],
             [f"{OWN_PREFIX}sorted", f"{OWN_PREFIX}places"],
             axis=1,
         ),

@@ -118,46 +118,46 @@ def _add_start(
     return [NodeSpec("Add", (total, start_name), raw, {}), *linked], constants
 
 
-def _linked(link: str, raw: str, answer: str) -> tuple[list[NodeSpec], dict[str, np.ndarray]]:
+def _linked(link: str, raw: str, output: str) -> tuple[list[NodeSpec], dict[str, np.ndarray]]:
     match link:
         case "identity":
-            return [NodeSpec("Identity", (raw,), answer, {})], {}
+            return [NodeSpec("Identity", (raw,), output, {})], {}
         case "exp":
-            return [NodeSpec("Exp", (raw,), answer, {})], {}
+            return [NodeSpec("Exp", (raw,), output, {})], {}
         case "minus exp":
             power = NodeSpec("Exp", (raw,), f"{raw}_power", {})
-            return [power, NodeSpec("Neg", (power.output,), answer, {})], {}
+            return [power, NodeSpec("Neg", (power.output,), output, {})], {}
         case "softmax":
-            return [NodeSpec("Softmax", (raw,), answer, {"axis": 1})], {}
+            return [NodeSpec("Softmax", (raw,), output, {"axis": 1})], {}
         case "sigmoid one" | "sigmoid each":
-            return [NodeSpec("Sigmoid", (raw,), answer, {})], {}
+            return [NodeSpec("Sigmoid", (raw,), output, {})], {}
         case "hinge" | "hinge one":
-            return _hinge(raw, answer, both=link == "hinge")
+            return _hinge(raw, output, both=link == "hinge")
         case "sigmoid" | "sigmoid of twice":
             factor = 2.0 if link == "sigmoid of twice" else 1.0
-            return _two_classes(raw, answer, factor)
+            return _two_classes(raw, output, factor)
     raise ValueError(f"there is no link {link!r}")
 
 
 def _two_classes(
-    raw: str, answer: str, factor: float
+    raw: str, output: str, factor: float
 ) -> tuple[list[NodeSpec], dict[str, np.ndarray]]:
     """[n, 1] raw -> [n, 2]: the probabilities of the first and of the second class."""
     both = NodeSpec("Mul", (raw, f"{raw}_signs"), f"{raw}_both", {})
     signs = np.array([[-factor, factor]])
-    return [both, NodeSpec("Sigmoid", (f"{raw}_both",), answer, {})], {f"{raw}_signs": signs}
+    return [both, NodeSpec("Sigmoid", (f"{raw}_both",), output, {})], {f"{raw}_signs": signs}
 
 
-def _hinge(raw: str, answer: str, *, both: bool) -> tuple[list[NodeSpec], dict[str, np.ndarray]]:
+def _hinge(raw: str, output: str, *, both: bool) -> tuple[list[NodeSpec], dict[str, np.ndarray]]:
     """[n, 1] raw -> 1 where it is above 0; with ``both`` [n, 2]: the first class, the second."""
     over = NodeSpec("Greater", (raw, f"{raw}_zero"), f"{raw}_over", {})
     constants = {f"{raw}_zero": np.array(0.0)}
     if not both:
         return [
             over,
-            NodeSpec("Cast", (over.output,), answer, {"to": TensorProto.DOUBLE}),
+            NodeSpec("Cast", (over.output,), output, {"to": TensorProto.DOUBLE}),
         ], constants
     second = NodeSpec("Cast", (over.output,), f"{raw}_second", {"to": TensorProto.DOUBLE})
     first = NodeSpec("Sub", (f"{raw}_one", second.output), f"{raw}_first", {})
-    joined = NodeSpec("Concat", (first.output, second.output), answer, {"axis": 1})
+    joined = NodeSpec("Concat", (first.output, second.output), output, {"axis": 1})
     return [over, second, first, joined], constants | {f"{raw}_one": np.array(1.0)}

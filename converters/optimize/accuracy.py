@@ -10,7 +10,7 @@ from converters.proof.attempt import attempted
 from converters.proof.checks import Check
 from converters.proof.closeness import Closeness
 from converters.proof.reference import Reference
-from converters.proof.tolerance import INDEPENDENT, Tolerance, graded, tolerance
+from converters.proof.tolerance import INDEPENDENT, Tolerance, graded
 from converters.task import Task
 
 # Prefixes of the checks that measure whether an answer depends on its batch or its padding.
@@ -56,7 +56,7 @@ def compare(
 ) -> Accuracy:
     """Prove the graph on ``reference``, and measure the task's metric on ``many``. ``proved`` are
     the checks of a graph that has its proof already."""
-    strict = replace(reference, tolerance=measured_tolerance(task.name, precision))
+    strict = replace(reference, tolerance=measured_tolerance(task, precision))
     checks = list(proved) or attempted("the graph", lambda: task.prove_graph(engine, strict))
     about_batch = [check for check in checks if check.name.startswith(INVARIANCE)]
     others = [check for check in checks if not check.name.startswith(INVARIANCE)]
@@ -70,10 +70,10 @@ def compare(
     )
 
 
-def measured_tolerance(task: str, precision: str) -> Tolerance:
+def measured_tolerance(task: Task, precision: str) -> Tolerance:
     """The tolerance of the precision; if it promises nothing about the batch, its invariance is
     measured against the limit that counts as independent."""
-    limits = tolerance(task, precision)
+    limits = task.tolerance(precision)
     return replace(limits, invariance=min(limits.invariance, INDEPENDENT))
 
 

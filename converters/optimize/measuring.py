@@ -10,7 +10,6 @@ from typing import Any
 from converters.cache import Progress, cache_root, content_key, conversion, files_sha256
 from converters.conversion import (
     ANSWERS,
-    GRAPH,
     ConversionOptions,
     Converted,
     ask_original,
@@ -29,6 +28,7 @@ from converters.optimize.timing import TimedCandidate, Timer, Timings
 from converters.precisions.write import write_precision
 from converters.proof.reference import Reference
 from converters.task import ConversionRequest, Task
+from modelspec.layout import ENGINE_FILE
 
 LEFT_OUT = "not measured, and so not considered: the time budget ended first (--budget)"
 NOT_PROVED = "timed but not proved, and so not considered: the time budget ended first (--budget)"
@@ -196,12 +196,12 @@ class Bench:
             write_precision(
                 candidate.precision,
                 fp32,
-                folder / GRAPH,
+                folder / ENGINE_FILE,
                 lambda: self.task.calibration(reference),
             )
 
         key = content_key(settings, write_precision.__module__)
-        engine = conversion(reference.name, key, GRAPH, build) / GRAPH
+        engine = conversion(reference.name, key, ENGINE_FILE, build) / ENGINE_FILE
         self.engines[candidate.precision] = engine
 
     def row(self, candidate: Candidate, timings: Timings) -> Row:
@@ -372,9 +372,10 @@ def many_samples(
 def _valid_precisions(task: Task, precisions: Sequence[str]) -> tuple[str, ...]:
     """The requested precisions, all if none is requested; always fp32, which the others come from.
     ConversionError for one that the task does not have."""
-    invalid = [precision for precision in precisions if precision not in task.precisions]
+    offered = task.offered()
+    invalid = [precision for precision in precisions if precision not in offered]
     if invalid:
         raise ConversionError(
-            f"{task.name} has no precision {invalid[0]!r}: choose from {', '.join(task.precisions)}"
+            f"{task.name} has no precision {invalid[0]!r}: choose from {', '.join(offered)}"
         )
-    return tuple(dict.fromkeys(["fp32", *(precisions or task.precisions)]))
+    return tuple(dict.fromkeys(["fp32", *(precisions or offered)]))

@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -60,7 +61,10 @@ class Rounding:
             self._constant(f"int8_per_row_step_{steps}", np.float32(1 / steps))
             self._constant(f"int8_per_row_zero_{zero}", np.uint8(zero))
         self._constant("int8_per_row_centre", np.uint8(CENTRE))
-        self._constant("int8_per_row_axis", np.array([-1], dtype=np.int64))
+        # Since opset 18, ReduceMax reads its axes and Split has num_outputs.
+        self._axes_are_inputs = _opset(model) >= 18
+        if self._axes_are_inputs:
+            self._constant("int8_per_row_axis", np.array([-1], dtype=np.int64))
         self._constant("int8_per_row_tiny", np.float32(TINY))
 
     def nodes(self, node: onnx.NodeProto, output: str) -> list[onnx.NodeProto]:
@@ -131,10 +135,9 @@ class Rounding:
         count = pieces_of(len(factors))
         parts = [balanced] if count == 1 else [f"{balanced}_{index}" for index in range(count)]
         if count > 1:
+            named: dict[str, Any] = {"num_outputs": count} if self._axes_are_inputs else {}
             nodes.append(
-                helper.make_node(
-                    "Split", [balanced], parts, f"{balanced}_split", axis=-1, num_outputs=count
-                )
+                helper.make_node("Split", [balanced], parts, f"{balanced}_split", axis=-1, **named)
             )
         pieces = []
         for part in parts:
@@ -150,11 +153,14 @@ class Rounding:
         step = [f"int8_per_row_step_{steps}", f"int8_per_row_zero_{zero}"]
         # A one-sided input is not below 0, except for values that the samples did not show.
         absolute = [helper.make_node("Abs", [part], [size], size)] if zero else []
+        reduced = size if zero else part
+        if self._axes_are_inputs:
+            largest = helper.make_node("ReduceMax", [reduced, "int8_per_row_axis"], [most], most)
+        else:
+            largest = helper.make_node("ReduceMax", [reduced], [most], most, axes=[-1])
         return [
             *absolute,
-            helper.make_node(
-                "ReduceMax", [size if zero else part, "int8_per_row_axis"], [most], most
-            ),
+            largest,
             helper.make_node("Max", [most, "int8_per_row_tiny"], [scale], scale),
             helper.make_node("Div", [part, scale], [unit], unit),
             helper.make_node("QuantizeLinear", [unit, *step], [rounded], rounded),
@@ -172,3 +178,7 @@ class Rounding:
     def _constant(self, name: str, values: "np.ndarray | np.generic") -> str:
         self._graph.initializer.append(numpy_helper.from_array(np.asarray(values), name))
         return name
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=18)

@@ -12,6 +12,7 @@ tensor that only one of them has is computed from the tensors that both have. Th
 output of the graph, so a graph within these limits differs from the original by rounding alone.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -25,6 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 from converters.errors import ExportFailed
 from converters.precisions.fp16 import MASKED, MOVING
 from converters.precisions.graph import gemm_to_matmul, load_tidy, names_read, replace
+from converters.precisions.unsigned import CENTRE
 from converters.proof.checks import Check, at_least, at_most
 from converters.proof.tolerance import LayerLimits
 
@@ -34,6 +36,19 @@ ROUNDED = ("MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN", "Att
 BY_CHANNEL = ("Conv", "ConvTranspose", "BatchNormalization", "MaxPool", "AveragePool")
 # They only move numbers, or read a tensor's shape: the operators that read them are compared.
 PASSED_ON = MOVING - {"Gather"} | {"Shape", "Size", "Constant", "ConstantOfShape", "Cast"}
+# What they, and the passes of ``converters.precisions``, write around and instead of that: what it
+# does to the numbers is measured.
+WRITTEN = (
+    *("Cast", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"),
+    *("ConvInteger", "MatMulIntegerToFloat", "MatMulNBits"),
+    *("Constant", "Transpose", "Reshape", "Squeeze", "Unsqueeze"),
+)
+# Products of integers come with arithmetic of their own; each Mul of it reads one of ``SCALED``, or
+# the constants that int8-per-row divides channels by.
+INTEGER = ("MatMulInteger", "ConvInteger", "MatMulIntegerToFloat")
+WRITTEN_AROUND_INTEGERS = ("Add", "Sub", "Div", "Max", "Abs", "ReduceMax", "Split")
+SCALED = (*INTEGER, "DynamicQuantizeLinear")
+SMOOTHING = "_inverse"  # the suffix of those constants
 QUANTIZED = "_quantized"  # the suffix that ONNX Runtime gives to the names of 8-bit weights
 FP16, FED = "_fp16", "__fed"
 # A unit whose output is less than this share of a typical one is measured as though it were that
@@ -95,9 +110,17 @@ class Layers:
             ),
         ]
         names = ", ".join(foreign[:3])
+        graphs = self._reference.graph, self._tidied(rounded).graph
+        operators = list(other_operators(graphs, rounded.graph))
         return [
             *_checks(errors, limits),
             at_most("layers: weights that are not the original's", len(foreign), 0, names),
+            at_most(
+                "layers: operators that the original does not have",
+                len(operators),
+                0,
+                ", ".join(operators),
+            ),
         ]
 
     def _tidied(self, rounded: onnx.ModelProto) -> onnx.ModelProto:
@@ -183,13 +206,46 @@ def other_weights(reference: onnx.GraphProto, rounded: onnx.GraphProto) -> Itera
                 yield name
 
 
+def other_operators(
+    originals: Sequence[onnx.GraphProto], rounded: onnx.GraphProto
+) -> Iterator[str]:
+    """The types of operator of which ``rounded`` has more than any of ``originals``, except those
+    that rounding takes: a clip may change nothing for these samples, and a factor near 1 would hide
+    in the limits of 8 bits."""
+    allowed = [Counter(node.op_type for node in graph.node) for graph in originals]
+    written = set(WRITTEN)
+    if any(node.op_type in INTEGER for node in rounded.node):
+        written.update(WRITTEN_AROUND_INTEGERS)
+    scales = _scales(rounded)
+    present = Counter(node.op_type for node in rounded.node if node.output[0] not in scales)
+    for operator, count in present.items():
+        if operator not in written and count > max(counts[operator] for counts in allowed):
+            yield operator
+
+
+def _scales(rounded: onnx.GraphProto) -> set[str]:
+    """The outputs of the Muls that rounding to integers takes: by a scale, and of two scales."""
+    producers = {name: node for node in rounded.node for name in node.output}
+
+    def is_scaled(name: str) -> bool:
+        producer = producers.get(name)
+        if producer is not None and producer.op_type == "Cast":
+            producer = producers.get(producer.input[0])
+        return name.endswith(SMOOTHING) or (producer is not None and producer.op_type in SCALED)
+
+    return {
+        node.output[0]
+        for node in rounded.node
+        if node.op_type == "Mul" and any(map(is_scaled, node.input))
+    }
+
+
 def other_rounded_weights(
     reference: onnx.GraphProto, tidied: onnx.GraphProto, rounded: onnx.GraphProto
 ) -> Iterator[str]:
     """The names of the 8-bit weights that differ from the original's by more than rounding can:
     half a step of their scale. Swapped rows or columns show up here whatever the samples are.
-    ``tidied`` is the reference with its Gemms written as in ``rounded``. Weights of
-    ``int8-per-row`` are skipped: their scales depend on the samples.
+    ``tidied`` is the reference with its Gemms written as in ``rounded``.
     """
     tensors = [*reference.initializer, *tidied.initializer]
     originals = {tensor.name: tensor for tensor in tensors}
@@ -228,6 +284,43 @@ def other_rounded_weights(
         limit = allowed + 1e-5 * np.abs(original)
         if weights is None or (np.abs(weights - original) > limit).any():
             yield name
+    yield from _other_weights_per_row(tidied, constants)
+
+
+def _other_weights_per_row(
+    tidied: onnx.GraphProto, constants: Mapping[str, np.ndarray]
+) -> Iterator[str]:
+    """The same for the products of ``int8-per-row`` (``precisions.row_rounding``): pieces of rows,
+    multiplied by the constants that divide the input's channels, or with an offset that undoes the
+    shift of a one-sided input."""
+    originals = {tensor.name: tensor for tensor in tidied.initializer}
+    for node in tidied.node:
+        if node.op_type != "MatMul" or node.input[1] not in originals:
+            continue
+        pieces: list[tuple[np.ndarray, np.ndarray]] = []
+        while f"{node.name}_{len(pieces)}_weights" in constants:
+            part = f"{node.name}_{len(pieces)}"
+            centred = constants[f"{part}_weights"].astype(np.float64) - CENTRE
+            pieces.append((centred, constants[f"{part}_columns"].astype(np.float64)))
+        if not pieces:
+            continue
+        original = numpy_helper.to_array(originals[node.input[1]]).astype(np.float64)
+        weights = np.concatenate([piece * scale for piece, scale in pieces])
+        step = np.concatenate([np.broadcast_to(scale, piece.shape) for piece, scale in pieces])
+        lowest = constants.get(f"{node.input[0]}_lowest")
+        back = constants.get(f"{node.name}_back")
+        if weights.shape != original.shape or (lowest is None) != (back is None):
+            yield node.input[1]
+            continue
+        if lowest is not None and back is not None:
+            offset = lowest.astype(np.float64) @ weights
+            size = np.abs(lowest.astype(np.float64)) @ np.abs(weights)
+            if (np.abs(offset - back) > 1e-5 * size + 1e-30).any():
+                yield f"{node.name}_back"
+        inverse = constants.get(f"{node.input[0]}_inverse", np.ones(1)).astype(np.float64)
+        limit = 0.51 * step + 1e-5 * np.abs(weights)
+        if (np.abs(weights - original / inverse[:, None]) > limit).any():
+            yield node.input[1]
 
 
 def _dequantized_channels(

@@ -11,7 +11,7 @@ from converters.proof.runner import OpenRunner, onnx_runner
 
 
 class TokenGraph:
-    """``answer`` returns the graph's first output: FP32 [n, width], or [n, length, width] where
+    """``infer`` returns the graph's first output: FP32 [n, width], or [n, length, width] where
     there is an output for every token."""
 
     def __init__(
@@ -32,7 +32,7 @@ class TokenGraph:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_tokens)
 
-    def answer(self, texts: Sequence[str], length: int | None = None) -> list[np.ndarray]:
+    def infer(self, texts: Sequence[str], length: int | None = None) -> list[np.ndarray]:
         """One array per text, from a single batch padded to ``length`` tokens; the output for
         padding is cut off."""
         outputs = self.run(**self.feed(texts, length))

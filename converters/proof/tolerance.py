@@ -139,7 +139,6 @@ _SCORES_STATIC = Tolerance(0.3, 0.05, 0.9, 0.97, 1e-4)
 _SCORES_PER_ROW = Tolerance(0.1, 0.02, 0.99, 0.98, 1e-4)
 _SCORES_DYNAMIC = Tolerance(0.25, 0.04, 0.93, 0.97, inf)
 
-_NO_WEIGHTS = "no real weights available: as text-classification, since a token's scores are alike"
 _PROBABILITIES = (
     "for outputs that are probabilities (as classification, the looser of text and image); for "
     "all outputs the shares below and the cosine"
@@ -148,7 +147,15 @@ _ROWS = (
     "as the scores of int8-weight-only: as close on average, and twice as close at worst "
     "(embedding)"
 )
-_SPANS = f"{_NO_WEIGHTS}; a span needs every token right"
+# Five small taggers trained for this (a BERT over Chinese characters on the People's Daily of
+# January 1998; RoBERTa, DistilBERT, XLM-RoBERTa and ELECTRA on generated English; 2 to 4 layers)
+# and two with random weights, up to 168 texts each, over the tokens of the texts: the difference of
+# a score, its mean, the lowest cosine, the share of clear tokens with the same label, each the
+# worst of all but one: ELECTRA in int8-static was measured with its special tokens, which are not
+# compared any more, and is left out. The mean of fp16 was below what was printed (1e-4). The F1 of
+# clear spans was 0.995 in int8-static, else 1. Text-classification's models are larger and round
+# more, so the limits are theirs.
+_TAGGERS = "seven small taggers: {}; the limits are those of text-classification, which rounds more"
 
 LIMITS: dict[tuple[str, str], tuple[Tolerance, str]] = {
     ("embedding", "fp32"): (_VECTOR32, "two correct runs differ by 3e-7 (order of additions)"),
@@ -188,14 +195,26 @@ LIMITS: dict[tuple[str, str], tuple[Tolerance, str]] = {
         "measured 0.10, 0.011, 0.984, 1.0; in another batch up to 0.08",
     ),
     ("token-classification", "fp32"): (_FP32, "two correct runs differ by 1e-6"),
-    ("token-classification", "fp16"): (_SCORES16, _NO_WEIGHTS),
-    ("token-classification", "int8-weight-only"): (
-        Tolerance(0.05, 0.01, 0.995, 0.97, 1e-4),
-        _SPANS,
+    ("token-classification", "fp16"): (
+        _SCORES16,
+        _TAGGERS.format("0.001, below 1e-4, 1.00000, 1.0"),
     ),
-    ("token-classification", "int8-static"): (Tolerance(0.3, 0.05, 0.9, 0.9, 1e-4), _SPANS),
-    ("token-classification", "int8-per-row"): (Tolerance(0.1, 0.02, 0.99, 0.94, 1e-4), _SPANS),
-    ("token-classification", "int8-dynamic"): (Tolerance(0.25, 0.04, 0.93, 0.9, inf), _SPANS),
+    ("token-classification", "int8-weight-only"): (
+        _SCORES_WEIGHT_ONLY,
+        _TAGGERS.format("0.021, 0.0007, 0.9994, 1.0"),
+    ),
+    ("token-classification", "int8-static"): (
+        _SCORES_STATIC,
+        _TAGGERS.format("0.05, 0.002, 0.995, 0.9996"),
+    ),
+    ("token-classification", "int8-per-row"): (
+        _SCORES_PER_ROW,
+        _TAGGERS.format("0.017, 0.0005, 0.9994, 1.0"),
+    ),
+    ("token-classification", "int8-dynamic"): (
+        _SCORES_DYNAMIC,
+        _TAGGERS.format("0.025, 0.001, 0.999, 1.0"),
+    ),
     ("image-classification", "fp32"): (_FP32, "two correct runs differ by 2e-6"),
     ("image-classification", "fp16"): (
         Tolerance(0.02, 4e-3, 0.999, 1.0, 2e-3),

@@ -54,14 +54,14 @@ class GraphFile(TensorSource):
     def example(self) -> Batch | None:
         return None
 
-    def computes_in_half(self) -> bool:
+    def computes_in_fp16(self) -> bool:
         model = onnx.load(self.path, load_external_data=False)
-        half_types = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+        fp16_types = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
         has_bf16_output = any(
-            output.type.tensor_type.elem_type in half_types[1:] for output in model.graph.output
+            output.type.tensor_type.elem_type in fp16_types[1:] for output in model.graph.output
         )
         return has_bf16_output or any(
-            tensor.data_type in half_types for tensor in _tensors(model.graph)
+            tensor.data_type in fp16_types for tensor in _tensors(model.graph)
         )
 
     def ids(self) -> Mapping[str, np.ndarray]:

@@ -99,5 +99,7 @@ def write_preset(preset: str, config: Mapping[str, Any], folder: Path) -> None:
         raise SourceRefused(f"--preprocess {preset}: the side must be 1 to {SIDE_LIMIT} pixels")
     settings: dict[str, Any] = {"do_resize": True, "do_rescale": True, "do_normalize": True}
     processor_class: Any = transformers.BitImageProcessorPil
-    settings |= {"do_convert_rgb": not grey, **presets[match[1]](side)}
+    # The file is opened as RGB already. True would also paint a PNG's transparent colour white,
+    # which none of the tools that these presets stand for does.
+    settings |= {"do_convert_rgb": False, **presets[match[1]](side)}
     processor_class(**settings).save_pretrained(folder)

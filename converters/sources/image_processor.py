@@ -30,6 +30,7 @@ _METHODS = (
     "_prepare_image_like_inputs",
     "_preprocess",
     "process_image",
+    "convert_to_rgb",
     "resize",
     "center_crop",
     "rescale",
@@ -103,6 +104,8 @@ def transform(processor: Any, channels: int = COLOURS) -> dict[str, Any]:
     except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
         raise refused(processor, f"its settings are invalid ({error})") from error
     height, width = _final_size(processor, operations)
+    if getattr(processor, "do_convert_rgb", False):
+        operations = [{"op": "onto_white"}, *operations]
     document = {"height": height, "width": width, "operations": operations}
     if channels == GREY:
         return {**document, "channels": GREY, "operations": [{"op": "grey"}, *operations]}

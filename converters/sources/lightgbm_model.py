@@ -1,5 +1,6 @@
 """A LightGBM booster from its own text format (``booster_.save_model('model.txt')``)."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,17 +75,17 @@ class LightgbmModel(TabularModel):
         label_count = label_counts.get(self.link, 0)
         self.labels = tuple(map(str, range(label_count)))
 
-    def answer(self, table: Table) -> np.ndarray:
+    def scores(self, table: Table) -> np.ndarray:
         predicted = np.asarray(
             self.booster.predict(self._library_rows(table), num_threads=1), dtype=np.float64
         )
         predicted = predicted.reshape(len(table), -1)
         columns = [1 - predicted, predicted] if self.link == "sigmoid" else [predicted]
-        answer: np.ndarray = np.hstack(columns)
-        return answer
+        scores: np.ndarray = np.hstack(columns)
+        return scores
 
     def decide(self, table: Table) -> np.ndarray:
-        positions: np.ndarray = self.answer(table).argmax(axis=1)
+        positions: np.ndarray = self.scores(table).argmax(axis=1)
         return positions
 
     def graph(self) -> onnx.ModelProto:
@@ -245,14 +246,38 @@ def _written_numbers(path: Path) -> list[tuple[list[float], list[float]]]:
     return trees
 
 
+def _require_whole(text: str) -> None:
+    """Raise ValueError for a truncated file, of which LightGBM's own parser silently reads as much
+    as there is.
+
+    What follows the parameters is written by the Python package alone: without it the categories of
+    pandas are lost, and each would be sent as its code.
+    """
+    if not text.startswith("tree\n") or "\nend of trees\n" not in text:
+        raise ValueError("it has no 'tree' at its beginning or no 'end of trees'")
+    end = text.partition("\nend of parameters\n")
+    if not end[1]:
+        raise ValueError("it has no 'end of parameters'")
+    categories = [line for line in end[2].splitlines() if line.startswith("pandas_categorical:")]
+    if categories:
+        if not text.endswith("\n"):
+            raise ValueError("its last line has no end")
+        json.loads(categories[-1].partition(":")[2])
+        return
+    infos = next((line for line in text.splitlines() if line.startswith("feature_infos=")), "")
+    # A column of numbers is [low:high]; one of categories lists them.
+    if any(info[0] != "[" and info != "none" for info in infos.partition("=")[2].split()):
+        raise ValueError(
+            "it has columns of categories, and no line 'pandas_categorical' that names them"
+        )
+
+
 def _open(path: Path) -> Any:
     import lightgbm
 
     try:
         text = path.read_text(encoding="utf-8")
-        # LightGBM's own parser silently reads as much of a truncated file as there is.
-        if not text.startswith("tree\n") or "\nend of trees\n" not in text:
-            raise ValueError("it has no 'tree' at its beginning or no 'end of trees'")
+        _require_whole(text)
         return lightgbm.Booster(model_str=text)
     except (ValueError, lightgbm.basic.LightGBMError) as error:
         raise SourceRefused(

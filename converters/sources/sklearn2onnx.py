@@ -3,6 +3,7 @@
 skl2onnx converts everything except what converters.sources.sklearn_exact replaces.
 """
 
+import copy
 import re
 import warnings
 from collections.abc import Sequence
@@ -13,10 +14,13 @@ import onnx
 from converters.errors import ExportFailed, SourceRefused
 from converters.export.graph_names import ALL, OPSET
 from converters.export.trees2onnx import ML_DOMAIN, ML_OPSET
+from converters.sources.sklearn_columns import column_names, selected_columns
 from converters.sources.sklearn_exact import register_exact, register_vectorizers
+from converters.sources.vectorizers import is_vectorizer
 from converters.table import Column
 
 NO_CONVERTER = re.compile(r"Unable to find a (?:shape calculator|converter)\D*?<class '([\w.]+)'")
+NO_OPERATOR = re.compile(r"([\w.:]+)\(-?\d+\) is not a registered function/op")
 
 
 def convert_estimator(
@@ -40,7 +44,7 @@ def convert_estimator(
 
     register_exact(zero_missing=zero_missing)
     register_vectorizers(vectorizers)
-    _disable_flatten_transform(estimator)
+    estimator = _for_skl2onnx(estimator)
     reasons = []
     # Some of ONNX Runtime's operators (support vectors, AdaBoost) support FP32 only.
     for number in (DoubleTensorType, FloatTensorType):
@@ -66,6 +70,12 @@ def _reason(error: Exception) -> str:
     if match:
         name = match[1].rpartition(".")[2]
         return f"{name} has no converter; train with another estimator or step instead"
+    match = NO_OPERATOR.search(message)
+    if match:
+        return (
+            f"it needs {match[1]}, which ONNX Runtime does not have; train with another estimator "
+            "or step instead"
+        )
     return message[:200]
 
 
@@ -90,17 +100,40 @@ def _converted(
             options=options,
             target_opset={"": OPSET, ML_DOMAIN: ML_OPSET},
         )
+    if graph.functions:
+        raise NotImplementedError(
+            "a KNNImputer or another step that skl2onnx writes as a function has no converter; "
+            "train with a SimpleImputer instead"
+        )
     # A classifier's outputs are the label and the probabilities; the label is computed later.
     del graph.graph.output[:-1]
     return graph
 
 
-def _disable_flatten_transform(estimator: Any) -> None:
-    """skl2onnx requires a VotingClassifier without this option, which only transform() uses."""
-    steps = [step for _, step in getattr(estimator, "steps", [])]
-    for part in (estimator, *steps):
-        if hasattr(part, "flatten_transform"):
-            part.flatten_transform = False
+def _for_skl2onnx(estimator: Any) -> Any:
+    """A copy that skl2onnx understands and that predicts the same: a ColumnTransformer's masks and
+    slices as positions, without parts that take no column; neighbours dense."""
+    if is_vectorizer(estimator):
+        return estimator  # it is known by its identity
+    estimator = copy.copy(estimator)
+    if hasattr(estimator, "steps"):
+        estimator.steps = [(name, _for_skl2onnx(step)) for name, step in estimator.steps]
+    elif hasattr(estimator, "transformer_list"):
+        estimator.transformer_list = [
+            (name, _for_skl2onnx(part)) for name, part in estimator.transformer_list
+        ]
+    elif hasattr(estimator, "transformers_") and hasattr(estimator, "remainder"):
+        names = column_names(estimator)
+        selections = [
+            (name, part, selected_columns(selector, names))
+            for name, part, selector in estimator.transformers_
+        ]
+        estimator.transformers_ = [
+            (name, _for_skl2onnx(part), selected) for name, part, selected in selections if selected
+        ]
+    if hasattr(getattr(estimator, "_fit_X", None), "toarray"):
+        estimator._fit_X = estimator._fit_X.toarray()
+    return estimator
 
 
 def _require_loadable(graph: onnx.ModelProto) -> None:

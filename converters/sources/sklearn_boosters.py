@@ -39,6 +39,11 @@ def booster_model(model: Any) -> XgboostModel | LightgbmModel:
     """The fitted estimator, read from its library's own file format; SourceRefused for what is not
     converted from such a file either."""
     name = type(model).__name__
+    if name in LIGHTGBM and getattr(model, "_other_params", {}).get("pred_early_stop"):
+        raise SourceRefused(
+            f"the {name} in it predicts with pred_early_stop, which skips trees row by row and "
+            "has no converter: train it without"
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / (f"{name}.ubj" if name in XGBOOST else f"{name}.txt")
         try:

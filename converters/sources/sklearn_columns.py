@@ -14,6 +14,9 @@ from converters.errors import SourceRefused
 from converters.sources.vectorizers import is_vectorizer, words_of
 from converters.table import Column
 
+# What JSON and V2 can carry as a category.
+CATEGORY_TYPES = (str, bool, int, float, np.bool_, np.integer, np.floating)
+
 
 @dataclass(frozen=True)
 class TransformerUse:
@@ -167,6 +170,50 @@ def _selected_positions(selector: Any, names: Sequence[str]) -> list[int]:
     return [names.index(str(name)) for name in entries]
 
 
+# Steps whose arithmetic ONNX Runtime repeats to the last bit: none, or one operation for a number.
+EXACT_STEPS = (
+    "SimpleImputer",
+    "StandardScaler",
+    "MinMaxScaler",
+    "MaxAbsScaler",
+    "RobustScaler",
+    "OneHotEncoder",
+    "OrdinalEncoder",
+    "TargetEncoder",
+    "KBinsDiscretizer",
+    "Binarizer",
+    "PolynomialFeatures",
+    "MissingIndicator",
+)
+
+
+def rounds_before_the_end(model: Any) -> bool:
+    """Whether a step before the last estimator computes what no two libraries round alike: sums
+    over columns (PCA, Normalizer), exponentials, logarithms."""
+    return any(_rounds(step) for _, step in getattr(model, "steps", [])[:-1])
+
+
+def _rounds(part: Any) -> bool:
+    if isinstance(part, str) or part is None:
+        return False
+    if hasattr(part, "steps"):
+        return any(_rounds(step) for _, step in part.steps)
+    if _is_column_transformer(part):
+        return any(_rounds(transformer) for _, transformer, _ in part.transformers_)
+    if hasattr(part, "transformer_list"):
+        return any(_rounds(transformer) for _, transformer in part.transformer_list)
+    if type(part).__name__ == "FunctionTransformer":
+        return part.func is not None
+    return type(part).__name__ not in EXACT_STEPS and not hasattr(part, "get_support")
+
+
+def selected_columns(selector: Any, names: Sequence[str]) -> Any:
+    """A ColumnTransformer part's selector; a mask, a slice or a function as positions."""
+    if isinstance(selector, slice) or np.asarray(selector).dtype == bool:
+        return _selected_positions(selector, names)
+    return selector
+
+
 def _with_transformer(column: Column, transformer: Any, index: int) -> Column:
     if hasattr(transformer, "categories_"):
         return _with_categories(column, transformer, transformer.categories_[index])
@@ -206,6 +253,14 @@ def _with_categories(column: Column, encoder: Any, categories: Any) -> Column:
         raise SourceRefused(
             f"the column {column.name!r} has both None and NaN among its categories, and a client "
             "can only say that a value is missing: use one of them, and train again"
+        )
+    strange = next((value for value in present if not isinstance(value, CATEGORY_TYPES)), None)
+    if strange is not None:
+        # A client can only send a text or a number, which such an encoder never knows.
+        raise SourceRefused(
+            f"the column {column.name!r} has categories of type {type(strange).__name__}, which a "
+            "client cannot send: convert them to text or numbers before training (a date to its "
+            "year, month and weekday), and train again"
         )
     if texts and len(texts) < len(present):
         raise SourceRefused(

@@ -19,6 +19,16 @@ from converters.sources.sklearn_boosters import XGBOOST, booster_classes
 from converters.sources.sklearn_columns import is_missing
 from converters.sources.sklearn_encoders import EncoderColumn, encoder_columns
 from converters.sources.sklearn_functions import FUNCTIONS, function_parts
+from converters.sources.sklearn_kernels import register_kernels
+from converters.sources.sklearn_members import register_members
+from converters.sources.sklearn_neighbors import register_neighbors
+from converters.sources.sklearn_nodes import (
+    LINEAR_MODELS,
+    SCORES_OPTIONS,
+    GraphPart,
+    add_output,
+    wants_margins,
+)
 from converters.sources.sklearn_trees import tree_models, tree_sum
 from converters.sources.vectorizers import size_of
 from converters.table import MISSING
@@ -38,27 +48,24 @@ def register_exact(*, zero_missing: bool = False) -> None:
     from sklearn import cluster
     from sklearn.ensemble import IsolationForest
     from sklearn.feature_extraction.text import TfidfTransformer
-    from sklearn.impute import SimpleImputer
+    from sklearn.impute import MissingIndicator, SimpleImputer
+    from sklearn.naive_bayes import CategoricalNB
     from sklearn.preprocessing import (
         Binarizer,
         FunctionTransformer,
         KBinsDiscretizer,
+        MaxAbsScaler,
         MinMaxScaler,
         Normalizer,
         OneHotEncoder,
         OrdinalEncoder,
         PolynomialFeatures,
+        PowerTransformer,
         TargetEncoder,
     )
 
     # skl2onnx cannot merge adjacent text and number columns into one tensor.
     _parse.do_not_merge_columns = (*dict.fromkeys((*_parse.do_not_merge_columns, TargetEncoder)),)
-    flags = {
-        "zipmap": [True, False, "columns"],
-        "nocl": [True, False],
-        "raw_scores": [True, False],
-        "output_class_labels": [False, True],
-    }
     classifier = calculate_linear_classifier_output_shapes
     regressor = calculate_linear_regressor_output_shapes
     for model, classifies in (*tree_models(), *booster_classes()):
@@ -68,7 +75,7 @@ def register_exact(*, zero_missing: bool = False) -> None:
             f"Sklearn{model.__name__}",
             classifier if classifies else regressor,
             _trees_converter(zero),
-            options=flags if classifies else None,
+            options=SCORES_OPTIONS if classifies else None,
             parser=_single_output_parser if model is IsolationForest else None,
         )
     for model in (cluster.KMeans, cluster.MiniBatchKMeans, cluster.BisectingKMeans):
@@ -81,11 +88,28 @@ def register_exact(*, zero_missing: bool = False) -> None:
         )
     for model in linear_classifiers():
         update_registered_converter(
-            model, f"Sklearn{model.__name__}", classifier, _convert_linear, options=flags
+            model, f"Sklearn{model.__name__}", classifier, _convert_linear, options=SCORES_OPTIONS
+        )
+    register_members()
+    register_kernels()
+    register_neighbors()
+    update_registered_converter(
+        CategoricalNB,
+        "SklearnCategoricalNB",
+        classifier,
+        _convert_categorical_bayes,
+        options=SCORES_OPTIONS,
+    )
+    # skl2onnx's own fails if only the first column is selected.
+    for selector in _selectors():
+        update_registered_converter(
+            selector, f"Sklearn{selector.__name__}", _selected_shape, _convert_selection
         )
     for part, shapes, convert in (
         (SimpleImputer, _imputed_shape, _convert_imputer),
+        (MissingIndicator, _flagged_shape, _convert_indicator),
         (MinMaxScaler, calculate_sklearn_scaler_output_shapes, _convert_min_max),
+        (MaxAbsScaler, calculate_sklearn_scaler_output_shapes, _convert_max_abs),
         (OneHotEncoder, _encoded_shape, _convert_encoder),
         (OrdinalEncoder, _encoded_shape, _convert_encoder),
         (TargetEncoder, _encoded_shape, _convert_encoder),
@@ -93,10 +117,27 @@ def register_exact(*, zero_missing: bool = False) -> None:
         (Binarizer, _same_shape, _convert_binarizer),
         (PolynomialFeatures, _polynomial_shape, _convert_polynomial),
         (Normalizer, _same_shape, _convert_normalizer),
+        (PowerTransformer, _same_shape, _convert_powers),
         (TfidfTransformer, _same_shape, _convert_tfidf),
         (FunctionTransformer, _function_shape, _convert_function),
     ):
         update_registered_converter(part, f"Sklearn{part.__name__}", shapes, convert)
+
+
+def _selectors() -> Iterator[type]:
+    from sklearn import feature_selection
+
+    names = (
+        "GenericUnivariateSelect",
+        "SelectFdr",
+        "SelectFpr",
+        "SelectFromModel",
+        "SelectFwe",
+        "SelectKBest",
+        "SelectPercentile",
+        "VarianceThreshold",
+    )
+    yield from (getattr(feature_selection, name) for name in names)
 
 
 def _trees_converter(extra_missing: tuple[float, ...]) -> Any:
@@ -111,15 +152,17 @@ def _trees_converter(extra_missing: tuple[float, ...]) -> Any:
 def _convert_trees(
     scope: Any, operator: Any, container: Any, extra_missing: tuple[float, ...]
 ) -> None:
-    from skl2onnx.common.data_types import guess_proto_type
-
     tree_model = tree_sum(operator.raw_operator)
+    is_classifier = hasattr(operator.raw_operator, "classes_")
+    as_margins = is_classifier and wants_margins(scope, operator)
+    if as_margins and tree_model.slope != 1:
+        raise NotImplementedError("margins of a LightGBM model with sigmoid= have no converter")
     source = scope.get_unique_variable_name("trees")
     container.add_node("Identity", [_joined_input(scope, operator, container)], [source])
     subgraph = tree_parts(
         tree_model.trees,
         tree_model.start,
-        tree_model.link,
+        "identity" if as_margins else tree_model.link,
         narrow=tree_model.narrow,
         source=source,
         missing=(*tree_model.missing, *extra_missing),
@@ -137,10 +180,7 @@ def _convert_trees(
             **versions,
             **part.attributes,
         )
-    target, answer = operator.outputs[-1], subgraph.parts[-1].output
-    container.add_node("Cast", [answer], [target.full_name], to=guess_proto_type(target.type))
-    if len(operator.outputs) > 1:
-        _add_label(scope, operator, container, answer)
+    add_output(GraphPart(scope, container), operator, subgraph.parts[-1].output)
 
 
 def _single_output_parser(scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:
@@ -190,8 +230,7 @@ def _convert_centres(scope: Any, operator: Any, container: Any) -> None:
     container.add_node("Max", [name["square"], zero], [name["positive"]])
     container.add_node("Sqrt", [name["positive"]], [name["distance"]])
     container.add_node("Neg", [name["distance"]], [name["minus"]])
-    target = operator.outputs[0]
-    container.add_node("Cast", [name["minus"]], [target.full_name], to=_output_dtype(target, dtype))
+    add_output(GraphPart(scope, container), operator, name["minus"])
 
 
 def register_vectorizers(vectorizers: Sequence[Any]) -> None:
@@ -225,95 +264,63 @@ def register_vectorizers(vectorizers: Sequence[Any]) -> None:
 
 def linear_classifiers() -> Iterator[type]:
     """Yield the classifiers that are ``x @ coef_ + intercept_`` and a link."""
-    from sklearn import linear_model, svm
+    from sklearn import discriminant_analysis, linear_model, svm
 
-    names = (
-        "LogisticRegression",
-        "LogisticRegressionCV",
-        "SGDClassifier",
-        "Perceptron",
-        "RidgeClassifier",
-        "RidgeClassifierCV",
-        "PassiveAggressiveClassifier",
+    yield from (
+        getattr(linear_model, name) for name in LINEAR_MODELS if hasattr(linear_model, name)
     )
-    yield from (getattr(linear_model, name) for name in names if hasattr(linear_model, name))
     yield svm.LinearSVC
+    yield discriminant_analysis.LinearDiscriminantAnalysis
 
 
 def _convert_linear(scope: Any, operator: Any, container: Any) -> None:
-    """Scores, or margins if the estimator has no scores ([n, classes]; for two, -d and d)."""
-    model, source = operator.raw_operator, _joined_input(scope, operator, container)
-    dtype = _input_dtype(operator)
-    if dtype not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
-        dtype, raw_source = onnx.TensorProto.DOUBLE, source
-        source = scope.get_unique_variable_name("numbers")
-        container.add_node("Cast", [raw_source], [source], to=dtype)
+    """Scores, or margins if they are asked for or the estimator has no scores ([n, classes]; for
+    two, -d and d)."""
+    model, part = operator.raw_operator, GraphPart(scope, container)
+    source = part.wide(_joined_input(scope, operator, container))
     weights = np.asarray(model.coef_, np.float64).T
-    weights = weights.reshape(
-        len(weights), -1
-    )  # a RidgeClassifier for two classes may have one axis
+    # A RidgeClassifier for two classes may have one axis.
+    weights = weights.reshape(len(weights), -1)
     start = np.ravel(np.asarray(model.intercept_, np.float64))
     bias = np.broadcast_to(start, weights.shape[1:])
     if weights.shape[1] == 1:
         weights = np.hstack([-weights, weights])
         bias = np.concatenate([-bias, bias])
-    names = {
-        key: scope.get_unique_variable_name(key) for key in ("product", "margin", "odds", "sum")
-    }
-    weights_name = _constant(scope, container, weights, dtype, weights.shape)
-    container.add_node("MatMul", [source, weights_name], [names["product"]])
-    bias_name = _constant(scope, container, bias, dtype)
-    container.add_node("Add", [names["product"], bias_name], [names["margin"]])
-    answer = scope.get_unique_variable_name("answer")
-    match _linear_link(model):
+    product = part.node("MatMul", [source, part.constant(weights, weights.shape)])
+    margin = part.node("Add", [product, part.constant(bias)])
+    link = "margin" if wants_margins(scope, operator) else _linear_link(model)
+    add_output(part, operator, _linear_output(part, margin, link))
+
+
+def _linear_output(part: GraphPart, margin: str, link: str) -> str:
+    match link:
         case "margin":
-            container.add_node("Identity", [names["margin"]], [answer])
+            return margin
         case "softmax":
-            container.add_node("Softmax", [names["margin"]], [answer], axis=1)
+            return part.node("Softmax", [margin], axis=1)
         case "sigmoid":
-            container.add_node("Sigmoid", [names["margin"]], [answer])
+            return part.node("Sigmoid", [margin])
         case "one against the rest":
-            axes = _constant(scope, container, [1], onnx.TensorProto.INT64)
-            container.add_node("Sigmoid", [names["margin"]], [names["odds"]])
-            container.add_node("ReduceSum", [names["odds"], axes], [names["sum"]], keepdims=1)
-            container.add_node("Div", [names["odds"], names["sum"]], [answer])
-    target = operator.outputs[-1]
-    container.add_node(
-        "Cast", [answer], [target.full_name], to=_output_dtype(target, onnx.TensorProto.DOUBLE)
-    )
-    if len(operator.outputs) > 1:
-        _add_label(scope, operator, container, answer)
+            return part.shares(part.node("Sigmoid", [margin]))
+        case "clipped":
+            ends = [part.constant(end, ()) for end in (-1.0, 1.0)]
+            shifted = part.node("Add", [part.node("Clip", [margin, *ends]), part.constant([1.0])])
+            return part.shares(part.node("Mul", [shifted, part.constant([0.5])]))
+    raise ValueError(f"there is no link {link!r}")
 
 
 def _linear_link(model: Any) -> str:
-    if not hasattr(model, "predict_proba"):
-        return "margin"
-    if getattr(model, "loss", "log_loss") != "log_loss":
-        raise NotImplementedError(f"{type(model).__name__}(loss={model.loss!r}) has no converter")
+    loss = getattr(model, "loss", "log_loss")
+    if loss not in ("log_loss", "modified_huber"):
+        raise NotImplementedError(f"{type(model).__name__}(loss={loss!r}) has no converter")
+    if loss == "modified_huber":
+        return "clipped"
     if len(model.classes_) == 2:
         return "sigmoid"
     one_vs_rest = (
         getattr(model, "multi_class", "") == "ovr" or getattr(model, "solver", "") == "liblinear"
     )
     return "one against the rest" if one_vs_rest or hasattr(model, "loss") else "softmax"
-
-
-def _output_dtype(variable: Any, default: int) -> int:
-    from skl2onnx.common.data_types import guess_proto_type
-
-    return int(guess_proto_type(variable.type) or default)
-
-
-def _add_label(scope: Any, operator: Any, container: Any, answer: str) -> None:
-    classes = np.asarray(operator.raw_operator.classes_)
-    is_text = classes.dtype.kind in "OUS"
-    labels = [str(label).encode() if is_text else int(label) for label in classes]
-    index = scope.get_unique_variable_name("index")
-    names = _constant(
-        scope, container, labels, onnx.TensorProto.STRING if is_text else onnx.TensorProto.INT64
-    )
-    container.add_node("ArgMax", [answer], [index], axis=1, keepdims=0)
-    container.add_node("Gather", [names, index], [operator.outputs[0].full_name])
 
 
 def _convert_min_max(scope: Any, operator: Any, container: Any) -> None:
@@ -330,6 +337,50 @@ def _convert_min_max(scope: Any, operator: Any, container: Any) -> None:
     container.add_node("Add", [scaled, minimum], [moved])
     ends = [_constant(scope, container, end, dtype, ()) for end in scaler.feature_range]
     container.add_node("Clip", [moved, *ends], [target])
+
+
+def _selected_shape(operator: Any) -> None:
+    first = operator.inputs[0]
+    width = len(operator.raw_operator.get_support(indices=True))
+    operator.outputs[0].type = type(first.type)([first.get_first_dimension(), width])
+
+
+def _convert_selection(scope: Any, operator: Any, container: Any) -> None:
+    selector, part = operator.raw_operator, GraphPart(scope, container)
+    positions = part.constant(selector.get_support(indices=True), dtype=onnx.TensorProto.INT64)
+    chosen = part.node("Gather", [part.joined_input(operator), positions], axis=1)
+    container.add_node("Identity", [chosen], [operator.outputs[0].full_name])
+
+
+def _convert_max_abs(scope: Any, operator: Any, container: Any) -> None:
+    """``x / scale_``, as transform() computes it."""
+    scaler, part = operator.raw_operator, GraphPart(scope, container)
+    source, dtype = part.joined_input(operator), _input_dtype(operator)
+    scaled = part.node("Div", [source, part.constant(scaler.scale_, dtype=dtype)])
+    if getattr(scaler, "clip", False):
+        ends = [part.constant(end, (), dtype) for end in (-1.0, 1.0)]
+        scaled = part.node("Clip", [scaled, *ends])
+    container.add_node("Identity", [scaled], [operator.outputs[0].full_name])
+
+
+def _flagged_shape(operator: Any) -> None:
+    from skl2onnx.common.data_types import DoubleTensorType
+
+    first = operator.inputs[0]
+    width = len(operator.raw_operator.features_)
+    operator.outputs[0].type = DoubleTensorType([first.get_first_dimension(), width])
+
+
+def _convert_indicator(scope: Any, operator: Any, container: Any) -> None:
+    indicator, part = operator.raw_operator, GraphPart(scope, container)
+    source = part.wide(part.joined_input(operator))
+    if is_missing(indicator.missing_values):
+        flags = part.node("IsNaN", [source])
+    else:
+        flags = part.node("Equal", [source, part.constant([float(indicator.missing_values)])])
+    positions = part.constant(indicator.features_, dtype=onnx.TensorProto.INT64)
+    chosen = part.node("Gather", [part.wide(flags), positions], axis=1)
+    container.add_node("Identity", [chosen], [operator.outputs[0].full_name])
 
 
 def _binned_shape(operator: Any) -> None:
@@ -433,6 +484,47 @@ def _same_shape(operator: Any) -> None:
     tensor_type = type(operator.inputs[0].type)
     rows = operator.inputs[0].get_first_dimension()
     operator.outputs[0].type = tensor_type([rows, int(operator.raw_operator.n_features_in_)])
+
+
+def _convert_categorical_bayes(scope: Any, operator: Any, container: Any) -> None:
+    """skl2onnx's own supports FP32 only, and with it the step before, which finds the category."""
+    model, part = operator.raw_operator, GraphPart(scope, container)
+    rows = _joined_input(scope, operator, container)
+    codes = part.node("Cast", [rows], to=onnx.TensorProto.INT64)
+    total = part.constant(np.asarray(model.class_log_prior_, np.float64))
+    for index, logs in enumerate(model.feature_log_prob_):
+        position = part.constant(index, (), onnx.TensorProto.INT64)
+        code = part.node("Gather", [codes, position], axis=1)
+        known = part.node("Gather", [part.constant(logs.T, logs.T.shape), code], axis=0)
+        total = part.node("Add", [total, known])
+    if wants_margins(scope, operator):
+        raise NotImplementedError("the margins of a CategoricalNB have no converter")
+    add_output(part, operator, part.node("Softmax", [total], axis=1))
+
+
+def _convert_powers(scope: Any, operator: Any, container: Any) -> None:
+    """skl2onnx's own rounds the powers to FP32."""
+    model, part = operator.raw_operator, GraphPart(scope, container)
+    rows = part.wide(_joined_input(scope, operator, container))
+    powers = np.asarray(model.lambdas_, np.float64)
+    one = part.constant([1.0])
+    if model.method == "box-cox":
+        base, power = rows, part.constant(powers)
+    else:
+        is_over = part.node("GreaterOrEqual", [rows, part.constant([0.0])])
+        base = part.node("Add", [part.node("Abs", [rows]), one])
+        power = part.node("Where", [is_over, part.constant(powers), part.constant(2 - powers)])
+    is_log = part.node("Equal", [power, part.constant([0.0])])
+    safe = part.node("Where", [is_log, one, power])
+    raised = part.node("Div", [part.node("Sub", [part.node("Pow", [base, safe]), one]), safe])
+    changed = part.node("Where", [is_log, part.node("Log", [base]), raised])
+    if model.method != "box-cox":
+        changed = part.node("Where", [is_over, changed, part.node("Neg", [changed])])
+    if model.standardize:
+        mean, scale = (part.constant(row) for row in (model._scaler.mean_, model._scaler.scale_))
+        changed = part.node("Div", [part.node("Sub", [changed, mean]), scale])
+    target = operator.outputs[0].full_name
+    container.add_node("Cast", [changed], [target], to=_input_dtype(operator))
 
 
 def _convert_normalizer(scope: Any, operator: Any, container: Any) -> None:

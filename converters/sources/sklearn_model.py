@@ -15,11 +15,17 @@ from converters.sources.sklearn_columns import (
     direct_columns,
     edges_of,
     ignored_columns,
+    rounds_before_the_end,
     takes_columns_by_name,
     vectorizers_of,
 )
 from converters.sources.sklearn_target import with_target, without_target
-from converters.sources.sklearn_trees import estimator_thresholds, has_jumps, tree_sum
+from converters.sources.sklearn_trees import (
+    estimator_thresholds,
+    has_jumps,
+    mixes_kinds,
+    tree_sums,
+)
 from converters.sources.skops_file import load_skops
 from converters.sources.tabular_model import Forest, TabularModel
 from converters.sources.vectorizers import vectorizer_document, vocabulary_note
@@ -59,17 +65,28 @@ class SklearnModel(TabularModel):
         self.vectorizers = vectorizers_of(self.inner)
         for _, vectorizer in self.vectorizers:
             vectorizer_document(vectorizer)
+        if self.vectorizers and type(self.last).__name__.startswith(("KNeighbors", "RadiusNeigh")):
+            raise SourceRefused(
+                f"{path} looks for the nearest texts, and many are equally far (all those without "
+                "a common word): which of them scikit-learn takes is an accident of its sorting, "
+                "which no graph repeats; train a LogisticRegression or a LinearSVC on the texts"
+            )
         self.only_texts = not hasattr(self.inner, "n_features_in_")
         ignored = ignored_columns(self.inner)
         self.columns = tuple(column for column in self._trained if column.name not in ignored)
         self.steps = has_jumps(self.inner)
+        self.rounds = self.steps and (rounds_before_the_end(self.inner) or mixes_kinds(self.last))
+        # Every trained row is equally far from a far number.
+        self.far = not type(self.last).__name__.startswith("KNeighbors")
         self.labels = ()
         if self.kind == "classifier":
             self.labels = _labels(path, self.estimator)
         if self.kind == "clusters":
             self.labels = tuple(map(str, range(_cluster_count(self.last))))
-            # A distance is computed from three squares, whose rounding dominates for far numbers.
-            self.far = hasattr(self.last, "predict_proba")
+            # A distance is computed from three squares, whose rounding dominates for far numbers,
+            # as it does in a full covariance.
+            covariance = getattr(self.last, "covariance_type", "full")
+            self.far = hasattr(self.last, "predict_proba") and covariance in ("diag", "spherical")
         self.remarks = (*self.remarks, *KIND_REMARKS.get(self.kind, ()))
         self.margins = self.kind == "classifier" and not hasattr(self.estimator, "predict_proba")
         if self.margins:
@@ -79,29 +96,56 @@ class SklearnModel(TabularModel):
             self.remarks = (*self.remarks, remark)
         self.boosters = list(boosters_in(self.inner))
         self.remarks = (*self.remarks, *map(_booster_remark, self.boosters))
+        self._require_one_label()
+
+    def _require_one_label(self) -> None:
+        """Raise SourceRefused for a classifier that gives a row several labels: its classes do not
+        always show it."""
+        if self.kind != "classifier":
+            return
+        try:
+            predicted = self.estimator.predict(self._frame(ordinary_row(self.columns)))
+        except Exception:  # the model may refuse this row, for which it gets its own message
+            return
+        if np.ndim(predicted) != 1:
+            raise SourceRefused(
+                f"{self.path} predicts several labels per row: train one model for each"
+            )
 
     @property
     def last(self) -> Any:
         """The estimator at the end of the pipeline."""
         return _last(self.inner)
 
-    def answer(self, table: Table) -> np.ndarray:
-        frame = self._frame(table)
+    def scores(self, table: Table) -> np.ndarray:
+        return self._scores_of(self.estimator, self._frame(table), len(table))
+
+    def moved(self, table: Table, by: np.ndarray) -> np.ndarray | None:
+        if self.estimator is not self.inner:
+            return None
+        rows, last = self._last_input(table), self.last
+        if hasattr(last, "final_estimator_"):
+            rows, last = last.transform(rows), last.final_estimator_
+        rows = rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows, np.float64)
+        return self._scores_of(last, rows * by[np.arange(rows.shape[1]) % len(by)], len(table))
+
+    def _scores_of(self, estimator: Any, rows: Any, count: int) -> np.ndarray:
+        """The prediction of the model, or of its last step, for ``count`` rows as it takes them."""
         if self.kind == "clusters" and not hasattr(self.last, "predict_proba"):
-            return -np.asarray(self.estimator.transform(frame), dtype=np.float64)
+            return -np.asarray(estimator.transform(rows), dtype=np.float64)
         if self.kind == "outliers":
-            return np.asarray(self.estimator.decision_function(frame)).reshape(-1, 1)
+            return np.asarray(estimator.decision_function(rows)).reshape(-1, 1)
         if self.margins:
-            margins = np.asarray(self.estimator.decision_function(frame), dtype=np.float64)
+            margins = np.asarray(estimator.decision_function(rows), dtype=np.float64)
             return margins if margins.ndim > 1 else np.stack([-margins, margins], axis=1)
         if self.labels:
-            return np.asarray(self.estimator.predict_proba(frame), dtype=np.float64)
-        values = np.asarray(self.estimator.predict(frame), dtype=np.float64)
+            return np.asarray(estimator.predict_proba(rows), dtype=np.float64)
+        values = np.asarray(estimator.predict(rows), dtype=np.float64)
         if values.ndim > 1 and values.shape[1] > 1:
             raise SourceRefused(
                 f"{self.path} predicts {values.shape[1]} values per row: train one model for each"
             )
-        return values.reshape(len(table), 1)
+        return values.reshape(count, 1)
 
     def decide(self, table: Table) -> np.ndarray:
         index_of = {label: index for index, label in enumerate(self.labels)}
@@ -121,10 +165,6 @@ class SklearnModel(TabularModel):
             vectorizers,
             zero_missing=self._gives_sparse_rows(),
         )
-        # For two classes ONNX Runtime's support vectors give d and -d.
-        is_negated = self.margins and type(self.last).__name__ in ("SVC", "NuSVC")
-        if is_negated and len(self.labels) == 2:
-            return with_target(graph, (np.negative, (1.0, 0.0)))
         return with_target(graph, self._target_transform)
 
     def text_parts(self) -> Sequence[tuple[str, Any]]:
@@ -150,21 +190,19 @@ class SklearnModel(TabularModel):
         return dict(zip(names, thresholds, strict=True))
 
     def forest(self, table: Table) -> Forest | None:
-        try:
-            tree_model = tree_sum(self.last)
-        except (AttributeError, SourceRefused):
+        sums = tree_sums(self.last)
+        if not sums:
             return None
+        narrow = all(found.narrow for found in sums)
+        marks = set.intersection(*(set(found.missing) for found in sums))
         is_alone = self.inner is self.last
         rows = self._last_input(table)
         dense = rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows, np.float64)
         with np.errstate(over="ignore"):
-            numbers = dense.astype(np.float32 if tree_model.narrow else np.float64).astype(
-                np.float64
-            )
+            numbers = dense.astype(np.float32 if narrow else np.float64).astype(np.float64)
         zero_is_missing = hasattr(rows, "toarray") and type(self.last).__name__ in XGBOOST
-        missing = (*tree_model.missing, 0.0) if zero_is_missing else tree_model.missing
-        numbers[np.isin(numbers, missing)] = np.nan
-        return Forest(tree_model.trees, numbers, is_alone)
+        numbers[np.isin(numbers, [*marks, *([0.0] if zero_is_missing else [])])] = np.nan
+        return Forest([tree for found in sums for tree in found.trees], numbers, is_alone)
 
     def marks(self) -> Mapping[str, Sequence[float]]:
         """The numbers that the boosters read as missing."""
@@ -267,6 +305,12 @@ def _kind(path: Path, estimator: Any) -> str:
             f"{path} holds an {name}, which takes a single number instead of columns: train a "
             "HistGradientBoostingRegressor(monotonic_cst=[1]) on that column"
         )
+    first = type(_first(estimator)).__name__
+    if first in ("DictVectorizer", "FeatureHasher"):
+        raise SourceRefused(
+            f"{path} begins with a {first}, which takes dictionaries, and a client sends named "
+            "columns: train on a DataFrame, with a OneHotEncoder in a ColumnTransformer"
+        )
     if not _is_fitted(path, estimator):
         raise SourceRefused(
             f"{path} holds a {name} that was never fitted: fit it and save it again"
@@ -274,9 +318,14 @@ def _kind(path: Path, estimator: Any) -> str:
     if kind == "classifier" and not (
         hasattr(estimator, "predict_proba") or hasattr(estimator, "decision_function")
     ):
+        remedy = (
+            "train it with voting='soft'"
+            if name == "VotingClassifier"
+            else "use an estimator that has one of them"
+        )
         raise SourceRefused(
             f"{path} holds a {name} with neither predict_proba nor decision_function, so its "
-            "predictions have no scores: wrap it in sklearn.calibration.CalibratedClassifierCV"
+            f"predictions have no scores: {remedy}"
         )
     if kind == "outliers" and not hasattr(estimator, "decision_function"):
         raise SourceRefused(
@@ -319,6 +368,12 @@ def _cluster_count(model: Any) -> int:
 def _last(model: Any) -> Any:
     while hasattr(model, "steps"):
         model = model.steps[-1][1]
+    return model
+
+
+def _first(model: Any) -> Any:
+    while hasattr(model, "steps"):
+        model = model.steps[0][1]
     return model
 
 

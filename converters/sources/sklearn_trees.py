@@ -17,6 +17,7 @@ from converters.sources.xgboost_model import XgboostModel
 class TreeSum:
     """``link(start + sum of trees)``, with the link as in ``tree_parts``. ``narrow``: the library
     rounds its inputs to FP32 before it compares them. ``missing`` are numbers that it reads as NaN.
+    ``slope``: the leaves contain this factor of the link.
     """
 
     trees: Sequence[Tree]
@@ -24,6 +25,7 @@ class TreeSum:
     link: str
     narrow: bool
     missing: tuple[float, ...] = ()
+    slope: float = 1.0
 
 
 def tree_sum(model: Any) -> TreeSum:
@@ -41,13 +43,64 @@ def tree_sum(model: Any) -> TreeSum:
     return TreeSum(trees, np.zeros(trees[0].value.shape[1]), "identity", narrow=True)
 
 
+# Models whose members read the same columns as they do.
+COMPOUNDS = frozenset((
+    "AdaBoostClassifier",
+    "AdaBoostRegressor",
+    "BaggingClassifier",
+    "BaggingRegressor",
+    "OneVsOneClassifier",
+    "OneVsRestClassifier",
+    "StackingClassifier",
+    "StackingRegressor",
+    "VotingClassifier",
+    "VotingRegressor",
+))  # fmt: skip
+
+
+def tree_sums(model: Any) -> list[TreeSum]:
+    """The sums of trees in a fitted model: itself, or those among the members of a vote, a stack, a
+    bag, a calibration, one for each class. Members behind steps of their own are left out."""
+    name = type(model).__name__
+    if name == "FrozenEstimator":
+        return tree_sums(model.estimator)
+    if name == "CalibratedClassifierCV":
+        members = [member.estimator for member in model.calibrated_classifiers_]
+    elif name in COMPOUNDS:
+        members = list(model.estimators_)
+    else:
+        try:
+            return [tree_sum(model)]
+        except (AttributeError, SourceRefused):
+            return []
+    selections = getattr(model, "estimators_features_", [None] * len(members))
+    return [
+        found if selection is None else _of_features(found, np.asarray(selection))
+        for member, selection in zip(members, selections, strict=True)
+        for found in tree_sums(member)
+    ]
+
+
+def mixes_kinds(model: Any) -> bool:
+    """Whether members that are not trees, such as neighbors or kernels, precede or accompany
+    trees: no two libraries round theirs alike."""
+    members = getattr(model, "estimators_", ())
+    return type(model).__name__ in COMPOUNDS and not all(map(tree_sums, members))
+
+
+def _of_features(found: TreeSum, selection: np.ndarray) -> TreeSum:
+    """Trees that were trained on these of the features, INT [k], as trees of all features."""
+    trees = [
+        replace(tree, feature=np.where(tree.leaves, 0, selection[np.maximum(tree.feature, 0)]))
+        for tree in found.trees
+    ]
+    return replace(found, trees=trees)
+
+
 def estimator_thresholds(model: Any, features: int) -> list[np.ndarray]:
     """The numbers at which the trees of a final estimator split each feature, FP64 [k] each; empty
     without trees."""
-    try:
-        trees = tree_sum(model).trees
-    except (AttributeError, SourceRefused):
-        return [np.empty(0)] * features
+    trees = [tree for found in tree_sums(model) for tree in found.trees]
     return thresholds_by_feature(trees, features)
 
 
@@ -75,7 +128,9 @@ def _booster_sum(model: Any) -> TreeSum:
             "pipeline: use scikit-learn's own linear model there"
         )
     if not isinstance(booster, XgboostModel):
-        return TreeSum(booster.trees, booster.start(), booster.link, narrow=False)
+        return TreeSum(
+            booster.trees, booster.start(), booster.link, narrow=False, slope=booster.slope
+        )
     missing = () if np.isnan(booster.missing) else (booster.missing,)
     return TreeSum(booster.trees, booster.start(), booster.link, narrow=True, missing=missing)
 

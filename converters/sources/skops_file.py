@@ -17,6 +17,7 @@ from converters.sources.sklearn_bounds import first_invalid_part
 # Whole libraries, but only their classes: a function that a file names is called with the file's
 # data.
 TRUSTED = ("sklearn.", "scipy.", "numpy.")
+METRICS = "sklearn.metrics."
 # Functions of these libraries that common estimators store with their data. They only compute.
 FUNCTIONS = {
     *(
@@ -33,7 +34,11 @@ FUNCTIONS = {
     "scipy.special._ufuncs.expit",
     "scipy.special._ufuncs.logit",
 }
+# What such a model stores beside classes.
+HISTOGRAM_CATEGORIES = {"functools.partial", "sklearn.utils.validation.check_array"}
 _TORCH_ADAPTER = "sklearn.externals.array_api_compat.torch"
+# Python's own types, which make_column_selector(dtype_include=object) stores.
+BUILTIN_CLASSES = {f"builtins.{name}" for name in ("object", "int", "float", "bool", "str")}
 SCHEMA, SCHEMA_LIMIT_BYTES = "schema.json", 512 * 1024 * 1024
 
 
@@ -51,6 +56,12 @@ def load_skops(path: Path) -> tuple[Any, tuple[str, ...]]:
             f"{path} is not a model that skops can read: {_one_line(error)}"
         ) from error
     refused = [name for name in unknown if not _is_library_class(name)]
+    if set(refused) == HISTOGRAM_CATEGORIES:
+        raise SourceRefused(
+            f"{path} holds a HistGradientBoosting model with splits on categories "
+            "(categorical_features=), which has no converter: one-hot encode those columns, set "
+            "categorical_features=None, or train with LightGBM"
+        )
     if refused:
         raise SourceRefused(
             f"{path} holds {', '.join(sorted(refused)[:5])}, which is not a class of scikit-learn, "
@@ -103,15 +114,18 @@ def _check_schema(path: Path) -> None:
 
 
 def _is_library_class(name: str) -> bool:
-    if name in FUNCTIONS or name in BOOSTER_CLASSES:
+    if name in FUNCTIONS or name in BOOSTER_CLASSES or name in BUILTIN_CLASSES:
         return True
     if not name.startswith(TRUSTED):
         return False
     module, _, attribute = name.rpartition(".")
     try:
-        return isinstance(getattr(importlib.import_module(module), attribute), type)
+        part = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError):
         return False
+    # A search keeps the metric that it was scored with; metrics only compute.
+    is_metric = name.startswith(METRICS) and getattr(part, "__module__", "").startswith(METRICS)
+    return isinstance(part, type) or is_metric
 
 
 def _load_failure(path: Path, error: Exception) -> str:

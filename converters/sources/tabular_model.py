@@ -38,6 +38,9 @@ class TabularModel(ABC):
     labels: tuple[str, ...]
     # Whether its output jumps where a number passes a threshold, and nowhere else.
     steps: bool = True
+    # Whether it rounds before it compares with a threshold, so that a number within rounding error
+    # of one has no side that two libraries agree on.
+    rounds: bool = False
     # Whether its output is more than rounding error for numbers far from its training data.
     far: bool = True
     # The columns of the graph's inputs, in this order; empty: one input takes all columns, stacked.
@@ -46,12 +49,17 @@ class TabularModel(ABC):
     remarks: tuple[str, ...] = ()
 
     @abstractmethod
-    def answer(self, table: Table) -> np.ndarray:
+    def scores(self, table: Table) -> np.ndarray:
         """The library's own prediction, FP64: probabilities [n, labels], or values [n, 1]."""
 
     def exact(self, table: Table) -> np.ndarray | None:
         """The same without what the library rounds off in FP32, FP64 [n, ...]; None if it computes
         in FP64 anyway, or cannot say."""
+        return None
+
+    def moved(self, table: Table, by: np.ndarray) -> np.ndarray | None:
+        """The prediction if what the last step reads were off by the factors ``by`` FP64 [k], in
+        turn, FP64 [n, ...]; None if nothing precedes it."""
         return None
 
     @abstractmethod

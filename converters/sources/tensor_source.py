@@ -47,7 +47,7 @@ class TensorSource(ABC):
     def example(self) -> Batch | None:
         """Example inputs from its author, if any."""
 
-    def computes_in_half(self) -> bool:
+    def computes_in_fp16(self) -> bool:
         """Whether the graph itself computes in FP16, whatever its inputs and outputs are."""
         return False
 

@@ -94,6 +94,11 @@ class XgboostModel(TabularModel):
                 f"{path} was trained for {self.objective}, which has no converter; supported are "
                 f"{', '.join(LINKS)}"
             )
+        targets = int(learner["learner_model_param"].get("num_target", 1))
+        if targets > 1:
+            raise SourceRefused(
+                f"{path} predicts {targets} values per row: train one model for each"
+            )
         self.wrapper = self._wrapper()
         self.link = self._link()
         self.missing = _missing(options.get("missing", "nan"))
@@ -292,7 +297,7 @@ class XgboostModel(TabularModel):
         parameters = self._learner["learner_model_param"]
         return max(1, int(parameters["num_class"]), int(parameters.get("num_target", 1)))
 
-    def answer(self, table: Table) -> np.ndarray:
+    def scores(self, table: Table) -> np.ndarray:
         if self._estimator is not None:
             values = self._estimate(table)
         elif self.link == "softmax":  # multi:softmax itself predicts only the class
@@ -302,12 +307,12 @@ class XgboostModel(TabularModel):
         else:
             values = self._predicted(table)
             values = np.stack([1 - values, values], axis=1) if self.labels else values
-        answer = np.asarray(values, dtype=np.float64).reshape(len(table), -1)
-        if answer.shape[1] != max(1, len(self.labels)):
+        scores = np.asarray(values, dtype=np.float64).reshape(len(table), -1)
+        if scores.shape[1] != max(1, len(self.labels)):
             raise SourceRefused(
-                f"{self.path} predicts {answer.shape[1]} values per row: train one model for each"
+                f"{self.path} predicts {scores.shape[1]} values per row: train one model for each"
             )
-        return answer
+        return scores
 
     def _estimate(self, table: Table) -> Any:
         rows = self._rows(table)
@@ -403,6 +408,8 @@ class XgboostModel(TabularModel):
         stored = self._learner["learner_model_param"]["base_score"]
         scores = np.array(json.loads(stored if "[" in stored else f"[{stored}]"), dtype=float)
         to_raw_score = UNLINKED.get(self.link.removesuffix(" one"), np.asarray)
+        if self.linear is not None:
+            scores = scores[:1]  # gblinear adds the first class's to every class
         return np.asarray(np.broadcast_to(to_raw_score(scores), (self.width,)), dtype=np.float64)
 
     def _used_trees(self) -> Iterator[Tree]:

@@ -86,10 +86,10 @@ def parity(engine: dict[str, Any], ask: Ask) -> dict[str, Any]:
     }
 
 
-def as_scored(name: str, answers: np.ndarray) -> np.ndarray:
+def as_scored(name: str, outputs: np.ndarray) -> np.ndarray:
     """The values that the tolerances apply to, FP64: vectors as they are, logits as
     probabilities."""
-    values = answers.astype(np.float64)
+    values = outputs.astype(np.float64)
     if name == "text_embedding":
         return values
     powers = np.exp(values - values.max(axis=1, keepdims=True))
@@ -173,8 +173,8 @@ def served_by(address: str, model: str) -> Iterator[Ask]:
         for name, array in rows.items():
             inputs.append(grpc.InferInput(name, array.shape, np_to_triton_dtype(array.dtype)))
             inputs[-1].set_data_from_numpy(array)
-        answer = client.infer(model, inputs)
-        return np.asarray(answer.as_numpy(answer.get_response().outputs[0].name))
+        result = client.infer(model, inputs)
+        return np.asarray(result.as_numpy(result.get_response().outputs[0].name))
 
     with grpc.InferenceServerClient(address) as client:
         yield ask

@@ -126,8 +126,8 @@ def take_bytes(onnx: Path) -> None:
         helper.make_node("Mul", [f"{inner}_float", f"{inner}_per_step"], [f"{inner}_scaled"]),
         helper.make_node("Add", [f"{inner}_scaled", f"{inner}_offset"], [inner]),
     )
-    for place, node in enumerate(steps):
-        graph.node.insert(place, node)
+    for position, node in enumerate(steps):
+        graph.node.insert(position, node)
     pixels.type.tensor_type.elem_type = TensorProto.UINT8
     library.save(model, onnx)
 
@@ -171,8 +171,8 @@ def trace(name: str, precision: str, target: Path, cpu: bool) -> None:
     example = tuple(
         torch.from_numpy(array).to(device) for array in normalised(feed(name, 2)).values()
     )
-    half = torch.autocast(device, torch.float16, enabled=precision == "fp16")
-    with torch.inference_mode(), half, warnings.catch_warnings():
+    autocast = torch.autocast(device, torch.float16, enabled=precision == "fp16")
+    with torch.inference_mode(), autocast, warnings.catch_warnings():
         # About constants in the trace: parity is measured on other rows.
         warnings.simplefilter("ignore")
         traced: Any = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]

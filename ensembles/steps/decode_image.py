@@ -98,6 +98,16 @@ def grey(image: Image.Image) -> Image.Image:
     return image.convert("L")
 
 
+def onto_white(image: Image.Image) -> Image.Image:
+    """The pixels of the colour that a PNG names as transparent become white, as transformers'
+    ``do_convert_rgb`` has it; Pillow keeps the name of that colour through the conversion to
+    RGB."""
+    if image.info.get("transparency") is None:
+        return image
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
 def resize(image: Image.Image, height: int, width: int, resample: int) -> Image.Image:
     """To exactly this size, with the Pillow filter of this number; always antialiased."""
     return image.resize((width, height), Image.Resampling(resample))
@@ -142,7 +152,17 @@ def flip(image: Any) -> np.ndarray:
 
 OPERATIONS: Mapping[str, Callable[..., Any]] = {
     operation.__name__: operation
-    for operation in (grey, resize, resize_shorter, crop, crop_part, rescale, normalize, flip)
+    for operation in (
+        grey,
+        onto_white,
+        resize,
+        resize_shorter,
+        crop,
+        crop_part,
+        rescale,
+        normalize,
+        flip,
+    )
 }
 
 

@@ -5,9 +5,9 @@ Input ``text`` BYTES [n, 1]; outputs ``input_ids`` and ``attention_mask`` INT64 
 [n, bucket, 2]: where in the text each token begins and ends, in Unicode code points, and -1 for
 both where a token is not in the text (special tokens, padding).
 
-Triton merges only requests of equal shape, so every request is padded to the next of a few lengths
-and the engine's dynamic batcher can merge those that share one. A text longer than the model takes
-is refused, unless the request has the parameter ``truncate``.
+Every request is padded to the next of a few lengths. On a GPU, Triton's batcher merges requests of
+equal shape, which these lengths make likely; on a CPU the engine cuts the padding off again. A text
+longer than the model takes is refused, unless the request has the parameter ``truncate``.
 
 Files beside this module: ``tokenizer.json`` (its truncation says from which side to cut a long
 text). Model parameters: ``buckets``, the lengths in tokens, and ``pad_id``.

@@ -48,6 +48,7 @@ class AccessControl:
         self._settings = settings
         self._applied_policy = AppliedPolicy(settings.state_folder, settings.policy_file)
         self._audit: AuditLog | None = None  # started by the first policy that asks for a record
+        self._applied = self.policy.current
         self._unreadable: dict[str, str] = {}  # existing files that cannot be read -> the reason
         supervisor.watch("policy_files", self)
         self.limiter = _limiter(settings, supervisor)
@@ -75,10 +76,23 @@ class AccessControl:
     def refresh(self) -> bool:
         """Reload the files if they have changed, and return whether the rules in force are now
         different. An invalid file is logged once, and the previous state stays in force."""
+        self._read_files()
+        return self._follow_policy()
+
+    async def refresh_off_loop(self) -> bool:
+        """As ``refresh``, but changed files are read in a thread: 10,000 keys take a while."""
+        if self.keys.is_stale() or self.policy.is_stale():
+            await asyncio.to_thread(self._read_files)
+        return self._follow_policy()
+
+    def _read_files(self) -> None:
         self._refresh_keys()
-        before = self.policy.current
         self._refresh_policy()
-        if self.policy.current is before:
+
+    def _follow_policy(self) -> bool:
+        """Apply the policy in force unless that was done: a reading whose wait was cancelled may
+        have ended since."""
+        if self.policy.current is self._applied:
             return False
         self._apply_policy()
         self._applied_policy.report(self.policy.current.version)
@@ -136,7 +150,8 @@ class AccessControl:
         self._unreadable[name] = reason
 
     def _apply_policy(self) -> None:
-        rules, settings = self.policy.current.rules, self._settings
+        self._applied = self.policy.current
+        rules, settings = self._applied.rules, self._settings
         self.callers.apply(rules)
         self._warn_of_shares(rules)
         if rules.audit.record != "off" and self._audit is None:

@@ -7,7 +7,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager, aclosing
 
 from starlette.types import Send
@@ -16,11 +16,13 @@ from tritonclient.grpc import service_pb2
 from gateway.core import Gateway
 from gateway.errors import GatewayError
 from gateway.http.request_context import ClientGone, RequestContext
+from gateway.lazy_timer import LazyTimer
 from gateway.models.catalogue import Model
 from gateway.render import error_reply
 
 log = logging.getLogger("gateway")
 HEARTBEAT_S = 15.0  # proxies close a connection that is silent for a minute
+HOLD_S = 0.005  # nobody reads so fast, and a write costs a fifth of what a piece does
 HEARTBEAT = b": still working\n\n"  # a comment: clients skip it
 DONE = b"data: [DONE]\n\n"
 _HEADERS = [
@@ -58,17 +60,27 @@ class EventStream:
         events: AsyncGenerator[bytes, None],
         timeout_s: float,
         rights: AbstractContextManager[None],
+        failure: Callable[[bytes], bytes] = event,
     ) -> None:
         """``rights`` (``AccessControl.bounded``) raises a GatewayError in its block when the
-        caller may no longer go on."""
+        caller may no longer go on; ``failure`` makes the last event of an error's JSON."""
         self._context, self._events, self._timeout_s = context, events, timeout_s
-        self._rights = rights
+        self._rights, self._failure = rights, failure
 
     async def send(self, send: Send) -> None:
         """Raises ClientGone when the client disconnects; work upstream has ended by then."""
-        await self._context.while_connected(self._send(_Connection(send, self._timeout_s)))
+        await self._context.while_connected(self._send(send))
 
-    async def _send(self, connection: "_Connection") -> None:
+    async def _send(self, send: Send) -> None:
+        try:
+            async with asyncio.timeout(None) as patience:
+                await self._write(_Connection(send, self._timeout_s, patience))
+        except TimeoutError:
+            if patience.expired():
+                raise ClientGone from None
+            raise
+
+    async def _write(self, connection: "_Connection") -> None:
         context = self._context
         has_started = False
         try:
@@ -86,57 +98,89 @@ class EventStream:
             context.fault = error
             log.warning("%s ended early: %s", context.request_id, error)
             reply = error_reply(error, context.path, context.request_id)
-            await connection.write(event(reply.body))
+            await connection.write(self._failure(reply.body))
+            await connection.close()
+        else:
+            await connection.close()
         finally:
-            connection.stop_heartbeat()
-        await connection.close()
+            connection.stop()
 
 
 class _Connection:
-    """The connection to the client, with a heartbeat while nothing else is sent."""
+    """The connection to the client, with a heartbeat while nothing else is sent.
 
-    def __init__(self, send: Send, timeout_s: float) -> None:
-        self._send, self._timeout_s = send, timeout_s
+    Events that come within ``HOLD_S`` of the last write are written together.
+    """
+
+    def __init__(self, send: Send, timeout_s: float, patience: asyncio.Timeout) -> None:
+        """A write that takes longer than ``timeout_s`` ends ``patience``."""
+        self._send, self._timeout_s, self._patience = send, timeout_s, patience
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-        self._heartbeat: asyncio.Task[None] | None = None
+        self._silence = LazyTimer(self._loop, self._start_writing)
+        self._slow = LazyTimer(self._loop, self._lose_patience)
+        self._hold = LazyTimer(self._loop, self._start_writing)
+        self._held: list[bytes] = []
+        self._next_write = 0.0  # on the loop's clock
+        self._background: asyncio.Task[None] | None = None  # a heartbeat, or what was held
 
     async def open(self) -> None:
         await self._send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS]})
 
-    async def write(self, data: bytes) -> None:
-        """Return when the connection can take more; raises ClientGone when that takes too long."""
-        self.stop_heartbeat()
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._send({"type": "http.response.body", "body": data, "more_body": True})
-        except TimeoutError:
-            raise ClientGone from None
-        self._timer = self._loop.call_later(HEARTBEAT_S, self._start_heartbeat)
+    async def write(self, event: bytes) -> None:
+        """Return when the connection can take more."""
+        self._held.append(event)
+        if self._loop.time() < self._next_write:
+            self._hold.set(self._next_write)
+        else:
+            await self.flush()
+
+    async def flush(self) -> None:
+        self._hold.clear()
+        if self._background:
+            await self._background
+            self._background = None
+        if self._held:
+            await self._write()
 
     async def close(self) -> None:
+        await self.flush()
         await self._send({"type": "http.response.body", "body": b""})
 
-    def stop_heartbeat(self) -> None:
-        """Send no heartbeat until something has been written again."""
-        if self._timer:
-            self._timer.cancel()
-        if self._heartbeat:
-            self._heartbeat.cancel()
+    def stop(self) -> None:
+        """Write nothing more in the background."""
+        for timer in (self._silence, self._slow, self._hold):
+            timer.close()
+        if self._background and not self._background.done():
+            self._background.cancel()
 
-    def _start_heartbeat(self) -> None:
-        async def heartbeat() -> None:
-            await self._send({"type": "http.response.body", "body": HEARTBEAT, "more_body": True})
-            self._timer = self._loop.call_later(HEARTBEAT_S, self._start_heartbeat)
+    async def _write(self) -> None:
+        """What is held; a heartbeat if nothing is. A heartbeat begins a turn of the loop after
+        its time, so an event may have come by now."""
+        data, now = b"".join(self._held) or HEARTBEAT, self._loop.time()
+        self._held.clear()
+        self._next_write = now + HOLD_S
+        self._silence.clear()
+        self._slow.set(now + self._timeout_s)
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._slow.clear()
+        self._silence.set(self._loop.time() + HEARTBEAT_S)
 
-        self._heartbeat = self._loop.create_task(heartbeat())
+    def _start_writing(self) -> None:
+        self._background = self._loop.create_task(self._write())
+
+    def _lose_patience(self) -> None:
+        self._patience.reschedule(self._loop.time())
 
 
 async def stream_responses(
-    gateway: Gateway, context: RequestContext, model: Model, message: service_pb2.ModelInferRequest
+    gateway: Gateway,
+    context: RequestContext,
+    model: Model,
+    message: service_pb2.ModelInferRequest,
+    cancel: str = "",
 ) -> AsyncGenerator[service_pb2.ModelInferResponse, None]:
     """The model's responses as they arrive; closing the generator (``aclosing``) ends the work in
-    Triton.
+    Triton. ``cancel`` names the model's input for the id of a request to give up.
 
     The gateway's deadline bounds each wait for the next response, ``TOTAL_S`` the whole. Raises
     GatewayErrors, DeadlineExceeded among them.
@@ -147,7 +191,7 @@ async def stream_responses(
     with gateway.pool.permit(message.model_name, message.model_version) as upstream:
         if context.admission:
             context.admission.started()
-        async with aclosing(upstream.stream(message, idle_s, TOTAL_S)) as responses:
+        async with aclosing(upstream.stream(message, idle_s, TOTAL_S, cancel)) as responses:
             async for response in responses:
                 if not context.upstream_s:
                     context.upstream_s = time.perf_counter() - sent_at

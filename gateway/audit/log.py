@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -56,8 +56,7 @@ class AuditError(ValueError):
     """The log on the disk is not as the gateway wrote it; the message says what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """One line, without its number, its time and the hash."""
 
     request_id: str
@@ -271,9 +270,13 @@ def append(folder: Path, pepper: bytes, batch: Waiting, known: Head | None = Non
     head = _rotate(path, head)
     size = path.stat().st_size if path.exists() else 0
     lines = bytearray(b"\n" if size < head.size else b"")  # after a cut: start a new line
+    number, before = head.number, head.hash
     for timestamp, decision in batch:
-        head, line = _next_line(head, timestamp, decision)
-        lines += line
+        number += 1
+        line = _line(number, timestamp, decision, before)
+        before = hashlib.sha256(line).hexdigest()
+        lines += line + b"\n"
+    head = replace(head, number=number, hash=before)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         # Anything after the head was written by a gateway that died, or by somebody else.
@@ -303,20 +306,22 @@ def _rotate(path: Path, head: Head) -> Head:
     return head
 
 
-def _next_line(head: Head, timestamp: float, decision: Decision) -> tuple[Head, bytes]:
-    number = head.number + 1
+def _line(number: int, timestamp: float, decision: Decision, before: str) -> bytes:
+    """One line, without its end; ``before`` is the hash of the line before it."""
     try:
-        fields = {name: _json_value(value) for name, value in asdict(decision).items()}
+        values = [*map(_json_value, decision)]
     except Exception:  # one decision that cannot be written must not hold up the others
-        fields = asdict(_count_line("lost", 1))
-    line = orjson.dumps(
-        {"number": number, "time": _timestamp(timestamp), **fields, "before": head.hash}
-    )
-    return replace(head, number=number, hash=hashlib.sha256(line).hexdigest()), line + b"\n"
+        values = [*_count_line("lost", 1)]
+    document = {"number": number, "time": _timestamp(timestamp)}
+    document.update(zip(Decision._fields, values, strict=True))
+    document["before"] = before
+    return orjson.dumps(document)
 
 
 def _json_value(value: Any) -> str | int:
     """The value as JSON can represent it: anything but integers and valid Unicode is escaped."""
+    if type(value) is str and len(value) <= FIELD_LIMIT and value.isascii():
+        return value
     if isinstance(value, int) and abs(value) < 2**53:
         return int(value)
     text = value if isinstance(value, str) else ascii(value)

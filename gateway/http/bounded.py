@@ -10,6 +10,7 @@ import fcntl
 import re
 import termios
 import urllib.parse
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,50 @@ _ONLY_HTTP_1 = InvalidRequest(
 )
 
 
+class ServedRequest(RequestResponseCycle):
+    """uvicorn's request, with shortcuts for what is whole: see ``request_context.Connection``."""
+
+    when_gone: Callable[[], object] | None = None
+
+    def arrived(self) -> bytes | None:
+        if self.more_body or self.waiting_for_100_continue or self.response_complete:
+            return None
+        if self.disconnected or not self.message_event.is_set():
+            return None
+        self.message_event.clear()  # ``receive`` waits for the disconnect from now on
+        body: bytes | bytearray = self.body
+        self.body = bytearray()
+        self.flow.resume_reading()
+        return body if type(body) is bytes else bytes(body)
+
+    def respond(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
+        if self.flow.write_paused or self.disconnected or self.response_started:
+            return False
+        lines = [STATUS_LINE[status]]
+        lines += [b"%b: %b\r\n" % header for header in (*self.default_headers, *headers)]
+        if not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        head = b"".join(lines)
+        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
+            raise RuntimeError("a header has a line end")
+        self.response_started, self.waiting_for_100_continue = True, False
+        lines = [head, b"\r\n"] if self.scope["method"] == "HEAD" else [head, b"\r\n", body]
+        self.transport.write(b"".join(lines))
+        self.response_complete = True
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+        return True
+
+    def lost(self) -> None:
+        """The connection is lost."""
+        if not self.response_complete:
+            self.disconnected = True
+            if self.when_gone:
+                self.when_gone()
+
+
 @dataclass(frozen=True)
 class ConnectionLimits:
     """An application's limits for its connections: its attribute ``connection_limits``."""
@@ -70,7 +115,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _in_head = _in_message = _is_refused = _is_upgrading = was_used = False
     flow: "_ResponseFlow"
     _has_cycle = False  # whether the message being parsed has its own cycle
-    _current: RequestResponseCycle | None = None  # the one started last; others may be waiting
+    _current: ServedRequest | None = None  # the one started last; others may be waiting
     _timer: asyncio.TimerHandle | None = None
     _head_bytes = _discarded = 0
     _between = 0  # bytes since the last byte of the body
@@ -98,6 +143,8 @@ class BoundedProtocol(HttpToolsProtocol):
         OPEN.closed(self)
         self._ahead.clear()
         super().connection_lost(exc)
+        if self._current:
+            self._current.lost()
 
     def is_busy(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
@@ -255,7 +302,7 @@ class BoundedProtocol(HttpToolsProtocol):
         scope["path"] = urllib.parse.unquote(path) if "%" in path else path
         scope["raw_path"], scope["query_string"] = url.path, url.query or b""
         previous = self.cycle
-        self.cycle = RequestResponseCycle(
+        self.cycle = served = ServedRequest(
             scope=scope,
             transport=self.transport,
             flow=self.flow,
@@ -268,6 +315,7 @@ class BoundedProtocol(HttpToolsProtocol):
             keep_alive=version == "1.1" and self.parser.should_keep_alive() and not OPEN.is_scarce,
             on_response=self.on_response_complete,
         )
+        scope["connection"] = served  # type: ignore[typeddict-unknown-key]  # ASGI allows it
         if previous is None or previous.response_complete:
             self._start_asgi_task(self.cycle, self.app)
         else:

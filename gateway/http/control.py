@@ -9,8 +9,11 @@
 Inference routes are plain ASGI endpoints instead (``gateway.http.handler``), for speed.
 """
 
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+import contextlib
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from types import ModuleType
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
@@ -32,7 +35,8 @@ class ControlRoute(APIRoute):
     """Checks what its handler declares with ``needs``; raises Undeclared if it declares nothing."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+        with _without_pydantic_v1():
+            super().__init__(*arguments, **options)
         # The gateway's middleware calls a route's app without FastAPI's own layers, of which this
         # is the one that a route needs.
         self.app = AsyncExitStackMiddleware(self.app)
@@ -47,6 +51,20 @@ class ControlRoute(APIRoute):
             return await handle(request)
 
         return checked
+
+
+@contextlib.contextmanager
+def _without_pydantic_v1() -> Iterator[None]:
+    """FastAPI imports all of ``pydantic.v1`` to see that a response model is not one of its models:
+    40 ms at the start of each worker. Where it cannot be imported, FastAPI does without."""
+    if "pydantic.v1" in sys.modules:
+        yield
+        return
+    sys.modules["pydantic.v1"] = cast(ModuleType, None)  # an import of it raises ImportError
+    try:
+        yield
+    finally:
+        del sys.modules["pydantic.v1"]
 
 
 async def _context(request: Request) -> RequestContext:

@@ -29,7 +29,7 @@ class Cors:
         self._origins = frozenset(origin.lower().encode() for origin in origins)
         self._is_any = ANY.encode() in self._origins
 
-    def answer(self, request: Mapping[bytes, bytes]) -> Headers:
+    def response_headers(self, request: Mapping[bytes, bytes]) -> Headers:
         """The headers of every response, errors included."""
         if self._is_any:
             allowed = b"*" if b"origin" in request else b""

@@ -201,17 +201,24 @@ def _extend(left: Any, right: Any) -> None:
 _CONTAINERS = {dict, list}
 
 
-def count_keys(value: Any, depth: int = 0) -> int:
-    """The number of keys of all objects in the document."""
-    if type(value) not in _CONTAINERS:
-        return 0
-    if depth > MAX_DEPTH:
-        raise too_deep()
-    count = len(value) if type(value) is dict else 0
-    children = value.values() if type(value) is dict else value
-    if _CONTAINERS.isdisjoint(map(type, children)):
-        return count
-    return count + sum(count_keys(child, depth + 1) for child in children)
+def count_keys(document: Any) -> int:
+    """The number of keys of all objects in the document. Raises InvalidRequest if it is nested too
+    deeply."""
+    count, depth, level = 0, 0, [document] if type(document) in _CONTAINERS else []
+    while level:
+        if depth > MAX_DEPTH:
+            raise too_deep()
+        depth += 1
+        deeper: list[Any] = []
+        for value in level:
+            children = value
+            if type(value) is dict:
+                count += len(value)
+                children = value.values()
+            if not _CONTAINERS.isdisjoint(map(type, children)):
+                deeper += [child for child in children if type(child) in _CONTAINERS]
+        level = deeper
+    return count
 
 
 def refuse_repeated(text: bytes) -> None:

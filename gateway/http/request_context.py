@@ -5,10 +5,10 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import InitVar, dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from starlette.types import Receive, Scope
 
@@ -51,6 +51,19 @@ _SINGLE = frozenset(
 )
 
 
+class Connection(Protocol):
+    """What the protocol knows about a request that it serves, in the scope as ``connection``."""
+
+    when_gone: Callable[[], object] | None  # called if the client leaves before the response ended
+
+    def arrived(self) -> bytes | None:
+        """The body, if all of it is here and none has been received; None otherwise."""
+
+    def respond(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
+        """Send a whole response at once; False, and nothing is sent, if the client has to be waited
+        for or has left: ``send`` does either. Raises RuntimeError for a line end in a header."""
+
+
 class ClientGone(Exception):
     """The client closed the connection: there is nobody to respond to."""
 
@@ -83,9 +96,11 @@ class RequestContext:
     headers: dict[bytes, bytes] = field(init=False)
     deadline: float = field(init=False)
     request_id: str = field(init=False)
+    connection: Connection | None = field(init=False)  # None if another server serves it
 
     def __post_init__(self, deadline_s: float) -> None:
         self.path = self.scope["path"]
+        self.connection = self.scope.get("connection")
         self.headers = dict(self.scope["headers"])
         self.deadline = self.started + deadline_s
         client_id = self.headers.get(b"x-request-id", b"")
@@ -192,7 +207,8 @@ class RequestContext:
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > self.body_limit_bytes:
             raise self._too_large()
-        message = await self._message()
+        whole = self.connection.arrived() if self.connection else None
+        message = {"body": whole} if whole is not None else await self._message()
         first: bytes = message.get("body", b"")
         if not message.get("more_body"):
             if len(first) > self.body_limit_bytes:
@@ -260,7 +276,28 @@ class RequestContext:
 
         Raises ClientGone in that case.
         """
-        task = _current_task()
+        task, connection = _current_task(), self.connection
+        if connection is None:
+            return await self._while_receiving(task, work)
+        is_gone = False
+
+        def end() -> None:
+            nonlocal is_gone
+            is_gone = True
+            task.cancel()
+
+        connection.when_gone = end
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if is_gone and not task.uncancel():
+                raise ClientGone from None
+            raise
+        finally:
+            connection.when_gone = None
+
+    async def _while_receiving(self, task: "asyncio.Task[Any]", work: Coroutine[Any, Any, T]) -> T:
+        """``while_connected`` for a server that tells of a disconnect only in ``receive``."""
         watch: list[asyncio.Task[None]] = []
         handle = asyncio.get_running_loop().call_later(
             DISCONNECT_WATCH_S, lambda: watch.append(asyncio.ensure_future(self._cancel(task)))

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Scope = Literal["key", "tenant", "model"]
-Kind = Literal["requests", "concurrency", "tokens"]
+LimitType = Literal["requests", "concurrency", "tokens"]
 
 
 Glob = Annotated[str, Field(pattern=r"^[A-Za-z0-9._*?\[\]!:=/,@ -]{1,256}$")]
@@ -25,7 +25,7 @@ class Limit(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     scope: Scope
-    kind: Kind
+    kind: LimitType
     amount: Annotated[float, Field(gt=0, lt=1e12, allow_inf_nan=False)]
     window_s: Annotated[int, Field(gt=0, le=86400 * 366)] = 1
     burst: Annotated[float, Field(ge=0, lt=1e12, allow_inf_nan=False)] = 0

@@ -48,7 +48,7 @@ class SharedStore(Protocol):
     async def close(self) -> None: ...
 
 
-class HeaderTarget(Protocol):
+class LimitHeaders(Protocol):
     """What receives the limit headers of a response: a ``RequestContext``."""
 
     limit_headers: Sequence[tuple[bytes, bytes]]
@@ -73,12 +73,12 @@ class Limiter:
         self.local = LocalStore(1 / gateways, shared_slots, machine)
         self._gateways = gateways
 
-    def admit(self, checks: Sequence[Check], target: HeaderTarget | None = None) -> "Admission":
+    def admit(self, checks: Sequence[Check], response: LimitHeaders | None = None) -> "Admission":
         """An admission for ``async with``; if entering raises LimitReached, nothing was spent.
 
-        On admission the limit headers are put on ``target``.
+        On admission the limit headers are put on ``response``.
         """
-        return Admission(self, checks, target)
+        return Admission(self, checks, response)
 
     async def readmit(
         self, admissions: Sequence[tuple["Admission", Sequence[Check]]]
@@ -152,7 +152,7 @@ class Admission:
         "_has_started",
         "_limiter",
         "_outcome",
-        "_target",
+        "_response",
         "_tokens",
         "checks",
         "is_open",
@@ -161,9 +161,9 @@ class Admission:
     )
 
     def __init__(
-        self, limiter: Limiter, checks: Sequence[Check], target: HeaderTarget | None
+        self, limiter: Limiter, checks: Sequence[Check], response: LimitHeaders | None
     ) -> None:
-        self._limiter, self.checks, self._target = limiter, checks, target
+        self._limiter, self.checks, self._response = limiter, checks, response
         self._outcome = Outcome(True, [])
         self._tokens: float | None = None
         self._has_started = False
@@ -206,8 +206,8 @@ class Admission:
         if not self._outcome.admitted:
             raise _refusal(checks, self._outcome)
         self.is_open = True
-        if self._target:
-            self._target.limit_headers = self.headers()
+        if self._response:
+            self._response.limit_headers = self.headers()
         return self
 
     async def __aexit__(

@@ -30,7 +30,7 @@ def fits(used: float, cost: float, capacity: float, rate: float) -> bool:
     """Whether ``cost`` more units fit.
 
     A cost above the capacity (of a small share of a limit) fits an empty bucket, which is then in
-    debt: the rate is kept all the same, and nobody is refused for ever.
+    debt: the rate is kept all the same, and nobody is refused forever.
     """
     return used + min(cost, capacity) <= capacity + SLACK_S * rate
 

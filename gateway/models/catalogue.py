@@ -21,7 +21,7 @@ from modelspec.declaration import Declaration
 from modelspec.dtypes import protocol_name
 from modelspec.probe import Probe
 
-TEXT_ROUTES = frozenset({"chat", "completions"})
+TEXT_ROUTES = frozenset({"chat", "completions", "tokenize"})
 DEFAULT_IDLE_US = 1_000_000  # Triton's default
 # Triton writes these differently in JSON than the gateway, or not at all.
 _OWN_JSON = frozenset({"BYTES", "FP16", "BF16"})

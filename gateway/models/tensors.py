@@ -50,18 +50,18 @@ def add_inputs(message: service_pb2.ModelInferRequest, tensors: Iterable[Tensor]
         message.raw_input_contents.append(bytes(tensor.raw))
 
 
-def set_parameter(target: Any, key: str, value: Any) -> None:
+def set_parameter(parameters: Any, key: str, value: Any) -> None:
     """Add a request parameter to the protobuf map. Raises InvalidRequest for a value that it cannot
     hold."""
     value_type = type(value)
     if value_type is bool:
-        target[key].bool_param = value
+        parameters[key].bool_param = value
     elif value_type is int and -(2**63) <= value < 2**63:
-        target[key].int64_param = value
+        parameters[key].int64_param = value
     elif value_type is float:
-        target[key].double_param = value
+        parameters[key].double_param = value
     elif value_type is str:
-        target[key].string_param = value
+        parameters[key].string_param = value
     else:
         raise InvalidRequest(f"parameter {quoted(key)} must be a string, a number or a boolean")
 

@@ -218,11 +218,11 @@ def _contradictions(rules: Rules) -> Iterator[Fault]:
         for fault in rules.unknown(holder.tenant, holder.roles):
             yield ("certificates", name), fault
     for name, route in rules.routes.items():
-        for target in route.weights:
-            if not re.fullmatch(NAME, target):
-                yield ("routes", name, target), f"should match pattern '{NAME}'"
-            if not target.startswith(f"{name}."):
-                yield ("routes", name, target), f"must be called {name}.SOMETHING"
+        for canary in route.weights:
+            if not re.fullmatch(NAME, canary):
+                yield ("routes", name, canary), f"should match pattern '{NAME}'"
+            if not canary.startswith(f"{name}."):
+                yield ("routes", name, canary), f"must be called {name}.SOMETHING"
         if sum(route.weights.values()) > 100:
             yield ("routes", name), "the weights are percentages: their sum must not exceed 100"
 

@@ -80,8 +80,22 @@ class PolicyFile:
         """Seconds until the rights that the file adds take effect; 0 if none are pending."""
         return max(0.0, self._pending.due - self._clock()) if self._pending else 0.0
 
+    def is_stale(self) -> bool:
+        """Whether ``refresh`` would do anything: cheap, and asked on the event loop."""
+        try:
+            is_same = _state(self._path.stat()) == self._seen
+        except FileNotFoundError:
+            return self._seen is not None or not self._has_started
+        except OSError:
+            return True
+        return not is_same or self._is_due()
+
+    def _is_due(self) -> bool:
+        return self._pending is not None and self._clock() >= self._pending.due
+
     def refresh(self) -> bool:
-        """Read the file again if it has changed; True if other rules are now in force.
+        """Read the file again if it has changed; True if other rules are now in force. It may run
+        in a thread, one at a time: ``current`` is swapped as a whole.
 
         Raises PolicyError, once per state of the file, if it is invalid, missing, or seems cut off:
         the rules in force stay, minus what a cut file revokes. A file that is missing or still
@@ -92,7 +106,7 @@ class PolicyFile:
             is_first = False
         try:
             stat = self._path.stat()
-            seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            seen = _state(stat)
             if seen == self._seen:
                 return self._apply_pending()
             data = self._path.read_bytes()
@@ -148,7 +162,7 @@ class PolicyFile:
 
     def _apply_pending(self) -> bool:
         """Put the pending policy in force if it has waited long enough."""
-        if self._pending is None or self._clock() < self._pending.due:
+        if self._pending is None or not self._is_due():
             return False
         return self._apply(self._pending.complete, self._pending.data)
 
@@ -198,6 +212,10 @@ class PolicyFile:
         self.current = self._complete = InForce(rules, Access(rules), version)
         self._data, self._seen = data, (mtime_ns, size, inode)
         return True
+
+
+def _state(stat: os.stat_result) -> tuple[int, int, int]:
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def _is_renamed(stat: os.stat_result, previous: tuple[int, int, int] | None) -> bool:

@@ -4,15 +4,17 @@ import asyncio
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-
-from tritonclient.grpc import model_config_pb2
+from dataclasses import dataclass, replace
 
 from gateway.errors import DeadlineExceeded, GatewayError, NoCapacity
 from gateway.models.catalogue import Catalogue, Model, read_model, sequence_slots
 from gateway.models.sequences import SequenceSlots
 from gateway.upstream.replicas import Replica
 from modelspec.errors import DeclarationError
+
+# How many configs are read again at each refresh, twice a second: all of a small catalogue. Of a
+# thousand models each one is read every 16 s, and all of them at once would take a whole core.
+REREAD = 32
 
 
 class CatalogueReader:
@@ -23,7 +25,8 @@ class CatalogueReader:
         self.read_at = -math.inf  # when a replica last listed its models, monotonic seconds
         self.is_waiting = False  # for a response, or none came in time; False after a refusal
         self._expected = frozenset(expected)
-        self._read: dict[bytes, Model | None] = {}
+        self._entries: dict[str, _Entry] = {}
+        self._next_due = 0
         self._last: dict[str, Model] = {}
 
     async def read(self, replicas: Sequence[Replica]) -> Catalogue:
@@ -31,7 +34,7 @@ class CatalogueReader:
 
         Updates the versions of each replica. One that does not respond keeps the versions it had:
         its models are not unknown because it is away. A model's config comes from the first replica
-        in the list that has it.
+        in the list that has it; it is read when the model's versions change, and once in a while.
         """
         reachable = [replica for replica in replicas if replica.health]
         self.is_waiting = True
@@ -54,49 +57,72 @@ class CatalogueReader:
         for replica in replicas:
             for name, versions in (replica.versions or {}).items():
                 all_versions[name] = tuple(dict.fromkeys((*all_versions.get(name, ()), *versions)))
-        models, self.faults = {}, {}
-        slots: dict[str, SequenceSlots | None] = {}
+        models: dict[str, Model] = {}
+        entries: dict[str, _Entry] = {}
+        due = self._due(all_versions)
         for name, versions in all_versions.items():
             holder = next(
                 (replica for replica in responding if name in (replica.versions or {})), None
             )
-            if holder is None:
-                if name in self._last:
-                    models[name] = self._last[name]
-                continue
+            entry = self._entries.get(name)
             try:
-                config = (await holder.upstream.describe("ModelConfig", name)).config
-                self.read_at = time.monotonic()
-                slots[name] = sequence_slots(config)
-                model = self._compile(config, versions)
+                if holder is None:
+                    raise NoCapacity("no replica that has it responds")
+                if entry is None or entry.versions != versions or name in due or not entry.config:
+                    entry = await self._read_entry(holder, name, versions)
             except (NoCapacity, DeadlineExceeded):
                 # The model or its server went away between the two requests, or is too busy for the
                 # second one: neither is a reason for a 404.
                 if name in self._last:
                     models[name] = self._last[name]
                 continue
-            except DeclarationError as error:
-                self.faults[name] = error.problem
-                continue
-            except Exception as error:  # a fault of one model must not affect any other
-                self.faults[name] = str(error) or type(error).__name__
-                continue
-            if model:
-                models[name] = model
-                if model.golden_fault:
-                    self.faults[name] = model.golden_fault
+            entries[name] = entry
+            if entry.model:
+                models[name] = entry.model
+        self._entries = entries
+        self.faults = {name: entry.fault for name, entry in entries.items() if entry.fault}
+        slots = {name: entry.slots for name, entry in entries.items()}
         return {name: _with_slots_of_steps(model, slots) for name, model in models.items()}
 
-    def _compile(
-        self, config: model_config_pb2.ModelConfig, versions: tuple[str, ...]
-    ) -> Model | None:
-        """The model, compiled once per state of its config; None for an internal one."""
-        key = config.SerializeToString(deterministic=True) + repr(versions).encode()
-        if key not in self._read:
-            if len(self._read) > 1024:
-                self._read.clear()
-            self._read[key] = read_model(config, versions)
-        return self._read[key]
+    def _due(self, names: Iterable[str]) -> set[str]:
+        """The models whose configs are read again although their versions are the same: a few at a
+        time, in turn."""
+        ordered = sorted(names)
+        start = self._next_due if self._next_due < len(ordered) else 0
+        self._next_due = start + REREAD
+        return set(ordered[start : start + REREAD])
+
+    async def _read_entry(self, holder: Replica, name: str, versions: tuple[str, ...]) -> "_Entry":
+        """Raises NoCapacity or DeadlineExceeded if the server does not respond; a model's own fault
+        is its entry's, and affects no other."""
+        previous, config_bytes, slots = self._entries.get(name), b"", None
+        try:
+            config = (await holder.upstream.describe("ModelConfig", name)).config
+            self.read_at = time.monotonic()
+            config_bytes = config.SerializeToString(deterministic=True)
+            if previous and (previous.versions, previous.config) == (versions, config_bytes):
+                return previous
+            slots = sequence_slots(config)
+            model = read_model(config, versions)
+        except (NoCapacity, DeadlineExceeded):
+            raise
+        except DeclarationError as error:
+            return _Entry(versions, config_bytes, None, slots, error.problem)
+        except Exception as error:
+            return _Entry(versions, b"", None, slots, str(error) or type(error).__name__)
+        return _Entry(versions, config_bytes, model, slots, model.golden_fault if model else "")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What was last read of one model. ``model``: None for an internal or an invalid one.
+    ``config``: empty if the server refused to show it."""
+
+    versions: tuple[str, ...]
+    config: bytes
+    model: Model | None
+    slots: SequenceSlots | None
+    fault: str
 
 
 async def _read_index(replica: Replica) -> GatewayError | None:

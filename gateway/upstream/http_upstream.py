@@ -104,7 +104,7 @@ def encode(request: V2Request) -> bytes:
     header = orjson.dumps(document)
     raw = [tensor.raw for tensor in request.tensors]
     head = (
-        f"{_target(request.model, request.version)}"
+        f"{_path(request.model, request.version)}"
         f"Inference-Header-Content-Length: {len(header)}\r\n"
         f"Content-Length: {len(header) + sum(map(len, raw))}\r\n\r\n"
     )
@@ -112,7 +112,7 @@ def encode(request: V2Request) -> bytes:
 
 
 @lru_cache(1024)
-def _target(model: str, version: str) -> str:
+def _path(model: str, version: str) -> str:
     path = f"/versions/{version}" if version else ""
     return f"POST /v2/models/{quote(model, safe='')}{path}/infer HTTP/1.1\r\nHost: triton\r\n"
 

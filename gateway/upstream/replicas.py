@@ -36,7 +36,7 @@ LATE_CHECKS = 2  # after this many in a row, with no response to anything else, 
 FAILURE_S = 5.0  # after this long a failure counts for a third of its weight
 _DOWN = Health.DOWN
 # TooLarge is a response, but also a failure: the server may have run out of memory.
-_FAILURES, _ANSWERS = (NoCapacity, UpstreamError, TooLarge), (InvalidRequest, TooLarge)
+_FAILURES, _REFUSALS = (NoCapacity, UpstreamError, TooLarge), (InvalidRequest, TooLarge)
 _BUSY = "every replica is busy: try again shortly"
 _NOBODY = "no server can take this now: try again shortly"
 
@@ -53,8 +53,8 @@ class Replica:
         self.fault = ""  # what the last active check found
         self.versions: Mapping[str, tuple[str, ...]] | None = None  # its index; None: not read yet
         self.probes: dict[str, str] = {}  # pipeline -> '' or the fault that its probe found here
-        self.answered: dict[str, float] = {}  # model -> its last response, monotonic seconds
-        self.last_answer = 0.0  # the last response to anything, monotonic seconds
+        self.responded: dict[str, float] = {}  # model -> its last response, monotonic seconds
+        self.last_response = 0.0  # the last response to anything, monotonic seconds
         self._late_since, self._late = 0.0, 0
         self._failures, self._failed_at = 0.0, 0.0
 
@@ -112,8 +112,8 @@ class Replica:
             if not self._late:
                 self._late_since = started
             self._late += 1
-            has_answered = self.last_answer >= self._late_since
-            is_hung = self._late >= LATE_CHECKS and not has_answered
+            has_responded = self.last_response >= self._late_since
+            is_hung = self._late >= LATE_CHECKS and not has_responded
             return "does not respond" if is_hung or self.fault else ""
         except NoCapacity:
             self._late = 0
@@ -136,12 +136,12 @@ class Replica:
         """Record the end of a request. A late one counts as a failure only if the model has
         answered nothing here since it was ``sent`` (monotonic seconds): load is not death."""
         now = time.monotonic()
-        is_silent = sent is not None and self.answered.get(model, 0.0) <= sent
+        is_silent = sent is not None and self.responded.get(model, 0.0) <= sent
         if isinstance(error, _FAILURES) or (is_silent and isinstance(error, DeadlineExceeded)):
             self._failures = self._decayed(now) + 1
             self._failed_at = now
-        if error is None or isinstance(error, _ANSWERS):
-            self.last_answer = self.answered[model] = now
+        if error is None or isinstance(error, _REFUSALS):
+            self.last_response = self.responded[model] = now
 
     def _decayed(self, now: float) -> float:
         return self._failures * math.exp((self._failed_at - now) / FAILURE_S)

@@ -6,7 +6,8 @@ short.
 """
 
 import asyncio
-import time
+import struct
+import uuid
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from gateway.errors import UpstreamError
 from gateway.upstream.balancing import Health
 from gateway.upstream.stream_call import BOUND_S, EMPTY_FINAL, FINAL, StreamCall, StreamEnds
 from gateway.upstream.triton_errors import to_gateway_error, translate, translated
+from gateway.upstream.unary_call import UnaryCalls
 
 KEY_HEADER = "triton-grpc-protocol-tidegate-triton-key"
 CONTROL_TIMEOUT_S = 5.0
@@ -50,6 +52,7 @@ class Upstream:
         self._key_file = triton_key_file
         self.channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
+        self.unary_calls = UnaryCalls(self.stub)
         self.stream_ends = StreamEnds(self.stub)
         self.http_upstream = (
             _http_upstream(address, int(http_port), self.channel) if http_port else None
@@ -75,8 +78,9 @@ class Upstream:
     async def infer(
         self, request: service_pb2.ModelInferRequest, timeout_s: float
     ) -> service_pb2.ModelInferResponse:
-        """One unary inference; cancelling the awaiting task cancels it in Triton."""
-        return await translated(self.stub.ModelInfer(request, timeout=timeout_s))
+        """One unary inference; cancelling the awaiting task ends it in Triton when that is safe
+        (see ``unary_call``)."""
+        return await self.unary_calls.infer(request, timeout_s)
 
     def open_stream(self, timeout_s: float) -> StreamCall:
         """Open a ModelStreamInfer. Whatever happens, call ``end_stream`` on it, ``timeout_s`` from
@@ -86,23 +90,33 @@ class Upstream:
         return StreamCall(self.stream_ends, self.stub.ModelStreamInfer(timeout=timeout_s))
 
     async def stream(
-        self, request: service_pb2.ModelInferRequest, idle_s: float, total_s: float
+        self,
+        request: service_pb2.ModelInferRequest,
+        idle_s: float,
+        total_s: float,
+        cancel: str = "",
     ) -> AsyncGenerator[service_pb2.ModelInferResponse, None]:
         """The responses to one request that have outputs, over a stream of its own, which is read
         only as fast as the caller iterates; closing the generator (``aclosing``) ends it in Triton.
 
-        ``idle_s`` bounds the wait for each response, ``total_s`` the whole stream.
+        ``idle_s`` bounds the wait for each response, ``total_s`` the whole stream. ``cancel`` names
+        the model's input for the id of a request to give up; without one, Triton is told.
         """
         request.parameters[EMPTY_FINAL].bool_param = True
-        call, until = self.open_stream(total_s), time.monotonic() + total_s
+        call, clock = self.open_stream(total_s), asyncio.get_running_loop().time
+        until = clock() + total_s
+        if cancel:
+            request.id = uuid.uuid4().hex
+            call.cancel_message = _cancel_message(request, cancel)
         try:
             await call.write(request)
             await call.done_writing()
             final = False
             while not final:
-                async with asyncio.timeout(min(idle_s, until - time.monotonic())):
-                    message = await call.read()
+                message = await call.read(min(clock() + idle_s, until))
                 final = _is_final(message)
+                if final:
+                    call.cancel_message = None
                 if message.infer_response.outputs:
                     yield message.infer_response
         except (grpc.aio.AioRpcError, TimeoutError) as error:
@@ -143,6 +157,7 @@ class Upstream:
     async def close(self) -> None:
         if self.http_upstream:
             self.http_upstream.close()
+        await self.unary_calls.close()
         await self.stream_ends.close()
         await self.channel.close(None)
 
@@ -156,6 +171,19 @@ async def end_stream(call: Any) -> None:
         await call.end()
     else:
         call.cancel()
+
+
+def _cancel_message(
+    request: service_pb2.ModelInferRequest, tensor: str
+) -> service_pb2.ModelInferRequest:
+    """Asks the model to give up ``request``."""
+    message = service_pb2.ModelInferRequest(
+        model_name=request.model_name, model_version=request.model_version
+    )
+    message.inputs.add(name=tensor, datatype="BYTES", shape=[1])
+    identifier = request.id.encode()
+    message.raw_input_contents.append(struct.pack("<I", len(identifier)) + identifier)
+    return message
 
 
 def _is_final(message: Any) -> bool:

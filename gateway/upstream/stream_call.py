@@ -20,6 +20,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
+from gateway.lazy_timer import LazyTimer
 from modelspec.parameters import NO_MODEL
 
 QUIET_S = 0.005  # if a model that pauses sends nothing for this long, no response is being written
@@ -67,17 +68,21 @@ class StreamEnds:
                 return False
             # The thread handles everything in order: once it has answered this, everything before
             # is done, earlier cancels included.
-            await self.answers()
+            await self.respond()
             if reading.done() and not is_busy:
                 return False
             call.cancel()
         return True
 
-    async def answers(self) -> bool:
+    async def respond(self) -> bool:
         """Whether Triton's stream thread responds; returns within ``PROOF_S`` seconds."""
+        return await self.ask(service_pb2.ModelInferRequest(model_name=NO_MODEL))
+
+    async def ask(self, message: service_pb2.ModelInferRequest) -> bool:
+        """Send a message whose answer does not matter; whether there was one in ``PROOF_S``."""
         call = self._stub.ModelStreamInfer(timeout=PROOF_S)
         with contextlib.suppress(*_FAILED):
-            await call.write(service_pb2.ModelInferRequest(model_name=NO_MODEL))
+            await call.write(message)
             await call.done_writing()
             while await call.read() is not grpc.aio.EOF:
                 pass
@@ -94,10 +99,15 @@ class StreamCall:
 
     def __init__(self, ends: StreamEnds, call: Any) -> None:
         self._ends, self._call = ends, call
+        self._loop = asyncio.get_running_loop()
         self._reading: asyncio.Task[Any] | None = None
+        self._reader: asyncio.Future[None] | None = None  # waits in ``read``
+        self._patience = LazyTimer(self._loop, self._give_up)
         self._writing: asyncio.Task[Any] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._has_half_closed = False
+        # Asks the model itself to give up the request, which ends the stream without a cancel.
+        self.cancel_message: service_pb2.ModelInferRequest | None = None
 
     async def write(self, message: Any) -> None:
         """Raises grpc.RpcError or InvalidStateError if the call has ended."""
@@ -111,19 +121,39 @@ class StreamCall:
         await asyncio.shield(self._writing)
         self._writing = None
 
-    async def read(self) -> Any:
-        """The next message, or grpc.aio.EOF. Raises AioRpcError."""
-        if self._reading is None:
-            self._reading = asyncio.ensure_future(self._call.read())
-        try:
-            return await asyncio.shield(self._reading)
-        finally:
-            if self._reading is not None and self._reading.done():
-                self._reading = None
+    async def read(self, until: float | None = None) -> Any:
+        """The next message, or grpc.aio.EOF. Raises AioRpcError, and TimeoutError if there is none
+        by ``until`` (on the loop's clock)."""
+        reading = self._reading
+        if reading is None:
+            reading = self._reading = self._loop.create_task(self._call.read())
+        if not reading.done():
+            # Not asyncio.shield and asyncio.timeout: they were a tenth of what a piece costs.
+            self._reader = self._loop.create_future()
+            reading.add_done_callback(self._wake)
+            if until is not None:
+                self._patience.set(until)
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+                self._patience.clear()
+                reading.remove_done_callback(self._wake)
+        self._reading = None
+        return reading.result()
+
+    def _wake(self, _: "asyncio.Task[Any]") -> None:
+        if self._reader and not self._reader.done():
+            self._reader.set_result(None)
+
+    def _give_up(self) -> None:
+        if self._reader and not self._reader.done():
+            self._reader.set_exception(TimeoutError())
 
     async def end(self) -> None:
         """Returns when Triton has finished or was told to stop. Raises only if it is cancelled
         itself, in which case the end continues in the background."""
+        self._patience.close()
         if self._ending is None:
             self._ending = self._ends.begin(self._end_or_cancel())
         await asyncio.shield(self._ending)
@@ -147,13 +177,16 @@ class StreamCall:
             await asyncio.wait([self._writing], timeout=PROOF_S)
         if not self._has_half_closed:
             await self._call.done_writing()
+        asked = self.cancel_message is not None and await self._ends.ask(self.cancel_message)
         loop = asyncio.get_running_loop()
         last = loop.time()
         deadline, gaps = last + BOUND_S, deque[float](maxlen=GAPS)
         while True:
             if self._reading is None:
                 self._reading = asyncio.ensure_future(self._call.read())
-            await asyncio.wait([self._reading], timeout=self._ends.pause_s(gaps))
+            await asyncio.wait(
+                [self._reading], timeout=PROOF_S if asked else self._ends.pause_s(gaps)
+            )
             is_busy = loop.time() > deadline
             if self._reading.done() and not is_busy:
                 if self._reading.result() is grpc.aio.EOF:

@@ -22,6 +22,8 @@ from gateway.models.sequences import not_begun
 # A step's error that is meant for the client starts with this, and may name the faulty row of its
 # batch; any other text of Triton's may name paths or shared-memory regions and is not passed on.
 FOR_CLIENT = re.compile(r"\[tidegate:invalid_input(?: row=(\d{1,9}))?\] ")
+# In a model's error that says it is full: errors in a stream carry no status.
+NO_CAPACITY = "[tidegate:no_capacity]"
 # In the error for a request that continues a sequence unknown to Triton, whatever the status.
 NOT_BEGUN = "must specify the START flag"
 log = logging.getLogger("gateway")
@@ -90,7 +92,11 @@ def log_upstream(status: grpc.StatusCode, details: str, whose: str = "") -> None
     """Log Triton's message about this task's request. ``translate`` does so for its argument."""
     identifier = request_id.get()
     if identifier:
-        caused = status in _CAUSED_BY_CLIENTS or FOR_CLIENT.search(details) is not None
+        caused = (
+            status in _CAUSED_BY_CLIENTS
+            or FOR_CLIENT.search(details) is not None
+            or NO_CAPACITY in details
+        )
         level = logging.INFO if caused else logging.WARNING
         _upstream_log.note(level, identifier, status, whose + details)
 
@@ -103,6 +109,8 @@ def translate(status: grpc.StatusCode, details: str = "", whose: str = "") -> Ga
     if match:
         text = details[match.end() :].strip()
         return InvalidRequest(text, row=int(match[1]) if match[1] else None)
+    if NO_CAPACITY in details:
+        return NoCapacity("the model is full: try again shortly", retry_after_s=1)
     if NOT_BEGUN in details:
         return not_begun()
     if status is grpc.StatusCode.INVALID_ARGUMENT:

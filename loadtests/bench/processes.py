@@ -27,7 +27,7 @@ class Server:
     def wait_ready(self, url: str, timeout_s: float) -> None:
         """Return when ``url`` answers 200; BenchError with the end of the log if it does not."""
         deadline = time.monotonic() + timeout_s
-        while not answers(url):
+        while not responds(url):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise BenchError(f"{self.name} did not start:\n{self.tail()}")
             time.sleep(0.2)
@@ -64,7 +64,7 @@ def start(name: str, command: Sequence[str], environment: Mapping[str, str], log
     return Server(name, process, log)
 
 
-def answers(url: str) -> bool:
+def responds(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310 (our own address)
             return bool(response.status == 200)

@@ -13,6 +13,8 @@ ENVIRONMENTS = ROOT / ".venv-bench"
 class Effort:
     """Each contender gets ``rounds`` passes of ``seconds`` each, in turn with the others."""
 
-    rounds: int = 4
+    rounds: int = 5
     seconds: int = 2
+    connections: tuple[int, ...] = (1, 8, 32)  # of the tables that compare several
     perf_analyzer: str | None = None  # the program's path, if it is installed
+    repository: Path = REPOSITORY  # the models to serve

@@ -11,9 +11,10 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from loadtests.bench.cpu import ProcessTree, used_between
 from loadtests.bench.errors import BenchError
 
 SCRIPT = Path(__file__).with_name("send.lua")
@@ -21,23 +22,32 @@ TIMEOUT_S = 30
 
 
 @dataclass(frozen=True)
-class Target:
-    """One URL to load. The bodies are sent in turn."""
+class LoadTarget:
+    """One URL to load. The bodies are sent in turn. ``server``: the processes that answer."""
 
     name: str
     url: str
     headers: Mapping[str, str]
     bodies: Sequence[bytes]
+    server: ProcessTree | None = None
 
 
 @dataclass(frozen=True)
 class Figures:
-    """One pass, or the median of several. Latencies cover all answers; times in milliseconds."""
+    """One pass, or the median of several. Latencies cover all answers; times in milliseconds.
+
+    ``cpu_us``: CPU microseconds a request, by the name of the process; empty if not measured.
+    """
 
     rps: float
     p50_ms: float
     p95_ms: float
     p99_ms: float
+    cpu_us: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def total_cpu_us(self) -> float:
+        return sum(self.cpu_us.values())
 
 
 def require_wrk() -> None:
@@ -45,10 +55,11 @@ def require_wrk() -> None:
         raise BenchError("wrk is not installed: apt-get install -y wrk")
 
 
-def run(target: Target, connections: int, seconds: int) -> Figures:
+def run(target: LoadTarget, connections: int, seconds: int) -> Figures:
     """One pass from one thread; BenchError if any request failed."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"--timeout={TIMEOUT_S}s"]
     with _bodies(target.bodies) as file:
+        before = target.server.cpu_s() if target.server else {}
         result = subprocess.run(
             [*command, "-s", str(SCRIPT), target.url],
             env={**os.environ, "BENCH_BODIES": file, "BENCH_HEADERS": _lines(target.headers)},
@@ -57,13 +68,15 @@ def run(target: Target, connections: int, seconds: int) -> Figures:
             timeout=seconds + 2 * TIMEOUT_S,
             check=False,
         )
+        used = used_between(before, target.server.cpu_s()) if target.server else {}
     if result.returncode != 0:
         raise BenchError(f"wrk failed on {target.name}: {result.stderr.strip()[:300]}")
-    return parse(target.name, result.stdout)
+    return parse(target.name, result.stdout, used)
 
 
-def parse(name: str, output: str) -> Figures:
-    """The figures in wrk's output, which ends with the script's line of JSON."""
+def parse(name: str, output: str, cpu_s: Mapping[str, float]) -> Figures:
+    """The figures in wrk's output, which ends with the script's line of JSON. ``cpu_s``: what the
+    pass cost, by the name of the process."""
     try:
         figures = json.loads(output.strip().splitlines()[-1])
     except (ValueError, IndexError):
@@ -79,6 +92,7 @@ def parse(name: str, output: str) -> Figures:
         p50_ms=figures["p50_us"] / 1e3,
         p95_ms=figures["p95_us"] / 1e3,
         p99_ms=figures["p99_us"] / 1e3,
+        cpu_us={name: seconds / figures["requests"] * 1e6 for name, seconds in cpu_s.items()},
     )
 
 

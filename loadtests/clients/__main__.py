@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from loadtests.clients.calls import Outcome, Target, kserve, perf_analyzer
-from loadtests.target import CannotStart, check_gateway, find_key
+from loadtests.clients.calls import Outcome, Stack, kserve, perf_analyzer
+from loadtests.preflight import CannotStart, check_gateway, find_key
 
 FOLDER = Path(".venv-clients")
 
@@ -34,21 +34,21 @@ def command(url: str, grpc_address: str, kserve_python: Path, perf_analyzer: Pat
     calls succeeded; 1 one failed; 2 could not start.
     """
     try:
-        target = Target(url.rstrip("/"), grpc_address, find_key(os.environ), kserve_python,
+        stack = Stack(url.rstrip("/"), grpc_address, find_key(os.environ), kserve_python,
                         perf_analyzer)  # fmt: skip
-        check_gateway(target.url, target.key)
+        check_gateway(stack.url, stack.key)
         for program in (kserve_python, perf_analyzer):
             if not program.exists():
                 raise CannotStart(f"there is no {program}: run `make clients` to install it")
     except CannotStart as error:
         click.secho(f"loadtests.clients: {error}", fg="red", err=True)
         sys.exit(2)
-    sys.exit(_run(target))
+    sys.exit(_run(stack))
 
 
-def _run(target: Target) -> int:
+def _run(stack: Stack) -> int:
     failed = 0
-    for outcome in (*kserve(target), *perf_analyzer(target)):
+    for outcome in (*kserve(stack), *perf_analyzer(stack)):
         click.echo(_line(outcome))
         failed += bool(outcome.fault)
     click.echo("all calls succeeded" if not failed else f"{failed} failed")

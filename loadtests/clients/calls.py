@@ -22,7 +22,7 @@ RUNS = (
 
 
 @dataclass(frozen=True)
-class Target:
+class Stack:
     """The stack, and the clients that call it."""
 
     url: str
@@ -40,11 +40,11 @@ class Outcome:
     note: str = ""
 
 
-def kserve(target: Target) -> Iterator[Outcome]:
+def kserve(stack: Stack) -> Iterator[Outcome]:
     """KServe's REST and gRPC clients."""
     run = subprocess.run(
-        [target.kserve_python, SCRIPT, target.url, target.grpc_address],
-        env={**os.environ, "TIDEGATE_API_KEY": target.key},
+        [stack.kserve_python, SCRIPT, stack.url, stack.grpc_address],
+        env={**os.environ, "TIDEGATE_API_KEY": stack.key},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
@@ -56,14 +56,14 @@ def kserve(target: Target) -> Iterator[Outcome]:
         yield Outcome("KServe", "all calls", _failure(run))
 
 
-def perf_analyzer(target: Target) -> Iterator[Outcome]:
+def perf_analyzer(stack: Stack) -> Iterator[Outcome]:
     """NVIDIA's load generator, one second per run: it must measure without a failed request."""
-    addresses = {"http": target.url.partition("://")[2], "grpc": target.grpc_address}
+    addresses = {"http": stack.url.partition("://")[2], "grpc": stack.grpc_address}
     for api, model, flags in RUNS:
         command = [
-            *(str(target.perf_analyzer), "-m", model, "-i", api, "-u", addresses[api]),
+            *(str(stack.perf_analyzer), "-m", model, "-i", api, "-u", addresses[api]),
             # The key is on the command line: there is no other way.
-            *("-H", f"authorization: Bearer {target.key}", "--concurrency-range", "2"),
+            *("-H", f"authorization: Bearer {stack.key}", "--concurrency-range", "2"),
             *("--measurement-interval", "1000", "--max-trials", "3"),
             *("--stability-percentage", "999", *flags),
         ]

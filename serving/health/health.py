@@ -9,12 +9,12 @@ import time
 from collections.abc import Iterable
 
 from modelspec.golden import LEAST_PROBE_S, probe_time_s
-from serving.errors import NoAnswerInTime, ServingError
+from serving.errors import DeadlineExceeded, ServingError
 from serving.health.probing import Probing
 from serving.health.progress import Progress
 from serving.health.work import Work
 from serving.triton.control import READY, UNAVAILABLE, TritonControl
-from serving.triton.golden import IS_LATE, NO_ANSWER, fault
+from serving.triton.golden import IS_LATE, NO_RESPONSE, fault
 from serving.triton.stubs import Stub, live_stubs
 
 PROBE_EVERY_S = 5.0
@@ -164,8 +164,8 @@ class Health:
     def _ask(self, model: str, timeout_s: float) -> str:
         try:
             config = self._control.config(model)
-        except NoAnswerInTime:
-            return NO_ANSWER + IS_LATE  # whether the server answers at all is for Pulse to judge
+        except DeadlineExceeded:
+            return NO_RESPONSE + IS_LATE  # whether the server answers at all is for Pulse to judge
         except ServingError as error:
             return f"is not served ({error})"
         return fault(self._control, model, config, timeout_s)

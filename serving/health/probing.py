@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from serving.errors import ServingError
-from serving.triton.golden import NO_ANSWER
+from serving.triton.golden import NO_RESPONSE
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Probing:
         try:
             fault = self._ask(model)
         except ServingError as error:
-            fault = f"{NO_ANSWER} ({error})"
+            fault = f"{NO_RESPONSE} ({error})"
         except Exception as error:  # there must be a verdict: until then no other probe begins
             fault = f"cannot be probed with its golden sample ({type(error).__name__}: {error})"
         probe.took_s = time.monotonic() - probe.since

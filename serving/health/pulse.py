@@ -15,7 +15,7 @@ from serving.health.progress import STOPPED_S
 from serving.triton.control import TritonControl
 
 LOOK_EVERY_S = 2.0
-ANSWER_S = 4.0  # how long one look waits for each answer
+RESPONSE_S = 4.0  # how long one look waits for each answer
 SILENT_S = 25.0  # without an answer for this long, over LOOKS looks, the server is dead
 LOOKS = 4
 START_S = 60.0  # how long a start may take
@@ -40,7 +40,7 @@ class Pulse:
         self._ended = threading.Event()
         self._judged: int | None = None  # pid of the process whose start is over
         self._starting: tuple[int, float] = (0, 0.0)  # pid of the starting process, and since when
-        self._answered: dict[str, float] = {}  # when each thread last answered
+        self._responded: dict[str, float] = {}  # when each thread last answered
         self._missed: dict[str, int] = {}
         self._stopped_since: float | None = None
         self.round_began = 0.0  # when the watcher began a round that is not over; 0 between rounds
@@ -69,9 +69,9 @@ class Pulse:
         if self._is_stopped_for_long(pid):
             self._kill(pid, f"no answer to anything: it has been stopped for {STOPPED_S:g} s")
             return
-        answers = {
-            "control calls": self._control.is_live(ANSWER_S),
-            "streams": self._control.answers_streams(ANSWER_S),
+        responses = {
+            "control calls": self._control.is_live(RESPONSE_S),
+            "streams": self._control.streams_respond(RESPONSE_S),
         }
         if pid != self._pid():
             return
@@ -80,15 +80,15 @@ class Pulse:
             # A process that is starting is for the launcher to judge.
             if pid != self._starting[0]:
                 self._starting = pid, now
-            if answers["control calls"] or now - self._starting[1] > START_S:
+            if responses["control calls"] or now - self._starting[1] > START_S:
                 self._judged = pid
-                self._answered, self._missed = dict.fromkeys(answers, now), {}
+                self._responded, self._missed = dict.fromkeys(responses, now), {}
             return
-        for thread, has_answered in answers.items():
-            self._missed[thread] = 0 if has_answered else self._missed.get(thread, 0) + 1
-            if has_answered:
-                self._answered[thread] = now
-            silent_s = now - self._answered[thread]
+        for thread, has_responded in responses.items():
+            self._missed[thread] = 0 if has_responded else self._missed.get(thread, 0) + 1
+            if has_responded:
+                self._responded[thread] = now
+            silent_s = now - self._responded[thread]
             if silent_s >= SILENT_S and self._missed[thread] >= LOOKS:
                 self._kill(pid, f"no answer to {thread} for {silent_s:.0f} s")
                 return

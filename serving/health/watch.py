@@ -16,8 +16,8 @@ from serving.health.events import Events, unfailing
 from serving.health.health import Health
 from serving.health.pulse import Pulse
 from serving.health.restart_backoff import FIRST_PAUSE_S, LATER_S, LONGEST_PAUSE_S, RestartBackoff
+from serving.repository.configs import pins, policy_versions
 from serving.repository.model_repository import ModelRepository
-from serving.repository.pins import listed_versions, pins
 from serving.triton.control import READY
 from serving.triton.launch import TritonServer
 from serving.triton.stubs import Stub
@@ -412,7 +412,7 @@ def _parts(repository: ModelRepository, model: str) -> dict[str, list[int]]:
     config = repository.config(model)
     pinned = pins(config)
     if not pinned:
-        return {model: listed_versions(config) or [repository.active_version(model)]}
+        return {model: policy_versions(config) or [repository.active_version(model)]}
     return {member: sorted(versions) for member, versions in pinned.items()}
 
 

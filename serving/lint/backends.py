@@ -52,6 +52,7 @@ KNOWN = frozenset(
         *("sequence", "dyna_sequence", "implicit_state", "query", "bls", "iterative_sequence"),
         *("distributed_addsub", "rapids_identity", "rapids_linear", "fastertransformer"),
         *("stateful", "caffe2"),
+        *("openvino_genai",),  # ours: serving/backends
     }
 )  # fmt: skip
 ENSEMBLE = "ensemble"

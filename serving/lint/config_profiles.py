@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
 from serving.lint.finding import Finding, warning
 from serving.lint.reading import Model, Models
-from serving.repository.pins import listed_versions, pins
-from serving.repository.profiles import read_profiles
+from serving.repository.configs import pins, policy_versions
+from serving.repository.model_repository import ModelRepository
 
 Check = Callable[[Model, Models], Iterator[Finding]]
 
@@ -26,14 +28,18 @@ def check(model: Model, models: Models, check_one: Check) -> Iterator[Finding]:
 
 def _names(model: Model, models: Models) -> list[str]:
     """The names of the config profiles of the model itself and, for an ensemble, of its steps."""
-    folders = [model.folder]
+    parts = [model]
     if model.is_ensemble:
-        folders += [models[step].folder for step in pins(model.config) if step in models]
-    return sorted({name for folder in folders for name in read_profiles(folder)})
+        parts += [models[step] for step in pins(model.config) if step in models]
+    return sorted({name for part in parts for name in _profiles(part)})
+
+
+def _profiles(model: Model) -> dict[str, ModelConfig]:
+    return ModelRepository(model.folder.parent).profiles(model.name)
 
 
 def _under(name: str, model: Model) -> Model:
-    profile = read_profiles(model.folder).get(name)
+    profile = _profiles(model).get(name)
     if profile is None:
         return model
     return replace(model, written=profile, file=f"configs/{name}.pbtxt")
@@ -41,7 +47,7 @@ def _under(name: str, model: Model) -> Model:
 
 def _behind(model: Model, profile: Model) -> Iterator[Finding]:
     for what, expected, actual in (
-        ("versions", listed_versions(model.config), listed_versions(profile.config)),
+        ("versions", policy_versions(model.config), policy_versions(profile.config)),
         ("pins", pins(model.config), pins(profile.config)),
     ):
         if expected and expected != actual:

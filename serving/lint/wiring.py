@@ -6,7 +6,7 @@ from typing import Any
 from serving.lint import wires
 from serving.lint.finding import Finding, error, one_of, warning
 from serving.lint.reading import Model, Models
-from serving.repository.pins import NEWEST
+from serving.repository.configs import NEWEST
 
 # Fields that an ensemble cannot have, because it has no instances.
 _INSTANCE_FIELDS = ("optimization", "model_warmup")

@@ -7,14 +7,15 @@ from contextlib import contextmanager
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from modelspec.pbtxt import render
 from serving.errors import RolloutStopped, ServingError
 from serving.publish.candidate import try_out
 from serving.publish.deployment import Deployment
 from serving.publish.journal import Journal
 from serving.publish.phases import PublishPhase
 from serving.publish.recovery import resolve
+from serving.repository.configs import is_ensemble, with_versions
 from serving.repository.manifest import CONFIG_COPY
-from serving.repository.pins import as_bytes, is_ensemble, with_versions
 
 
 @contextmanager
@@ -39,14 +40,14 @@ def activate(deployment: Deployment, journal: Journal, config: ModelConfig) -> N
         copy = repository.version_folder(name, journal.before) / CONFIG_COPY
         active = repository.config(name)
         if is_ensemble(active) and not copy.is_file():
-            repository.write(copy, as_bytes(with_versions(active, ())))
+            repository.write(copy, render(with_versions(active, ())).encode())
     if deployment.replicas:
         try_out(deployment, name, journal.after, config)
 
     # One rename: from here on the new version is the state of the repository. A first publication
     # leaves the config as declared: there is nothing else to serve.
     is_first = repository.versions(name) == [1] and is_ensemble(config)
-    repository.write_config(name, with_versions(config, [] if is_first else [journal.after]))
+    repository.write_config(name, config, [] if is_first else [journal.after])
     deployment.report(PublishPhase.PINNED, name)
 
     updated: list[str] = []

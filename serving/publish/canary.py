@@ -12,8 +12,8 @@ from serving.publish.deployment import Deployment
 from serving.publish.phases import PublishPhase
 from serving.publish.recovery import recover
 from serving.publish.versions import switch_to
+from serving.repository.configs import pins, with_versions
 from serving.repository.model_repository import ModelRepository
-from serving.repository.pins import pins, with_versions
 
 # After this time no worker of a gateway routes requests there any more, busy or not; one of them
 # may have read its rules just before the change.

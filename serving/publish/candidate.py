@@ -10,8 +10,8 @@ from modelspec.parameters import ENDPOINT_PARAMETER, INTERNAL_PARAMETER
 from serving.errors import ModelLoadFailed, PublishFailed
 from serving.publish.deployment import Deployment
 from serving.publish.phases import PublishPhase
+from serving.repository.configs import pins, with_versions
 from serving.repository.model_repository import CANDIDATE_SUFFIX, ModelRepository
-from serving.repository.pins import pins, with_versions
 
 
 def try_out(deployment: Deployment, name: str, version: int, config: ModelConfig) -> None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from serving.publish.phases import Progress, no_report
 from serving.publish.replica import Replica
+from serving.repository.configs import policy_versions
 from serving.repository.model_repository import ModelRepository
-from serving.repository.pins import listed_versions, with_versions
 
 GRACE_S = 2.0
 
@@ -44,8 +44,8 @@ class Deployment:
                 continue
             versions = sorted(pinned.get(model, set()))
             config = self.repository.config(model)
-            if versions and listed_versions(config) not in ([], versions):
-                self.repository.write_config(model, with_versions(config, versions))
+            if versions and policy_versions(config) not in ([], versions):
+                self.repository.write_config(model, config, versions)
             for replica in self.replicas:
                 if versions:
                     replica.control.load(model)

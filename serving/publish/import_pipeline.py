@@ -6,16 +6,16 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from modelspec.layout import CONFIG_FILE, CONFIGS
+from modelspec.files import size_bytes
+from modelspec.layout import CONFIG_FILE, CONFIGS, owned_prefix
 from modelspec.names import require_pipeline_name
 from serving.errors import PublishFailed
 from serving.publish.deployment import Deployment
 from serving.publish.preflight import require_disk
 from serving.publish.publish import publish
-from serving.repository.files import owned_prefix, size_bytes
+from serving.repository.configs import TUNED
 from serving.repository.manifest import Manifest
 from serving.repository.model_repository import ModelRepository
-from serving.repository.profiles import TUNED
 
 
 def import_pipeline(
@@ -70,12 +70,12 @@ def import_pipeline(
     with tempfile.TemporaryDirectory(dir=staging, prefix=owned_prefix(name)) as staged_name:
         staged = ModelRepository(Path(staged_name))
         for model, version in versions.items():
-            target = staged.folder(model)
-            target.mkdir()
-            shutil.copyfile(source.folder(model) / CONFIG_FILE, target / CONFIG_FILE)
+            folder = staged.folder(model)
+            folder.mkdir()
+            shutil.copyfile(source.folder(model) / CONFIG_FILE, folder / CONFIG_FILE)
             for path in source.profile_files(model):
                 if path.stem != TUNED:  # which was measured on another machine
-                    (target / CONFIGS).mkdir(exist_ok=True)
-                    shutil.copyfile(path, target / CONFIGS / path.name)
-            shutil.copytree(source.version_folder(model, version), target / str(version))
+                    (folder / CONFIGS).mkdir(exist_ok=True)
+                    shutil.copyfile(path, folder / CONFIGS / path.name)
+            shutil.copytree(source.version_folder(model, version), folder / str(version))
         return name, publish(staged, list(versions), deployment, origin)

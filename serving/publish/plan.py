@@ -13,10 +13,9 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from serving.errors import PublishFailed
 from serving.publish.deployment import Deployment
+from serving.repository.configs import carried, meaning, repinned, with_versions
 from serving.repository.manifest import content
 from serving.repository.model_repository import ModelRepository
-from serving.repository.pins import meaning, repinned, with_versions
-from serving.repository.tuned import carried
 
 
 @dataclass(frozen=True)
@@ -48,56 +47,65 @@ class Plan:
         return tuple(planned for planned in self.all if planned.source)
 
 
+@dataclass(frozen=True)
+class StagedModel:
+    """A model of the staged pipeline, read once; ``folder`` is its version folder."""
+
+    name: str
+    config: ModelConfig
+    profiles: Mapping[str, ModelConfig]
+    folder: Path
+
+
 def make_plan(staged: ModelRepository, models: Sequence[str], deployment: Deployment) -> Plan:
-    """The plan for ``models`` (members first, the pipeline last) in ``staged``."""
-    repository, name = deployment.repository, models[-1]
-    pinned = staged.pinned_members(name)
-    members = []
-    for model in models[:-1]:
-        source = _staged_version(staged, model, pinned.get(model, 0))
-        members.append(_plan_member(staged, model, source, deployment))
+    """The plan for ``models`` (members first, the pipeline last), each with one version in
+    ``staged``."""
+    repository = deployment.repository
+    *steps, pipeline = [_read(staged, name) for name in models]
+    members = [_plan_member(step, deployment) for step in steps]
     positions = {
-        model: (member.model, member.version)
-        for model, member in zip(models[:-1], members, strict=True)
+        step.name: (member.model, member.version)
+        for step, member in zip(steps, members, strict=True)
     }
-    config = with_versions(repinned(staged.config(name), positions), ())
-    source = _staged_version(staged, name, staged.active_version(name))
-    active, profiles = repository.active_version(name), staged.profiles(name)
+    name, config = pipeline.name, with_versions(repinned(pipeline.config, positions), ())
+    active = repository.active_version(name)
     is_unchanged = (
         active
         and with_versions(repository.config(name), ()) == config
-        and content(repository.version_folder(name, active)) == content(source)
+        and content(repository.version_folder(name, active)) == content(pipeline.folder)
     )
     if is_unchanged:
-        pipeline = PlannedVersion(name, active, config, None, profiles)
+        planned = PlannedVersion(name, active, config, None, pipeline.profiles)
     else:
         version = deployment.next_version(name)
-        pipeline = PlannedVersion(name, version, config, source, profiles)
-    return Plan(tuple(members), pipeline)
+        planned = PlannedVersion(name, version, config, pipeline.folder, pipeline.profiles)
+    return Plan(tuple(members), planned)
 
 
-def _plan_member(
-    staged: ModelRepository, model: str, source: Path, deployment: Deployment
-) -> PlannedVersion:
-    repository, config = deployment.repository, staged.config(model)
+def _read(staged: ModelRepository, name: str) -> StagedModel:
+    versions = staged.versions(name)
+    if not versions:
+        raise PublishFailed(f"{staged.folder(name)} has no version folder: stage it again")
+    return StagedModel(
+        name, staged.config(name), staged.profiles(name), staged.version_folder(name, versions[-1])
+    )
+
+
+def _plan_member(staged: StagedModel, deployment: Deployment) -> PlannedVersion:
+    repository, config = deployment.repository, with_versions(staged.config, ())
     # The first of NAME, NAME.g2, NAME.g3 ... that is free or means the same.
-    generation, name = 1, model
-    while repository.is_published(name) and meaning(repository.config(name)) != meaning(config):
+    generation, name = 1, staged.name
+    while repository.is_published(name):
+        published = repository.config(name)
+        if meaning(published) == meaning(config):
+            config = carried(published, config)
+            break
         generation += 1
-        name = f"{model}.g{generation}"
+        name = f"{staged.name}.g{generation}"
     config.name = name
-    config.ClearField("version_policy")
-    if repository.is_published(name):
-        config = carried(repository.config(name), config)
-    files, profiles = content(source), staged.profiles(model)
+    files = content(staged.folder)
     for version in reversed(repository.versions(name)):
         if content(repository.version_folder(name, version)) == files:
-            return PlannedVersion(name, version, config, None, profiles)
-    return PlannedVersion(name, deployment.next_version(name), config, source, profiles)
-
-
-def _staged_version(staged: ModelRepository, model: str, version: int) -> Path:
-    versions = staged.versions(model)
-    if not versions:
-        raise PublishFailed(f"{staged.folder(model)} has no version folder: stage it again")
-    return staged.version_folder(model, version if version in versions else versions[-1])
+            return PlannedVersion(name, version, config, None, staged.profiles)
+    version = deployment.next_version(name)
+    return PlannedVersion(name, version, config, staged.folder, staged.profiles)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import psutil
 
+from modelspec.files import size_bytes
 from serving.errors import PublishFailed
 from serving.publish.plan import PlannedVersion
-from serving.repository.files import size_bytes
 from serving.triton.stubs import stub_memory_bytes
 
 MIB = 1024 * 1024

@@ -11,6 +11,7 @@ interrupted.
 from collections.abc import Sequence
 from dataclasses import replace
 
+from modelspec.pbtxt import render
 from serving.errors import PublishFailed
 from serving.publish.activation import activate, undone_on_failure
 from serving.publish.deployment import Deployment
@@ -21,8 +22,6 @@ from serving.publish.preflight import require_disk, require_memory
 from serving.publish.recovery import recover
 from serving.repository.manifest import CONFIG_COPY, MANIFEST_FILE, Manifest
 from serving.repository.model_repository import ModelRepository
-from serving.repository.pins import as_bytes, listed_versions, with_versions
-from serving.repository.profiles import synced_with
 
 
 def publish(
@@ -78,7 +77,7 @@ def _complete(plan: Plan, repository: ModelRepository, origin: Manifest | None) 
     pipeline = plan.pipeline
     if pipeline.source is None:
         return
-    (pipeline.source / CONFIG_COPY).write_bytes(as_bytes(pipeline.config))
+    (pipeline.source / CONFIG_COPY).write_bytes(render(pipeline.config).encode())
     folders = {
         (part.model, part.version): part.source
         or repository.version_folder(part.model, part.version)
@@ -96,32 +95,16 @@ def _install(plan: Plan, deployment: Deployment) -> None:
     """Install the new version folders, then the members' configs: until the pin moves, nothing
     points at them."""
     repository = deployment.repository
-    for planned in plan.new:
-        active = repository.active_version(planned.model)
-        if active and not listed_versions(config := repository.config(planned.model)):
-            # The config leaves the choice to Triton, which would take the newest.
-            repository.write_config(planned.model, with_versions(config, [active]))
-        if planned.source:
-            repository.install_version(planned.model, planned.version, planned.source)
+    for part in plan.new:
+        if part.source:
+            repository.install_version(part.model, part.version, part.source)
     deployment.report(PublishPhase.INSTALLED, plan.pipeline.model)
-
     for member in plan.members:
-        listed = (
-            listed_versions(repository.config(member.model))
-            if repository.has_config(member.model)
-            else []
-        )
-        on_disk = repository.versions(member.model)
-        versions = {version for version in listed if version in on_disk} | {member.version}
-        repository.write_config(member.model, with_versions(member.config, versions))
+        repository.list_installed(member.model, member.version, member.config)
     _write_profiles(plan, repository)
     deployment.report(PublishPhase.LISTED, plan.pipeline.model)
 
 
 def _write_profiles(plan: Plan, repository: ModelRepository) -> None:
-    """Place the staged config profiles, synced with the configs that are published now."""
     for part in plan.all:
-        has_config = repository.has_config(part.model)
-        main = repository.config(part.model) if has_config else part.config
-        for name, profile in part.profiles.items():
-            repository.place_profile(part.model, name, synced_with(main, profile))
+        repository.write_profiles(part.model, part.profiles, part.config)

@@ -10,17 +10,17 @@ import shutil
 
 from modelspec.layout import CONFIG_FILE, STEP_FILE
 from modelspec.model import ModelSpec, TensorSpec
-from modelspec.pbtxt import to_proto
+from modelspec.pbtxt import render, to_proto
 from serving.publish.journal import Journal
 from serving.publish.replica import Replica
+from serving.repository.configs import policy_versions
 from serving.repository.model_repository import ModelRepository
-from serving.repository.pins import as_bytes, listed_versions, with_versions
 
-STAND_IN = '''class TritonPythonModel:
+PLACEHOLDER_STEP = '''class TritonPythonModel:
     """Loaded briefly and unloaded again: see serving/publish/restore.py."""
 
     def execute(self, requests):
-        raise RuntimeError("a stand-in answers nothing")
+        raise RuntimeError("a placeholder answers nothing")
 '''
 
 
@@ -30,12 +30,12 @@ def restore_readiness(repository: ModelRepository, replica: Replica, journal: Jo
         if (model, version) not in journal.new:
             continue
         repository.remove_version(model, version)
-        listed = listed_versions(repository.config(model)) if journal.configs[model] else []
-        served = [number for number in listed if number in repository.versions(model)]
+        in_policy = policy_versions(repository.config(model)) if journal.configs[model] else []
+        served = [number for number in in_policy if number in repository.versions(model)]
         if served:
             _load_copy(repository, replica, model, served[-1], version)
         else:
-            _load_stand_in(repository, replica, model, version)
+            _load_placeholder(repository, replica, model, version)
 
 
 def _load_copy(
@@ -44,10 +44,10 @@ def _load_copy(
     """Briefly serve a copy of a served version's files under the failed number."""
     path = repository.folder(model) / CONFIG_FILE
     text, before = path.read_bytes(), repository.config(model)
-    copy = repository.staged_path("stand-in")
+    copy = repository.staged_path("placeholder")
     shutil.copytree(repository.version_folder(model, served), copy)
     copy.rename(repository.version_folder(model, failed))
-    repository.write_config(model, with_versions(before, [*listed_versions(before), failed]))
+    repository.write_config(model, before, [*policy_versions(before), failed])
     replica.control.load(model)
     repository.write(path, text)
     repository.sync_profiles(model)
@@ -55,18 +55,20 @@ def _load_copy(
     repository.remove_version(model, failed)
 
 
-def _load_stand_in(repository: ModelRepository, replica: Replica, model: str, version: int) -> None:
+def _load_placeholder(
+    repository: ModelRepository, replica: Replica, model: str, version: int
+) -> None:
     """Put a model that loads in place of the failed one, load it, unload it, and restore."""
-    path, staged = repository.folder(model) / CONFIG_FILE, repository.staged_path("stand-in")
+    path, staged = repository.folder(model) / CONFIG_FILE, repository.staged_path("placeholder")
     before = path.read_bytes()
     staged.mkdir()
-    (staged / STEP_FILE).write_text(STAND_IN)
+    (staged / STEP_FILE).write_text(PLACEHOLDER_STEP)
     staged.rename(repository.version_folder(model, version))
     tensors = (TensorSpec("x", "FP32", (1,)), TensorSpec("y", "FP32", (1,)))
     spec = ModelSpec(model, "python", 0, tensors[:1], tensors[1:], versions=(version,))
     profiles = repository.profile_texts([model])
     repository.restore_profiles([model], {})
-    repository.write(path, as_bytes(to_proto(spec)))
+    repository.write(path, render(to_proto(spec)).encode())
     replica.control.load(model)
     replica.control.unload(model)
     repository.write(path, before)

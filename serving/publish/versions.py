@@ -1,13 +1,13 @@
 """Switch a pipeline to another of its published versions, and delete old ones."""
 
+from modelspec.files import size_bytes
 from serving.errors import PublishFailed
 from serving.publish.activation import activate, undone_on_failure
 from serving.publish.deployment import Deployment
 from serving.publish.journal import Journal
 from serving.publish.phases import PublishPhase
 from serving.publish.recovery import recover
-from serving.repository.files import size_bytes
-from serving.repository.pins import newest_pins, pins
+from serving.repository.configs import newest_pins, pins
 
 
 def switch_to(deployment: Deployment, name: str, version: int | None) -> int:

@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from modelspec.files import file_hashes
 from modelspec.machine import git_commit, installed_versions
 from serving.errors import PublishFailed
-from serving.repository.files import hashes
 
 MANIFEST_FILE = "manifest.json"
 PROOF_FILE = "proof.json"
@@ -49,7 +49,7 @@ class Manifest:
         files = {
             f"{model}/{model_version}/{path}": digest
             for (model, model_version), folder in folders.items()
-            for path, digest in hashes(folder).items()
+            for path, digest in file_hashes(folder).items()
             if path != MANIFEST_FILE
         }
         members = {model: model_version for model, model_version in folders if model != pipeline}
@@ -93,7 +93,7 @@ def content(folder: Path) -> dict[str, str]:
     with equal content are the same one."""
     digests = {
         path: digest
-        for path, digest in hashes(folder).items()
+        for path, digest in file_hashes(folder).items()
         if path not in _BESIDE and CACHE_FOLDER not in path
     }
     proof_in_short = ""

@@ -17,6 +17,7 @@ version.
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,23 +27,21 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from modelspec.files import atomic_write, file_sha256, sync_folder
-from modelspec.layout import CONFIG_FILE, CONFIGS, staging_folder, version_folders
+from modelspec.files import atomic_write, file_sha256, sync_files, sync_folder
+from modelspec.layout import CONFIG_FILE, CONFIGS, owned_prefix, staging_folder
 from modelspec.parameters import INTERNAL_PARAMETER
-from modelspec.pbtxt import parse
+from modelspec.pbtxt import parse, render
 from serving.errors import ModelLoadFailed, PublishFailed, RepositoryBusy, ServingError, Tampered
-from serving.repository.files import new_name, sync
-from serving.repository.manifest import CACHE_FOLDER, CONFIG_COPY, MANIFEST_FILE, Manifest
-from serving.repository.pins import (
+from serving.repository.configs import (
     NEWEST,
-    as_bytes,
     is_ensemble,
-    listed_versions,
     newest_pins,
     pins,
+    policy_versions,
+    synced_with,
     with_versions,
 )
-from serving.repository.profiles import read_profiles, synced_with
+from serving.repository.manifest import CACHE_FOLDER, CONFIG_COPY, MANIFEST_FILE, Manifest
 
 CANDIDATE_SUFFIX = ".candidate"
 LOCK_WAIT_S, LOCK_POLL_S = 120.0, 0.1
@@ -87,7 +86,7 @@ class ModelRepository:
     def staged_path(self, what: str) -> Path:
         """A new path in the staging folder whose name carries its owner's pid, so that leftovers of
         a killed process can be told from work in progress."""
-        return self.staging / new_name(what)
+        return self.staging / f"{owned_prefix(what)}{secrets.token_hex(4)}"
 
     # What is there.
 
@@ -143,14 +142,21 @@ class ModelRepository:
 
     def versions(self, model: str) -> list[int]:
         """The model's version folders, ascending."""
-        return version_folders(self.path / model)
+        folder = self.path / model
+        if not folder.is_dir():
+            return []
+        return sorted(
+            int(entry.name)
+            for entry in folder.iterdir()
+            if entry.is_dir() and entry.name.isdecimal() and entry.name.isascii()
+        )
 
     def active_version(self, model: str) -> int:
         """The version that the model's config serves: the newest listed, or the newest folder; 0 if
         there is none."""
         if not self.is_published(model):
             return 0
-        return max(listed_versions(self.config(model)) or self.versions(model))
+        return max(policy_versions(self.config(model)) or self.versions(model))
 
     def pinned_members(self, pipeline: str) -> dict[str, int]:
         """The models that the pipeline pins now, with their versions; {} for a single model."""
@@ -274,25 +280,41 @@ class ModelRepository:
         atomic_write(path, data, temporary=self.staged_path("file"))
         sync_folder(path.parent)
 
-    def write_config(self, model: str, config: ModelConfig) -> None:
-        """Write the model's main config by one rename, then sync its profiles. If the process is
-        killed in between, ``sync_all_profiles`` catches up before anything else is done."""
-        self.write(self.path / model / CONFIG_FILE, as_bytes(config))
+    def write_config(self, model: str, config: ModelConfig, versions: Iterable[int]) -> None:
+        """Write the model's main config, which serves ``versions`` (none: the newest), by one
+        rename, then sync its profiles. If the process is killed in between, ``sync_all_profiles``
+        catches up before anything else is done."""
+        listing = render(with_versions(config, versions))
+        self.write(self.path / model / CONFIG_FILE, listing.encode())
         self.sync_profiles(model)
 
     def list_also(self, additions: Mapping[str, set[int]]) -> None:
         """Make each model list these versions beside those that it lists already."""
         for model, versions in additions.items():
             config = self.config(model)
-            listed = set(listed_versions(config))
-            if listed and not versions <= listed:
-                self.write_config(model, with_versions(config, listed | versions))
+            in_policy = set(policy_versions(config))
+            if in_policy and not versions <= in_policy:
+                self.write_config(model, config, in_policy | versions)
+
+    def list_installed(self, model: str, version: int, config: ModelConfig) -> None:
+        """Give the model this config, which lists ``version`` beside the versions that are listed
+        now and are on disk."""
+        in_policy = set(policy_versions(self.config(model))) if self.has_config(model) else set()
+        versions = in_policy.intersection(self.versions(model)) | {version}
+        self.write_config(model, config, versions)
 
     def install_version(self, model: str, version: int, source: Path) -> None:
-        """Move a staged version folder in by one rename, flushed to the disk before."""
+        """Move a staged version folder in by one rename, flushed to the disk before.
+
+        A config that lists no version leaves the choice to Triton, which would take the newest:
+        the active one is listed first.
+        """
+        active = self.active_version(model)
+        if active and not policy_versions(config := self.config(model)):
+            self.write_config(model, config, [active])
         folder = self.version_folder(model, version)
         folder.parent.mkdir(exist_ok=True)
-        sync(source)
+        sync_files(source)
         source.rename(folder)
         sync_folder(folder.parent)
 
@@ -304,11 +326,11 @@ class ModelRepository:
         linked: for a model that lasts only moments."""
         staged = self.staged_path("copy")
         staged.mkdir()
-        (staged / CONFIG_FILE).write_bytes(as_bytes(config))
+        (staged / CONFIG_FILE).write_bytes(render(config).encode())
         for profile_name, profile in self.profiles(name).items():
             (staged / CONFIGS).mkdir(exist_ok=True)
             path = staged / CONFIGS / f"{profile_name}.pbtxt"
-            path.write_bytes(as_bytes(synced_with(config, profile)))
+            path.write_bytes(render(synced_with(config, profile)).encode())
         copy = os.link if link else shutil.copy2
         shutil.copytree(
             self.version_folder(name, version), staged / str(version), copy_function=copy
@@ -338,7 +360,13 @@ class ModelRepository:
     def profiles(self, model: str) -> dict[str, ModelConfig]:
         """The model's config profiles that parse, by name; the linter reports the others, and
         Triton refuses them."""
-        return read_profiles(self.path / model)
+        profiles = {}
+        for path in self.profile_files(model):
+            try:
+                profiles[path.stem] = parse(path.read_text(encoding="utf-8"))
+            except ValueError:
+                continue
+        return profiles
 
     def models_by_profile(self) -> dict[str, list[str]]:
         """The models that have each config profile, by the profile's name."""
@@ -348,14 +376,23 @@ class ModelRepository:
                 models.setdefault(path.stem, []).append(model)
         return models
 
-    def place_profile(self, model: str, name: str, config: ModelConfig) -> None:
+    def write_profile(self, model: str, name: str, config: ModelConfig) -> None:
         """Place one config profile by one rename. An equal one is left alone: Triton reloads a
         model when one of its files has changed."""
         path = self.path / model / CONFIGS / f"{name}.pbtxt"
         if path.is_file() and self.profiles(model).get(name) == config:
             return
         path.parent.mkdir(exist_ok=True)
-        self.write(path, as_bytes(config))
+        self.write(path, render(config).encode())
+
+    def write_profiles(
+        self, model: str, profiles: Mapping[str, ModelConfig], config: ModelConfig
+    ) -> None:
+        """Place config profiles, synced with the model's main config or, if it has none yet, with
+        the ``config`` that it is to have."""
+        main = self.config(model) if self.has_config(model) else config
+        for name, profile in profiles.items():
+            self.write_profile(model, name, synced_with(main, profile))
 
     def sync_profiles(self, model: str) -> None:
         """Sync the model's config profiles with its main config; files that would not change are
@@ -364,7 +401,7 @@ class ModelRepository:
         if profiles and self.has_config(model):
             main = self.config(model)
             for name, profile in profiles.items():
-                self.place_profile(model, name, synced_with(main, profile))
+                self.write_profile(model, name, synced_with(main, profile))
 
     def sync_all_profiles(self) -> None:
         for model in self.models():

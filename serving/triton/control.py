@@ -15,7 +15,7 @@ from google.protobuf.json_format import MessageToJson
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from modelspec.parameters import NO_MODEL, REVISION_PARAMETER
-from serving.errors import ModelLoadFailed, NoAnswerInTime, ServingError
+from serving.errors import DeadlineExceeded, ModelLoadFailed, ServingError
 from serving.triton.loading import Loading
 
 KEY_HEADER = "tidegate-triton-key"
@@ -29,8 +29,9 @@ READY, UNAVAILABLE, UNLOADED = "READY", "UNAVAILABLE", "unloaded"
 # many seconds: the machine may be busy, and files no longer in memory. After that the processes
 # that the load has started are ended.
 RELOAD_FACTOR, LEAST_RELOAD_S = 4.0, 30.0
-# Triton's messages for a request that a model's queue policy refuses: it is busy, not unhealthy.
-QUEUE_FULL = ("Exceeds maximum queue size", "Request timeout expired")
+# What a full queue says, Triton's or that of a model with a queue of its own
+# (no_capacity): the model is busy, not unhealthy.
+QUEUE_FULL = ("Exceeds maximum queue size", "Request timeout expired", "[tidegate:no_capacity]")
 # The index walks the folders one by one, and fails if a publisher removes one meanwhile.
 FOLDER_REMOVED = "failed to stat file"
 
@@ -115,7 +116,7 @@ class TritonControl:
         )
 
     def _not_loaded(self, error: grpc.RpcError) -> str:
-        if isinstance(_serving_error(error), NoAnswerInTime):
+        if isinstance(_serving_error(error), DeadlineExceeded):
             return (
                 f"it was not loaded within {self.load_timeout_s:g} s: allow more time with "
                 "tidegate up --load-timeout (TIDEGATE_LOAD_TIMEOUT_S)"
@@ -164,12 +165,13 @@ class TritonControl:
         try:
             for response in self._call(self._stub.ModelStreamInfer, iter([request]), timeout_s):
                 if response.error_message:
-                    raise ServingError(" ".join(response.error_message.split())[:2000])
+                    line = " ".join(response.error_message.split())[:2000]
+                    raise (DeadlineExceeded if _is_full(line) else ServingError)(line)
                 yield response.infer_response
         except grpc.RpcError as error:
             raise _serving_error(error) from error
 
-    def answers_streams(self, timeout_s: float) -> bool:
+    def streams_respond(self, timeout_s: float) -> bool:
         """Whether the server answers on a stream. The one thread that serves all streams refuses a
         request for a model that does not exist, whatever the other models are doing."""
         request = service_pb2.ModelInferRequest(model_name=NO_MODEL)
@@ -236,8 +238,11 @@ def _wait(call: grpc.Future, watch: Loading | None, bound_s: float) -> None:
 def _serving_error(error: grpc.RpcError) -> ServingError:
     line = _first_line(error)
     is_late = isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    is_full = any(message in line for message in QUEUE_FULL)
-    return (NoAnswerInTime if is_late or is_full else ServingError)(line)
+    return (DeadlineExceeded if is_late or _is_full(line) else ServingError)(line)
+
+
+def _is_full(line: str) -> bool:
+    return any(message in line for message in QUEUE_FULL)
 
 
 def _first_line(error: grpc.RpcError) -> str:

@@ -9,11 +9,11 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from modelspec.declaration import Declaration
 from modelspec.golden import probe_time_s
-from modelspec.probe import Answer
-from serving.errors import NoAnswerInTime, ServingError
+from modelspec.probe import ProbeResponse
+from serving.errors import DeadlineExceeded, ServingError
 from serving.triton.control import TritonControl
 
-NO_ANSWER, IS_LATE = "does not answer its golden sample", " in time"
+NO_RESPONSE, IS_LATE = "does not answer its golden sample", " in time"
 
 
 def fault(
@@ -30,15 +30,18 @@ def fault(
         return declaration.error.problem
     if declaration.probe is None:
         return ""
-    answer, request = Answer(declaration.probe.golden), declaration.probe.request_to(model)
+    probe_response, request = (
+        ProbeResponse(declaration.probe.golden),
+        declaration.probe.request_to(model),
+    )
     try:
         if config.model_transaction_policy.decoupled:
             for response in control.stream_infer(request, timeout_s):
-                answer.add(response)
+                probe_response.add(response)
         else:
-            answer.add(control.infer(request, timeout_s))
-    except NoAnswerInTime:
-        return NO_ANSWER + IS_LATE
+            probe_response.add(control.infer(request, timeout_s))
+    except DeadlineExceeded:
+        return NO_RESPONSE + IS_LATE
     except ServingError as error:
-        return f"{NO_ANSWER} ({error})"
-    return answer.fault()
+        return f"{NO_RESPONSE} ({error})"
+    return probe_response.fault()

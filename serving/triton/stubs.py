@@ -4,6 +4,7 @@ A stub that was killed leaves a model that answers every request with an error w
 is ready. The process table shows this at once, without a request to the model.
 """
 
+import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,16 +50,20 @@ def live_stubs(server_pid: int) -> set[Stub]:
 
 
 def stub_memory_bytes(server_pid: int, model: str) -> int:
-    """The memory (USS) that the model's processes use now; 0 if none runs."""
+    """The memory (USS) that the model's processes, and those that they have started, use now; 0 if
+    none runs."""
     pids = {stub.pid for stub in live_stubs(server_pid) if stub.model == model}
     return sum(_unique_memory_bytes(pid) for pid in pids)
 
 
 def _unique_memory_bytes(pid: int) -> int:
-    try:
-        return int(psutil.Process(pid).memory_full_info().uss)
-    except psutil.Error:
-        return 0
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for one in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                total += int(one.memory_full_info().uss)
+    return total
 
 
 def stub_of(process: psutil.Process) -> Stub | None:

@@ -127,7 +127,7 @@ async def _send_requests(
             result.first_error = result.first_error or " ".join(str(error.details()).split())[:300]
             await asyncio.sleep(0.01)  # do not hammer a server that refuses at once
         else:
-            answered = time.perf_counter()
-            if begin <= answered < end:
-                result.latencies_ms.append((answered - sent) * 1e3)
+            received = time.perf_counter()
+            if begin <= received < end:
+                result.latencies_ms.append((received - sent) * 1e3)
         index += load.connections

@@ -13,8 +13,8 @@ from modelspec.parameters import TUNED_PARAMETER
 from serving.errors import ServingError
 from serving.publish.deployment import Deployment
 from serving.publish.recovery import recover
+from serving.repository.configs import TUNED, policy_versions, synced_with
 from serving.repository.model_repository import ModelRepository
-from serving.repository.profiles import TUNED, synced_with
 from serving.tuning.journal import engine_files
 from serving.tuning.setting import applied, setting_of
 from serving.tuning.trial import Trial
@@ -50,7 +50,7 @@ def write_tuned(deployment: Deployment, result: Result) -> list[str]:
         changed = _changed(configs, result, result.winner) if result.winner else {}
         for model, main in configs.items():
             if model in changed:
-                repository.place_profile(model, TUNED, synced_with(main, changed[model]))
+                repository.write_profile(model, TUNED, synced_with(main, changed[model]))
             else:
                 repository.remove_profile(model, TUNED)
     return [f"{model}/configs/{TUNED}.pbtxt" for model in changed]
@@ -128,7 +128,7 @@ def _changed(
 
 def _apply(deployment: Deployment, configs: Mapping[str, ModelConfig]) -> None:
     for model, config in configs.items():
-        deployment.repository.write_config(model, config)
+        deployment.repository.write_config(model, config, policy_versions(config))
     for replica in deployment.replicas:
         for model in configs:
             if replica.serves(model):

@@ -48,7 +48,7 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Standing:
+class SearchState:
     """The state of a search: the best setting, how it was reached, and what to measure next (None:
     the search is over)."""
 
@@ -60,7 +60,7 @@ class Standing:
     round: int = 1
 
 
-def standing(space: Space, scores: Scores) -> Standing:
+def search_state(space: Space, scores: Scores) -> SearchState:
     """The search replayed over all measurements. The default needs no trial: its score is 1."""
     scores = {**scores, space.default: DEFAULT}
     best, score = space.default, DEFAULT
@@ -71,7 +71,7 @@ def standing(space: Space, scores: Scores) -> Standing:
             others = space.moves(best).get(serving_parameter, [])
             unmeasured = next((setting for setting in others if setting not in scores), None)
             if unmeasured:
-                return Standing(
+                return SearchState(
                     best, score.ratio, tuple(moves), unmeasured, serving_parameter, number
                 )
             leader, leading_score = _leader(others, scores)
@@ -82,19 +82,19 @@ def standing(space: Space, scores: Scores) -> Standing:
                 best, score = leader, leading_score
         if best == before:
             break
-    return Standing(best, score.ratio, tuple(moves), None, round=number)
+    return SearchState(best, score.ratio, tuple(moves), None, round=number)
 
 
-def concluded(space: Space, scores: Scores) -> Standing:
+def concluded(space: Space, scores: Scores) -> SearchState:
     """The state of the search if nothing more is measured: the serving parameter under way counts
     too."""
     known = dict(scores)
-    while (current := standing(space, known)).next:
+    while (current := search_state(space, known)).next:
         known[current.next] = None
     return current
 
 
-def finalists(reached: Standing, count: int) -> list[Setting]:
+def finalists(reached: SearchState, count: int) -> list[Setting]:
     """The last ``count`` settings on the way to the best, fewest changed serving parameters first.
     They are measured once more, since the best of many noisy figures is too optimistic."""
     return [move.after for move in reached.moves[-count:]]

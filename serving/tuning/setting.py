@@ -8,7 +8,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from modelspec.names import Role, role_of
 from modelspec.parameters import BUCKETS_PARAMETER, INTRA_OP_THREADS
-from serving.repository.pins import is_ensemble, pins
+from serving.repository.configs import is_ensemble, pins
 
 ENGINE_BACKEND = "onnxruntime"
 Configs = Mapping[str, ModelConfig]

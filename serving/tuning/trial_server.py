@@ -13,11 +13,11 @@ from typing import Self
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from modelspec.layout import CONFIG_FILE
+from modelspec.layout import CONFIG_FILE, owned_prefix
+from modelspec.pbtxt import render
 from serving.errors import ServingError
-from serving.repository.files import owned_prefix
+from serving.repository.configs import pins, repinned, with_versions
 from serving.repository.model_repository import ModelRepository
-from serving.repository.pins import as_bytes, pins, repinned, with_versions
 from serving.triton.launch import LaunchOptions, TritonServer
 from serving.triton.ports import Ports, free_ports
 from serving.tuning.setting import Configs, Setting, applied, setting_of
@@ -47,7 +47,7 @@ class TrialServer:
         scratch = Path(self._folder.name) / "repository"
         try:
             for model, config in self.configs.items():
-                self._place(scratch, model, config)
+                self._write(scratch, model, config)
             ports = Ports(*free_ports(3))
             self.server = TritonServer(LaunchOptions(scratch, self._work_dir, ports, name="tune"))
             self.server.start()
@@ -82,7 +82,7 @@ class TrialServer:
         for model, config in applied(self.configs, setting).items():
             trial_config = repinned(config, positions)
             trial_config.name = names[model]
-            self._place(self.server.options.repository, model, trial_config)
+            self._write(self.server.options.repository, model, trial_config)
         self._loaded = [*reversed(names.values())]
         self.server.control.load(self.trial_name)
         actual = setting_of({model: self._served_config(model, names) for model in self.configs})
@@ -100,7 +100,7 @@ class TrialServer:
             self.server.control.unload(model)
         self._loaded = []
 
-    def _place(self, scratch: Path, model: str, config: ModelConfig) -> None:
+    def _write(self, scratch: Path, model: str, config: ModelConfig) -> None:
         """Create the model's folder under the config's name: its version linked, and the config."""
         folder, version = scratch / config.name, self.versions[model]
         if not folder.is_dir():
@@ -109,7 +109,7 @@ class TrialServer:
             for path in self._repository.folder(model).iterdir():
                 if path.is_file() and path.name != CONFIG_FILE:  # an output's labels
                     shutil.copyfile(path, folder / path.name)
-        (folder / CONFIG_FILE).write_bytes(as_bytes(config))
+        (folder / CONFIG_FILE).write_bytes(render(config).encode())
 
     def _end(self) -> None:
         if server := getattr(self, "server", None):

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import ServingError
+from serving.repository.configs import is_ensemble
 from serving.repository.model_repository import ModelRepository
-from serving.repository.pins import is_ensemble
 from serving.tuning import workload
 from serving.tuning.closed_loop import LEAD_IN
 from serving.tuning.journal import TrialLog, context
-from serving.tuning.search import Score, Standing, concluded, finalists, standing, winner
+from serving.tuning.search import Score, SearchState, concluded, finalists, search_state, winner
 from serving.tuning.setting import Setting, roles, setting_of
 from serving.tuning.space import Space
 from serving.tuning.trial import Bench, Trial
 from serving.tuning.trial_server import TrialServer
 
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 # Many short alternating passes, not a few long ones: the machine's other work comes in bursts.
 SHORTEST_PASS_S, LONGEST_PASS_S = 0.5, 1.2
 PASSES_IN_BUDGET = 500
@@ -62,7 +62,7 @@ class Result:
     name: str
     context: Mapping[str, Any]
     trials: Sequence[Trial]
-    search: Standing
+    search: SearchState
     finals: Sequence[Trial]
     control: Trial | None
     winner: Trial | None
@@ -72,17 +72,17 @@ class Result:
     notes: Sequence[str] = field(default_factory=list)
 
 
-def tune(job: Job, say: Say) -> Result:
+def tune(job: Job, report: Progress) -> Result:
     """Measure until the search or the budget ends; ServingError if there is nothing to tune or the
     unchanged pipeline cannot be served. Ctrl-C keeps every finished trial."""
     started = time.monotonic()
     require_pipeline(job.repository, job.name)
-    say(f"{job.name}: starting a scratch Triton")
+    report(f"{job.name}: starting a scratch Triton")
     try:
         with TrialServer(job.repository, job.name, job.work_dir) as trial_server:
-            return _Search(job, trial_server, say, started).run()
+            return _Search(job, trial_server, report, started).run()
     except KeyboardInterrupt:
-        say(f"{job.name}: stopped; finished trials are kept: run it again to continue")
+        report(f"{job.name}: stopped; finished trials are kept: run it again to continue")
         raise
 
 
@@ -98,8 +98,10 @@ def require_pipeline(repository: ModelRepository, name: str) -> None:
 class _Search:
     """The loop: choose a setting, measure it, record the trial."""
 
-    def __init__(self, job: Job, trial_server: TrialServer, say: Say, started: float) -> None:
-        self._job, self._say, self._started = job, say, started
+    def __init__(
+        self, job: Job, trial_server: TrialServer, report: Progress, started: float
+    ) -> None:
+        self._job, self._report, self._started = job, report, started
         self._notes: list[str] = []
         self._longest_s = 0.0  # of a trial
         control = trial_server.server.control
@@ -120,7 +122,7 @@ class _Search:
     def run(self) -> Result:
         known = self._log.trials()
         if known:
-            self._say(f"{self._job.name}: {len(known)} trials are known from earlier runs")
+            self._report(f"{self._job.name}: {len(known)} trials are known from earlier runs")
         is_complete = self._explore()
         search = concluded(self._space, self._scores())
         finals = self._finals(search)
@@ -149,16 +151,16 @@ class _Search:
         """Run trials until the search (True) or its share of the budget is over."""
         deadline = self._started + self._job.budget_s * (1 - FINAL_SHARE)
         while True:
-            current = standing(self._space, self._scores())
+            current = search_state(self._space, self._scores())
             started = time.monotonic()
             if current.next is None or started + self._longest_s > deadline:
                 return current.next is None
             trial = self._bench.run(current.next, TRIAL_PAIRS)
             self._log.add(trial)
             self._longest_s = max(self._longest_s, time.monotonic() - started)
-            self._say(self._line(trial, current))
+            self._report(self._line(trial, current))
 
-    def _finals(self, search: Standing) -> list[Trial]:
+    def _finals(self, search: SearchState) -> list[Trial]:
         """Measure the settings on the way to the best again, against the default, in more pairs of
         passes."""
         settings = finalists(search, FINALISTS)
@@ -172,7 +174,7 @@ class _Search:
             trial = self._bench.run(setting, pairs)
             trials.append(trial)
             changes = setting.changes(self._space.default)
-            self._say(f"final {number} of {len(settings)}: {changes}: {summary(trial)}")
+            self._report(f"final {number} of {len(settings)}: {changes}: {summary(trial)}")
         return trials
 
     def _control(self) -> Trial | None:
@@ -187,7 +189,7 @@ class _Search:
     def _scores(self) -> dict[Setting, Score | None]:
         return {trial.setting: trial.score(self._job.p99_ms) for trial in self._log.trials()}
 
-    def _line(self, trial: Trial, search: Standing) -> str:
+    def _line(self, trial: Trial, search: SearchState) -> str:
         remaining_s = max(0.0, self._remaining_s())
         is_slow = trial.tuned and trial.score(self._job.p99_ms) is None
         over = f" (over {trial.bound_ms(self._job.p99_ms):.0f} ms)" if is_slow else ""
@@ -199,7 +201,7 @@ class _Search:
 
     def _note(self, text: str) -> None:
         self._notes.append(text)
-        self._say(text)
+        self._report(text)
 
 
 def summary(trial: Trial) -> str:

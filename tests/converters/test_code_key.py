@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from converters.code_key import file_code_sha256
 from tests.running import ROOT
+from tidegate.app.pipelines import step_file
 
 MODULES = ("converters.conversion", "converters.tasks.tensors.task")
 CHECKS = Path("converters", "tasks", "tensors", "checks.py")
@@ -54,3 +56,15 @@ def test_only_an_edit_that_changes_the_conversion_changes_its_key(copy):
     changed = key(copy)
     (copy / CHECKS).write_text(f"{checks}\nLIMIT = 2\n")
     assert len({before, changed, key(copy)}) == 3
+
+
+def test_a_step_with_another_comment_does_the_same(tmp_path):
+    """``tidegate up`` publishes a pipeline again if one of its steps does something else."""
+    source = step_file("tokenize_text")
+    text = source.read_text()
+    published = tmp_path / "model.py"
+    code = text.split('"""', 2)[2]
+    published.write_text(f'"""Another docstring."""\n# A comment.{code}')
+    assert file_code_sha256(published) == file_code_sha256(source)
+    published.write_text(text.replace("TEXT_LIMIT_BYTES = 65_536", "TEXT_LIMIT_BYTES = 65_537"))
+    assert file_code_sha256(published) != file_code_sha256(source)

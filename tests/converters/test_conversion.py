@@ -13,8 +13,8 @@ from converters.conversion import (
     ConversionOptions,
     ask_original,
     convert,
-    link_graph,
     prove_graph,
+    put_graph,
     reference_in,
     source_sha256,
 )
@@ -104,6 +104,23 @@ def test_a_wrong_graph_is_refused_with_sample_element_and_both_values(conversion
     assert len(_entries(cache)) == 1
 
 
+def test_a_wrong_export_is_refused_in_every_precision(conversion_request):
+    """FP16 rounds this factor to 2, so its own answers and layers are right."""
+    task = Doubling(conversion_request, graph_factor=2.00003)
+    with pytest.raises(ProofFailed) as failure:
+        convert(task, ConversionOptions("fp16"), _say)
+    (line,) = [line for line in str(failure.value).splitlines() if "FAIL" in line]
+    assert "the FP32 graph it was written from" in line and "original 24" in line
+
+
+def test_without_a_cache_the_graph_is_exported_again(conversion_request, tmp_path):
+    task = Doubling(conversion_request)
+    said: list[str] = []
+    put_graph(task, tmp_path, said.append)
+    assert (tmp_path / "model.onnx").is_file()
+    assert said == ["twice: exporting to ONNX, to compare the layers"]
+
+
 def test_a_failed_proof_is_published_only_with_a_reason_which_is_recorded(conversion_request):
     task = Doubling(conversion_request, graph_factor=2.01)
     converted = convert(task, ConversionOptions(accepted="known | drift"), _say)
@@ -176,9 +193,11 @@ def test_a_proof_says_when_layers_were_not_compared(conversion_request, tmp_path
     ask_original(task, answers, _say)
     reference = reference_in(answers, "twice", task, "fp32")
     proof = prove_graph(task, converted.engine, reference)
-    assert proof.note.startswith("Layers were not compared: the FP32 graph of this source is not")
-    link_graph(task, answers)
+    assert proof.note.startswith("Layers were not compared: there is no FP32 graph")
+    said: list[str] = []
+    put_graph(task, answers, said.append)
     assert prove_graph(task, converted.engine, reference).note == "", "the cache has the graph"
+    assert not said
 
     def too_large(*_):
         raise ValueError("Message onnx.ModelProto exceeds maximum protobuf size of 2GB")

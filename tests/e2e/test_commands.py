@@ -25,6 +25,8 @@ def test_demo_shows_similarities_times_and_the_photos_label(demo):
     assert "Where is my parcel?" in run.stdout
     assert "text_embedding_onnx: compute" in run.stdout
     assert "espresso" in run.stdout
+    assert "What is the capital of France?" in run.stdout
+    assert "Paris" in run.stdout.splitlines()[-1]
     assert "\x1b[" not in run.stdout  # colour only on terminals
 
 
@@ -39,6 +41,7 @@ def test_demo_as_json_adds_up(demo):
     assert 0 < inside < 1.5 * result["upstream_ms"]
     assert 0 < result["gateway_ms"] < result["upstream_ms"]
     assert result["photo"]["labels"][0]["label"] == "espresso"
+    assert "Paris" in result["chat"]["answer"]
 
 
 def _run(home, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -133,7 +133,7 @@ def test_a_step_that_is_older_than_the_code_is_published_again(tmp_path):
     folder = tmp_path / "model_repository" / "identity_fp32"
     published = folder / "1" / "model.py"
     current = published.read_text()
-    published.write_text(current + "# from an older checkout\n")
+    published.write_text(current + "FROM_AN_OLDER_CHECKOUT = True\n")
     run = _convert(tmp_path, "identity_fp32")
     assert "published into model_repository/" in run.stdout
     # As a new version: nothing is changed in place.

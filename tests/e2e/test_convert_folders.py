@@ -216,7 +216,7 @@ def test_a_refusal_on_the_command_line_is_one_line_and_exit_code_1(models, tmp_p
     [
         (["--name", "text_embedding"], "is a known pipeline"),
         (["--name", "../escape"], "illegal model name"),
-        (["--name", "chat"], "reserved"),
+        (["--name", "completions"], "reserved"),
         (["--task", "no-such-task", "--name", "x"], "'no-such-task' is not one of"),
         ([], "pass --name"),
         (["--name", "x", "--samples", "/nonexistent"], "does not exist"),

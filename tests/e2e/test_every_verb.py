@@ -58,6 +58,7 @@ NOWHERE = {
     "keys revoke": (["b"], FAILED),
     "audit verify": ([], FAILED),
     "demo": (["--url", "http://127.0.0.1:1"], FAILED),
+    "chat": (["hello", "--url", "http://127.0.0.1:1"], FAILED),
 }
 SCRIPTS = {"completion"}  # prints a shell's script: no document, and nothing of a repository
 

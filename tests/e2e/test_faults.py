@@ -8,7 +8,7 @@ import time
 import httpx
 import pytest
 
-from tests.running import RunningStack, launch, stop, wait_ready, wait_until
+from tests.running import QUICK, RunningStack, launch, stop, wait_ready, wait_until
 
 # A request may wait for a restart, but it never hangs.
 LONGEST_S = 12.0
@@ -50,7 +50,7 @@ class Load:
 
 @pytest.fixture(scope="module")
 def own_stack(built):
-    running = launch(built)
+    running = launch(built, *QUICK)
     wait_ready(running, 60)
     yield running
     assert stop(running) == 0

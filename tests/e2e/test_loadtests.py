@@ -128,9 +128,11 @@ class UI:
 def ui(stack):
     opened = UI(stack)
     with opened.process:
-        wait_until(opened.answers, 20, "Locust's UI answers")
-        yield opened
-        opened.process.kill()
+        try:
+            wait_until(opened.answers, 60, "Locust's UI answers")
+            yield opened
+        finally:
+            opened.process.kill()
 
 
 def test_the_ui_runs_a_test_and_ctrl_c_ends_it_with_the_verdict(stack, ui):

@@ -15,7 +15,7 @@ from tidegate.app.optimize import convert_line, run
 from tidegate.app.optimize_candidates import original_options
 from tidegate.app.optimize_options import BOTH, OptimizeOptions
 from tidegate.app.paths import Paths
-from tidegate.app.published import engine_folder
+from tidegate.app.published import engine_file
 from tidegate.cli import cli
 from tidegate.commands.options import Duration
 
@@ -70,7 +70,7 @@ def test_a_tiny_model_is_measured_picked_and_published(options, model, quick):
     assert rows["fp32"]["accuracy"]["closeness"]["agreement"] == 1
     assert document["pick"] in ("fp32", "int8-weight-only", "int8-per-row")
     # The pick is active now, proved under its own tolerances.
-    record = Record.load(engine_folder(paths.repository, "mood") / "proof.json")
+    record = Record.load(engine_file(paths.repository, "mood").with_name("proof.json"))
     assert (record.precision, record.passed) == (document["pick"], True)
     assert f"{document['pick']} <- pick" in "\n".join(tables)
     assert result.documents["model"]["pick"] == document["pick"]

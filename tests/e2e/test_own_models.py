@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 from tritonclient import http as triton_http
 
-from tests.running import launch, stop, wait_ready, wait_until
+from tests.running import QUICK, launch, stop, wait_ready, wait_until
 
 # Sleeps in small steps until INPUT0 seconds are over or the caller has left, and counts the latter.
 SLEEPER = """
@@ -72,7 +72,7 @@ def own_stack(built, tmp_path_factory):
     (sleeper / "1" / "model.py").write_text(SLEEPER)
     (sleeper / "config.pbtxt").write_text(CONFIG)
     _add_onnx(home / "model_repository" / "adder")
-    running = launch(home)
+    running = launch(home, *QUICK, "sleeper", "adder")
     wait_ready(running, 60)
     yield running
     assert stop(running) == 0

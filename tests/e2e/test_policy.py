@@ -11,7 +11,7 @@ import time
 import httpx
 import pytest
 
-from tests.running import launch, policy_of, stop, wait_ready, wait_until
+from tests.running import QUICK, launch, policy_of, stop, wait_ready, wait_until
 
 POLICY = """
 [tenants.texts]
@@ -37,7 +37,7 @@ TEXT = {"text": "Where is my parcel?"}
 def governed(built):
     """A stack with ``POLICY``; ``keys`` has a key for each caller."""
     with policy_of(built) as policy, contextlib.ExitStack() as started:
-        running = launch(built)
+        running = launch(built, *QUICK)
         started.callback(_ended_well, running)
         wait_ready(running, 90)
         running.keys = {

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from modelspec.layout import staging_folder, version_folders
+from modelspec.layout import staging_folder
 from serving.publish.phases import PublishPhase
 from serving.publish.recovery import clear_up
 from serving.repository.model_repository import ModelRepository
@@ -74,7 +74,7 @@ def test_a_killed_publication_leaves_the_old_state_or_the_new(server, step):
     repository = server.options.repository
     before, folders = (
         ModelRepository(repository).active_version(NAME),
-        version_folders(repository / NAME),
+        ModelRepository(repository).versions(NAME),
     )
     staged = stage(repository, 100 + list(PublishPhase).index(step))
     with under_load(server) as caller:
@@ -83,14 +83,16 @@ def test_a_killed_publication_leaves_the_old_state_or_the_new(server, step):
         assert is_new == (step not in BEFORE_THE_PIN)
         shutil.rmtree(staged)
         _require_consistent(server, caller)
-    assert (version_folders(repository / NAME) == folders) != is_new
+    assert (ModelRepository(repository).versions(NAME) == folders) != is_new
 
 
 @pytest.mark.parametrize("step", SWITCH_STEPS, ids=lambda step: step.name)
 def test_a_killed_rollback_leaves_the_old_state_or_the_new(server, step):
     repository = server.options.repository
     before = ModelRepository(repository).active_version(NAME)
-    other = next(version for version in version_folders(repository / NAME) if version != before)
+    other = next(
+        version for version in ModelRepository(repository).versions(NAME) if version != before
+    )
     with under_load(server) as caller:
         _run(server, step, "switch", other)
         expected = before if step in BEFORE_THE_PIN else other

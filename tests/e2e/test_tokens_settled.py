@@ -24,6 +24,7 @@ from gateway.api.v2.routes import V2Api
 from gateway.errors import DeadlineExceeded, InvalidRequest, NoCapacity
 from gateway.limits.limit import Subject, bucket_of
 from gateway.policy.principal import Grant, Principal
+from gateway.upstream.server import Upstream
 from tests.e2e.grpc_models import HEAD, RunningGrpcServer, serving
 from tests.echoing import MODELS as ECHO
 from tests.gateway.request_contexts import context_of
@@ -399,6 +400,34 @@ def test_calls_that_end_at_any_stage_release_their_slots(api, spent):
     wait_until(
         lambda: not any(replica.inflight for replica in pool.replicas), 10, "every permit is back"
     )
+
+
+def test_deadlines_amid_answers_leave_triton_alive(triton):
+    """Triton 2.51 dies of a cancel that meets an answer: of these it did in the first second, when
+    they were cancelled at once."""
+
+    async def check():
+        upstream = Upstream(triton.control.address, triton.options.work_dir / "triton.key")
+        ended = collections.Counter()
+
+        async def calls(worker):
+            for call in range(400):
+                message = service_pb2.ModelInferRequest(model_name="counted")
+                message.inputs.add(name="x", datatype="FP32", shape=[1, 1])
+                message.raw_input_contents.append(np.float32([[1]]).tobytes())
+                try:
+                    await upstream.infer(message, 0.0003 * (1 + (call + worker) % 20))
+                    ended["answered"] += 1
+                except DeadlineExceeded:
+                    ended["late"] += 1
+
+        await asyncio.gather(*map(calls, range(8)))
+        await upstream.close()
+        return ended
+
+    ended = asyncio.run(check())
+    assert set(ended) == {"answered", "late"}
+    assert triton.is_alive()
 
 
 def test_work_that_never_reached_the_model_is_free(api, spent):

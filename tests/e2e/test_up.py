@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from serving.triton.ports import free_ports
-from tests.running import launch, stop, wait_ready
+from tests.running import QUICK, launch, stop, wait_ready
 
 REGIONS = Path("/dev/shm")
 
@@ -22,15 +22,15 @@ def _regions(pid: int) -> list[Path]:
     return list(REGIONS.glob(f"tidegate_{pid}_*"))
 
 
-def test_the_three_curl_lines_work_when_pasted(stack):
+def test_the_curl_lines_work_when_pasted(stack):
     lines = re.findall(r"^  (curl .*)$", stack.output, re.MULTILINE)
-    assert len(lines) == 3
+    assert len(lines) == 4
     for line in lines:
         run = subprocess.run(
             ["bash", "-c", f"{line} --fail"], cwd=stack.home, capture_output=True, text=True
         )
         assert run.returncode == 0, run.stderr
-        assert "text_embedding" in run.stdout or "embedding" in run.stdout
+        assert "embedding" in run.stdout or run.stdout.endswith("data: [DONE]\n\n")
 
 
 def test_files_with_secrets_are_private(stack):
@@ -53,7 +53,7 @@ def test_triton_is_bound_to_loopback_and_its_repository_is_closed(stack):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_a_second_start_takes_seconds_and_a_signal_leaves_nothing(built, number):
     started = time.monotonic()
-    running = launch(built)
+    running = launch(built, *QUICK)
     wait_ready(running, 60)
     assert time.monotonic() - started < 30
     family = running.family()
@@ -66,21 +66,21 @@ def test_a_second_start_takes_seconds_and_a_signal_leaves_nothing(built, number)
 
 
 def test_kill_9_of_the_command_leaves_no_process_and_the_next_start_cleans_up(built):
-    running = launch(built)
+    running = launch(built, *QUICK)
     wait_ready(running, 60)
     family = running.family()
     running.process.kill()
     running.process.wait()
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive
-    again = launch(built)
+    again = launch(built, *QUICK)
     wait_ready(again, 60)
     assert not _regions(running.process.pid)
     assert stop(again) == 0
 
 
 def test_a_signal_while_starting_leaves_nothing(built):
-    running = launch(built)
+    running = launch(built, *QUICK)
     deadline = time.monotonic() + 30
     while "starting Triton" not in running.output and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -98,7 +98,7 @@ def test_a_port_that_is_taken(built, taken):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", ports[taken]))
         listener.listen()
-        running = launch(built, ports=ports)
+        running = launch(built, *QUICK, ports=ports)
         assert running.process.wait(60) == 1
     lines = running.output.strip().splitlines()
     assert len(lines) == 1
@@ -112,7 +112,7 @@ def test_a_model_that_fails_to_load(built, tmp_path):
     (broken / "1").mkdir(parents=True)
     (broken / "1" / "model.onnx").write_bytes(b"this is no ONNX file")
     (broken / "config.pbtxt").write_text('backend: "onnxruntime"\nmax_batch_size: 0\n')
-    running = launch(tmp_path, "--no-lint")
+    running = launch(tmp_path, *QUICK, "broken", "--no-lint")
     assert running.process.wait(90) == 1
     last = running.output.strip().splitlines()[-1]
     assert last.startswith("tidegate: model broken failed to load")
@@ -124,7 +124,7 @@ def test_a_config_that_does_not_parse(built, tmp_path):
     broken = tmp_path / "model_repository" / "broken"
     (broken / "1").mkdir(parents=True)
     (broken / "config.pbtxt").write_text("max_batch_size: many")
-    running = launch(tmp_path)
+    running = launch(tmp_path, *QUICK, "broken")
     assert running.process.wait(60) == 1
     assert "model broken failed to load" in running.output
     assert "config.pbtxt does not parse" in running.output

@@ -29,7 +29,7 @@ def home(tmp_path_factory):
         config.max_batch_size = 4
         text = json.dumps({**measurement, "machine": machine(), "files": files})
         config.parameters[TUNED_PARAMETER].string_value = text
-        ModelRepository(repository).place_profile(model, "tuned", config)
+        ModelRepository(repository).write_profile(model, "tuned", config)
     return home
 
 
@@ -72,7 +72,7 @@ def test_an_outdated_measurement_is_reported(home):
 
 
 def test_auto_means_a_gpu_that_triton_can_use(home, tmp_path, monkeypatch):
-    """Stand-ins: nvidia-smi, and the package that brings CUDA."""
+    """Stand-ins: nvidia-smi, and the package that provides CUDA."""
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'NVIDIA H200, 9.0, 580.1'\n")
     program.chmod(0o755)

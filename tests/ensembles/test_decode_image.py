@@ -226,7 +226,7 @@ def test_every_filter_is_pillows(resample):
 
 
 def test_an_unknown_operation_is_an_error():
-    with pytest.raises(ValueError, match="unknown operation 'blur': use one of grey, resize, "):
+    with pytest.raises(ValueError, match="unknown operation 'blur': use one of grey, onto_white, "):
         Transform({**DOCUMENT, "operations": [{"op": "blur"}]})
 
 

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from transformers import TokenClassificationPipeline
 
 from ensembles.steps.label_entities import EntityFinder, TritonPythonModel, as_tensors
 
@@ -56,6 +55,8 @@ def test_tokens_are_joined(labels, entities):
 
 def _original(logits, spans) -> list[tuple]:
     """The entities that transformers' own code makes of the same tokens."""
+    from transformers import TokenClassificationPipeline
+
     pipeline = object.__new__(TokenClassificationPipeline)
     pipeline.model = SimpleNamespace(config=SimpleNamespace(id2label=dict(enumerate(LABELS))))
     pipeline.tokenizer = SimpleNamespace(convert_tokens_to_string=" ".join)

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from converters.tasks.image_classification.efficientnet import LABELS
 from ensembles.steps.top_labels import TopLabels, TritonPythonModel
+from tests.running import ROOT
 
+LABELS = ROOT / "converters/tasks/image_classification/labels/imagenet_1k.txt"
 NAMES = ["ant", "bee", "cat", "dog"]
 
 

@@ -22,7 +22,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.configs = {config.name: config for config in configs}
         self.answer: Answer = _zero
         self.raw: bytes | None = None  # instead of the value's own bytes
-        self.inferences = 0
+        self.inferences = self.configs_read = 0
         self.takes_s: dict[str, float] = {}  # seconds for RepositoryIndex or ModelConfig
         self.completed: int | None = None  # in its statistics; None: it has none
 
@@ -49,6 +49,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelConfig(self, request, context):  # noqa: N802
         await asyncio.sleep(self.takes_s.get("ModelConfig", 0))
+        self.configs_read += 1
         if request.name not in self.configs:
             await context.abort(grpc.StatusCode.NOT_FOUND, "unknown model")
         return service_pb2.ModelConfigResponse(config=self.configs[request.name])

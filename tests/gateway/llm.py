@@ -11,6 +11,7 @@ _FLAGS = (
     "return_finish_reason",
     "return_num_input_tokens",
     "return_num_output_tokens",
+    "return_logprobs",
 )
 _INPUTS = {
     "text_input": TensorMeta("text_input", "BYTES", (1,), True),
@@ -24,6 +25,8 @@ _OUTPUTS = {
     "finish_reason": "BYTES",
     "num_input_tokens": "UINT32",
     "num_output_tokens": "UINT32",
+    "num_cached_tokens": "UINT32",
+    "logprobs": "BYTES",
 }
 MODEL = Model(
     name="llm",
@@ -38,10 +41,13 @@ MODEL = Model(
 
 
 def response(**outputs) -> service_pb2.ModelInferResponse:
-    """One of its responses, with one element per output; bytes for BYTES."""
+    """One of its responses, with one element per output; bytes for BYTES. As the backend has it,
+    the count of the prompt's tokens has no dimension."""
     message = service_pb2.ModelInferResponse(model_name="llm")
     for name, value in outputs.items():
         dtype = _OUTPUTS[name]
-        message.outputs.add(name=name, datatype=dtype, shape=[1])
+        message.outputs.add(
+            name=name, datatype=dtype, shape=[] if name == "num_input_tokens" else [1]
+        )
         message.raw_output_contents.append(pack(name, dtype, [value]))
     return message

@@ -9,6 +9,7 @@ from gateway.core import Gateway
 from gateway.errors import NotFound
 from gateway.settings import Settings
 from gateway.upstream import server
+from gateway.upstream.catalogue_reader import REREAD, CatalogueReader
 from serving.triton.ports import free_ports
 from tests.gateway.fake_triton import FakeTriton, failing, late, public, wrong
 
@@ -284,7 +285,7 @@ async def test_a_server_too_busy_to_say_what_it_serves_but_not_to_serve_is_ready
     await Background(gateway).refresh_catalogue()
     assert readiness(gateway) == {"p": ""}  # none responded in time, but each answers its probes
     for replica in gateway.pool.replicas:
-        replica.last_answer -= BUSY_S
+        replica.last_response -= BUSY_S
     assert "no Triton server has listed its models" in readiness(gateway)["tidegate:replicas"]
 
 
@@ -296,3 +297,26 @@ async def test_a_model_whose_config_is_late_is_served_as_it_was(pair, gateway, m
         fake.takes_s["ModelConfig"] = 30
     await Background(gateway).refresh_catalogue()
     assert gateway.catalogue.models["p"] is before
+
+
+async def test_a_large_catalogue_is_read_again_a_few_models_at_a_time():
+    """A changed version is read at once, a config that changed alone in its turn."""
+    names = [f"p{number:03}" for number in range(3 * REREAD)]
+    fake = FakeTriton(*map(public, names))
+    pool = Gateway(Settings(replicas=(await fake.start(),))).pool
+    reader = CatalogueReader()
+    try:
+        await pool.check()
+        catalogue = await reader.read(pool.replicas)
+        assert sorted(catalogue.models) == names
+        assert fake.configs_read == len(names)
+        fake.configs[names[-1]].max_batch_size = 8
+        for round_number in (2, 3):
+            catalogue = await reader.read(pool.replicas)
+            assert fake.configs_read == len(names) + (round_number - 1) * REREAD
+        assert catalogue.models[names[-1]].max_batch_size == 8
+        fake.configs["new"] = public("new")
+        assert "new" in (await reader.read(pool.replicas)).models
+    finally:
+        await pool.close()
+        await fake.stop()

@@ -11,6 +11,7 @@ from gateway.api.openapi.docs_pages import ASSETS
 from gateway.app import create_app
 from gateway.models.catalogue import Catalogue, read_model
 from gateway.settings import Settings
+from tests.gateway.settled import write_settled
 from tests.running import ROOT
 from tidegate.app.key_store import KeyStore
 
@@ -30,7 +31,7 @@ async def _served(folder, policy="", **settings):
     """A client of the app, and a key."""
     _, key = KeyStore(folder / "keys.toml", folder / "pepper").create("app")
     if policy:
-        (folder / "gateway.toml").write_text(policy)
+        write_settled(folder / "gateway.toml", policy)
     app = create_app(
         Settings(
             keys_file=folder / "keys.toml",
@@ -177,7 +178,14 @@ async def test_the_start_leads_to_the_documentation(governed):
 
 # --- paths ------------------------------------------------------------------------------------
 
-OPENAIS = ["responses", "moderations", "images/generations", "files", "files/abc", "batches"]
+OPENAIS = [
+    "realtime/sessions",
+    "moderations",
+    "images/generations",
+    "files",
+    "files/abc",
+    "batches",
+]
 OPENAIS += ["audio/speech", "audio/transcriptions", "fine_tuning/jobs", "assistants", "uploads"]
 
 

@@ -30,7 +30,8 @@ OPTIONAL = {
     "gateway.policy.canary",
     "gateway.upstream.http_upstream",
 }
-LIBRARIES = ("redis", "jwt", "httpx", "jinja2", "cryptography")  # needed by those only
+# Needed by those only, or, like pydantic.v1, by none.
+LIBRARIES = ("redis", "jwt", "httpx", "jinja2", "cryptography", "pydantic.v1")
 OPENED = """
 import asyncio, json, os, sys
 from gateway.app import from_environment

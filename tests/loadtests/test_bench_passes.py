@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadtests.bench.passes import Rounds, alternate
+from loadtests.bench.passes import Ratio, Rounds, alternate
 from loadtests.bench.wrk import Figures
 
 
@@ -33,9 +33,32 @@ def test_a_ratio_compares_passes_of_one_round():
             "direct": [_figures(100), _figures(50), _figures(100)],
         }
     )
-    assert rounds.ratio("ours", "direct") == pytest.approx(0.30)
-    assert rounds.spread("ours", "direct") == pytest.approx((0.30, 0.31))
-    assert rounds.ratio("direct", "direct") == 1
+    ratio = rounds.throughput("ours", "direct")
+    assert (ratio.median, ratio.low, ratio.high) == pytest.approx((0.30, 0.30, 0.31))
+    assert rounds.throughput("direct", "direct") == Ratio(1, 1, 1)
+
+
+def test_efficiency_compares_the_cpu_of_all_processes_together():
+    def spent(**cpu_us):
+        return Figures(100, 1.0, 2.0, 3.0, cpu_us)
+
+    rounds = Rounds(
+        {
+            "ours": [spent(gateway=100, tritonserver=100), spent(gateway=120, tritonserver=80)],
+            "direct": [spent(tritonserver=50), spent(tritonserver=50)],
+            "unknown": [_figures(1), _figures(1)],
+        }
+    )
+    assert rounds.efficiency("ours", "direct") == Ratio(0.25, 0.25, 0.25)
+    assert rounds.efficiency("unknown", "direct") is None
+    assert rounds.median("ours").cpu_us == {"gateway": 110, "tritonserver": 90}
+
+
+def test_many_rounds_make_the_band_narrower_than_the_range():
+    disturbed = [0.1, 0.40, 0.41, 0.42, 0.43, 0.44, 0.45, 0.9]
+    assert Ratio.of(disturbed) == Ratio(pytest.approx(0.425), 0.40, 0.45)
+    assert Ratio.of([0.4, 0.1, 0.9]) == Ratio(0.4, 0.1, 0.9)
+    assert Ratio.of([0.5]) == Ratio(0.5, 0.5, 0.5)
 
 
 def test_each_figure_has_its_own_median():

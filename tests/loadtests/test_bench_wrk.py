@@ -20,25 +20,26 @@ TABLE = "Running 2s test @ http://127.0.0.1:1\n  1 threads and 8 connections\nTr
 
 
 def test_the_figures_are_in_the_last_line():
-    figures = parse("direct", TABLE + json.dumps(LINE) + "\n")
-    assert figures == Figures(rps=1500.0, p50_ms=0.512, p95_ms=1.5, p99_ms=2.25)
+    figures = parse("direct", TABLE + json.dumps(LINE) + "\n", {"gateway": 0.75})
+    expected = Figures(rps=1500.0, p50_ms=0.512, p95_ms=1.5, p99_ms=2.25, cpu_us={"gateway": 250.0})
+    assert figures == expected
 
 
 @pytest.mark.parametrize("counter", ["refused", "broken"])
 def test_a_failed_request_stops_the_benchmark(counter):
     with pytest.raises(BenchError, match="direct: 2 of 3000 requests failed"):
-        parse("direct", TABLE + json.dumps(LINE | {counter: 2}))
+        parse("direct", TABLE + json.dumps(LINE | {counter: 2}), {})
 
 
 def test_a_pass_without_requests_is_refused():
     with pytest.raises(BenchError, match="0 of 0"):
-        parse("direct", json.dumps(LINE | {"requests": 0}))
+        parse("direct", json.dumps(LINE | {"requests": 0}), {})
 
 
 @pytest.mark.parametrize("output", ["", "unable to connect\n"])
 def test_output_without_figures_is_shown(output):
     with pytest.raises(BenchError, match="is not readable"):
-        parse("direct", output)
+        parse("direct", output, {})
 
 
 def test_bodies_with_any_bytes_are_separated():

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from loadtests.clients.calls import RUNS, Target, kserve, perf_analyzer
+from loadtests.clients.calls import RUNS, Stack, kserve, perf_analyzer
 
 GOOD_LINE = '{"client": "KServe REST", "what": "infer", "fault": ""}'
 BAD_LINE = '{"client": "KServe REST", "what": "infer", "fault": "wrong response"}'
@@ -23,9 +23,9 @@ def _program(folder, output: str, code: int):
     return path
 
 
-def _target(folder, output: str, code: int = 0) -> Target:
+def _stack(folder, output: str, code: int = 0) -> Stack:
     program = _program(folder, output, code)
-    return Target("http://127.0.0.1:1", "127.0.0.1:2", "tg_key", program, program)
+    return Stack("http://127.0.0.1:1", "127.0.0.1:2", "tg_key", program, program)
 
 
 @pytest.mark.parametrize(
@@ -38,19 +38,19 @@ def _target(folder, output: str, code: int = 0) -> Target:
     ],
 )
 def test_each_line_of_kserves_client_is_an_outcome(tmp_path, output, code, faults):
-    actual = [outcome.fault for outcome in kserve(_target(tmp_path, output, code))]
+    actual = [outcome.fault for outcome in kserve(_stack(tmp_path, output, code))]
     for fault, expected in zip(actual, faults, strict=True):
         assert fault.startswith(expected)
         assert bool(fault) == bool(expected)
 
 
 def test_perf_analyzers_throughput_is_noted(tmp_path):
-    outcomes = list(perf_analyzer(_target(tmp_path, MEASURED)))
+    outcomes = list(perf_analyzer(_stack(tmp_path, MEASURED)))
     assert [outcome.note for outcome in outcomes] == ["811.648 infer/s"] * len(RUNS)
     assert not any(outcome.fault for outcome in outcomes)
 
 
 @pytest.mark.parametrize(("output", "code"), [(MEASURED, 99), ("nothing measured", 0)])
 def test_perf_analyzer_without_figures_fails(tmp_path, output, code):
-    for outcome in perf_analyzer(_target(tmp_path, output, code)):
+    for outcome in perf_analyzer(_stack(tmp_path, output, code)):
         assert outcome.fault.startswith(f"ended with {code}: ")

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from loadtests import __main__ as loadtests
 from loadtests.__main__ import Options, command, locust_arguments
-from loadtests.target import CannotStart
+from loadtests.preflight import CannotStart
 
 HEADLESS = Options(
     headless=True,

@@ -105,7 +105,7 @@ def test_a_restart_clears_the_record(record):
 def test_only_the_files_that_locust_loads_import_it():
     """``import locust`` patches the standard library, so it must not be imported by accident."""
     code = (
-        "import sys, loadtests.__main__, loadtests.answers, loadtests.verdict\n"
+        "import sys, loadtests.__main__, loadtests.responses, loadtests.verdict\n"
         "sys.exit(bool({'locust', 'gevent'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,7 +9,7 @@ from tritonclient.grpc import model_config_pb2
 from modelspec.model import Batching, ModelSpec, StepSpec, TensorSpec
 from modelspec.parameters import ENDPOINT_PARAMETER, GOLDEN_PARAMETER
 from modelspec.pbtxt import parse, render, to_proto
-from serving.repository.tuned import carried
+from serving.repository.configs import carried
 from tidegate.app.task_registry import KNOWN
 
 ROOT = Path(__file__).parent.parent.parent
@@ -75,7 +75,7 @@ def test_an_error_in_a_config_names_its_line():
         (lambda: TensorSpec("", "FP32", (1,)), "needs a name"),
         (lambda: StepSpec("m", -1, {}, {}), "pin a version"),
         (lambda: ModelSpec("../m", "python", 0, (ONE,), (ONE,)), "illegal model name"),
-        (lambda: ModelSpec("chat", "python", 0, (ONE,), (ONE,)), "reserved"),
+        (lambda: ModelSpec("completions", "python", 0, (ONE,), (ONE,)), "reserved"),
         (lambda: ModelSpec("files", "python", 0, (ONE,), (ONE,)), "reserved"),
         (lambda: ModelSpec("m", "ensemble", 0, (ONE,), (ONE,)), "an ensemble has steps"),
         (lambda: ModelSpec("m", "python", -1, (ONE,), (ONE,)), "is negative"),

@@ -15,9 +15,8 @@ from serving.publish.import_pipeline import import_pipeline
 from serving.publish.versions import prune
 from serving.repository.model_repository import ModelRepository
 from tests.serving.small_pipeline import NAME, publish_staged, stage
+from tidegate.cli import cli
 from tidegate.commands.canary import command as canary_command
-from tidegate.commands.convert import command as convert_command
-from tidegate.commands.optimize import command as optimize_command
 
 
 @pytest.fixture
@@ -83,7 +82,7 @@ def test_prune_keeps_a_member_that_clients_call(deployment):
 def test_such_a_name_is_refused_for_a_new_model(name, deployment, tmp_path):
     with pytest.raises(ValueError, match="choose another, such as 'mood_"):
         require_pipeline_name(name)
-    run = CliRunner().invoke(convert_command, ["m.onnx", "--name", name])
+    run = CliRunner().invoke(cli, ["convert", "m.onnx", "--name", name])
     assert run.exit_code == 2
     assert "canaries" in run.output
     with pytest.raises(PublishFailed, match="canaries"):
@@ -98,6 +97,6 @@ def test_other_names_are_accepted(name):
 def test_optimize_removes_no_folder_outside_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path))
     (tmp_path / "precious").mkdir()
-    arguments = ["../../precious", "--against", "m.onnx", "--fresh", "--only", "model"]
-    assert CliRunner().invoke(optimize_command, arguments).exit_code == 2
+    arguments = ["optimize", "../../precious", "--against", "m.onnx", "--fresh", "--only", "model"]
+    assert CliRunner().invoke(cli, arguments).exit_code == 2
     assert (tmp_path / "precious").is_dir()

@@ -11,6 +11,7 @@ from serving.errors import PublishFailed, ServingError
 from serving.publish.canary import canaries, canary_name, promote, start, stop, unload_left
 from serving.repository.model_repository import ModelRepository
 from tidegate.app import rollout
+from tidegate.app.progress import Progress
 from tidegate.app.routes_file import PER, Per, Route, read_route, set_weights, wait_until_taken
 
 if TYPE_CHECKING:
@@ -250,14 +251,14 @@ class CanaryChange:
 def set_canary(
     options: CanaryOptions,
     paths: "Paths",
-    say: rollout.Say,
+    report: Progress,
     grace_s: float,
     addresses: Sequence[str],
 ) -> CanaryChange:
     """Start, change or end the canary of a pipeline on every server of the repository. Raises
     PublishFailed."""
     repository, version = paths.repository, options.version
-    with rollout.deployment(paths, repository, say, grace_s, addresses) as deployment:
+    with rollout.deployment(paths, repository, report, grace_s, addresses) as deployment:
         canaries = Canaries(
             deployment.repository, options.name, policies(paths, rollout.running(paths, repository))
         )
@@ -297,7 +298,7 @@ def promote_canary(
     paths: "Paths",
     name: str,
     version: int | None,
-    say: rollout.Say,
+    report: Progress,
     grace_s: float,
     addresses: Sequence[str],
 ) -> rollout.Outcome:
@@ -305,7 +306,7 @@ def promote_canary(
     Raises PublishFailed."""
     repository = paths.repository
     ModelRepository(repository).require_published(name)
-    with rollout.deployment(paths, repository, say, grace_s, addresses) as deployment:
+    with rollout.deployment(paths, repository, report, grace_s, addresses) as deployment:
         canaries = Canaries(
             deployment.repository, name, policies(paths, rollout.running(paths, repository))
         )

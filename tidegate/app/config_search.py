@@ -1,17 +1,15 @@
 """The serving parameters of a pipeline, searched on this machine: the second half of
 ``tidegate optimize NAME``, and all of it with ``--only config``."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tidegate.app.paths import Paths
+from tidegate.app.progress import Progress
 
 if TYPE_CHECKING:
     from tidegate.app.config_search_report import ConfigSearchReport
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class ConfigSearchOptions:
     commit: bool = False
 
 
-def tune(options: ConfigSearchOptions, paths: Paths, say: Say) -> "ConfigSearchReport":
+def tune(options: ConfigSearchOptions, paths: Paths, report: Progress) -> "ConfigSearchReport":
     """Search within the budget, measure the best once more, write ``configs/tuned.pbtxt``.
 
     Raises ServingError or ConversionError. Ctrl-C keeps the finished trials: the same
@@ -53,8 +51,8 @@ def tune(options: ConfigSearchOptions, paths: Paths, say: Say) -> "ConfigSearchR
         key: value for key, value in asdict(options).items() if key not in ("samples", "commit")
     }
     job = search.Job(repository, paths.state, bodies=bodies(fields, options.samples), **job_options)
-    result = search.tune(job, say)
-    with deployment(paths, repository.path, say) as target:
-        written = write_tuned(target, result)
-        committed = commit(target, result) if options.commit else []
+    result = search.tune(job, report)
+    with deployment(paths, repository.path, report) as deployed:
+        written = write_tuned(deployed, result)
+        committed = commit(deployed, result) if options.commit else []
     return ConfigSearchReport(result, written, committed)

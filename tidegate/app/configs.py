@@ -6,8 +6,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from modelspec.hardware import GPU
 from serving.errors import ServingError
+from serving.repository.configs import TUNED
 from serving.repository.model_repository import ModelRepository
-from serving.repository.profiles import TUNED
 from serving.triton.installation import find_triton
 from serving.tuning.journal import machine
 from serving.tuning.outcome import is_of_another_engine, tuned_measurement
@@ -45,7 +45,7 @@ def automatic() -> str:
 
 
 def config_name(
-    repository: ModelRepository, requested: str, say: Callable[[str], None]
+    repository: ModelRepository, requested: str, report: Callable[[str], None]
 ) -> str | None:
     """The name for ``--model-config-name``; None for the main configs.
 
@@ -59,19 +59,19 @@ def config_name(
     if requested == AUTO:
         gpu, missing = usable_gpu()
         if missing:
-            say(missing)
+            report(missing)
         name = automatic()
         if name not in names:
             return None
         if gpu:
             of_cpu = f" instead of {TUNED}, which was measured without it" if TUNED in names else ""
-            say(f"using {gpu}{of_cpu}")
+            report(f"using {gpu}{of_cpu}")
     if name not in names:
         available = ", ".join([DEFAULT, *sorted(names)])
         raise ServingError(f"no model has configs/{name}.pbtxt: choose --config from {available}")
     measurements = "; ".join(tuned_lines(repository)) if name == TUNED else ""
     models = measurements or f"of {', '.join(names[name])}"
-    say(f"configs {name}: {models} (--config default turns them off)")
+    report(f"configs {name}: {models} (--config default turns them off)")
     return name
 
 

@@ -1,21 +1,21 @@
 """From a model's source to the repository: converted, proved, published."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from modelspec.hardware import VLLM
 from tidegate.app.engines import is_on, on_engine
+from tidegate.app.errors import UsageError
 from tidegate.app.paths import Paths
+from tidegate.app.progress import Progress
 from tidegate.app.task_registry import KNOWN, TASKS, RegisteredTask, task_of, why_not_taken
 
 if TYPE_CHECKING:
     from converters.proof.record import Record
     from converters.task import Task
 
-Say = Callable[[str], None]
 IDENTITY = "identity_fp32"
 # Flags with what the original's files do not say.
 SOURCE_OPTIONS = ("missing", "iteration_range", "preprocess", "base")
@@ -74,7 +74,7 @@ class ConvertOptions:
     task: str | None = None
     name: str | None = None
     samples: Path | None = None
-    precisions: tuple[str, ...] = ("fp32",)
+    precisions: tuple[str, ...] = ()  # () is the source's default
     accepted: str = ""
     force: bool = False
     engine: str = "onnx"
@@ -85,38 +85,52 @@ class ConvertOptions:
         return self.source in KNOWN and self.task is None and self.name in (None, self.source)
 
 
-def run(options: ConvertOptions, paths: Paths, say: Say) -> ConvertResult:
-    """Convert, prove and publish; click.UsageError when the options make no sense."""
+def run(options: ConvertOptions, paths: Paths, report: Progress) -> ConvertResult:
+    """Convert, prove and publish; UsageError when the options make no sense."""
     from tidegate.app.pipelines import Built, release
 
-    if options.is_known and not options.force and _is_current(options, paths.repository, say):
+    if options.is_known and not options.force and _is_current(options, paths.repository, report):
         return _already_published(options.source, paths)
     if options.source == IDENTITY and options.is_known:
         from ensembles.identity_fp32 import PIPELINE
 
-        release(Built(PIPELINE), paths.repository, paths.state, say)
+        release(Built(PIPELINE), paths.repository, paths.state, report)
         return ConvertResult(IDENTITY, is_new=True)
-    return _convert(options, paths, say)
+    if options.engine == VLLM:
+        return _written_for_vllm(_name(options), options, paths, report)
+    return _convert(options, paths, report)
 
 
-def _convert(options: ConvertOptions, paths: Paths, say: Say) -> ConvertResult:
+def _written_for_vllm(
+    name: str, options: ConvertOptions, paths: Paths, report: Progress
+) -> ConvertResult:
+    from tidegate.app.vllm_model import TASK, write
+
+    if options.is_known or (options.task or TASK) != TASK:
+        raise UsageError(f"--engine vllm serves language models: --task {TASK}")
+    write(name, Path(options.source), paths, report)
+    return ConvertResult(name, is_new=True)
+
+
+def _convert(options: ConvertOptions, paths: Paths, report: Progress) -> ConvertResult:
     from converters.conversion import ConversionOptions
     from converters.task import ConversionRequest
     from tidegate.app.pipelines import build, release
 
     name, registered = _name(options), _registered_task(options)
-    require_precisions(options.precisions)
+    require_precisions(options.precisions, registered)
     task = registered.open_task(
         ConversionRequest(name, options.source, options.samples, options.source_options)
     )
-    if not options.is_known and _is_published(task, options, paths, say):
+    options = replace(options, precisions=options.precisions or task.offered()[:1])
+    if not options.is_known and _is_published(task, options, paths, report):
         return _already_published(name, paths)
     served, *others = (
-        build(registered, task, ConversionOptions(precision, options.accepted), say)
+        build(registered, task, ConversionOptions(precision, options.accepted), report)
         for precision in options.precisions
     )
-    served = on_engine(served, options.engine, say)
-    record = release(served, paths.repository, paths.state, say)
+    served = on_engine(served, options.engine, report)
+    record = release(served, paths.repository, paths.state, report)
     records = [record, *(other.converted.record for other in others if other.converted)]
     return ConvertResult(name, is_new=True, records=tuple(filter(None, records)))
 
@@ -128,18 +142,16 @@ def _name(options: ConvertOptions) -> str:
     if options.is_known:
         return options.source
     if options.name is None:
-        raise click.UsageError(
+        raise UsageError(
             f"there is no known pipeline {options.source!r} (known: {', '.join(KNOWN)}); for a "
             "model of your own pass --name, and --task unless the path implies it"
         )
-    if options.name in KNOWN:
-        raise click.UsageError(
-            f"{options.name!r} is a known pipeline: give your model another name"
-        )
+    if options.name in KNOWN and options.engine != VLLM:  # that only writes a folder
+        raise UsageError(f"{options.name!r} is a known pipeline: give your model another name")
     try:
         return require_pipeline_name(options.name)
     except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        raise UsageError(str(error)) from error
 
 
 def _registered_task(options: ConvertOptions) -> RegisteredTask:
@@ -155,13 +167,13 @@ def _registered_task(options: ConvertOptions) -> RegisteredTask:
         raise SourceRefused(reason)
     task = options.task or task_of(options.source, options.source_options)
     if task is None:
-        raise click.UsageError(
+        raise UsageError(
             f"{options.source} does not say what the model does: pass --task ({', '.join(TASKS)})"
         )
     return TASKS[task]
 
 
-def _is_published(task: "Task", options: ConvertOptions, paths: Paths, say: Say) -> bool:
+def _is_published(task: "Task", options: ConvertOptions, paths: Paths, report: Progress) -> bool:
     """Whether exactly this is already published; PublishFailed when the name is taken."""
     from converters.conversion import source_sha256
     from serving.errors import PublishFailed
@@ -173,14 +185,14 @@ def _is_published(task: "Task", options: ConvertOptions, paths: Paths, say: Say)
     record = published_record(paths.repository, task.request.name)
     expected = (task.name, options.precisions[0], source_sha256(task))
     if record and (record.task, record.precision, record.source_sha256) == expected:
-        return is_on(paths.repository, task.request.name, options.engine, say)
+        return is_on(paths.repository, task.request.name, options.engine, report)
     raise PublishFailed(
         f"the name is taken: {paths.shown(paths.repository)}/ has {', '.join(conflicts)}. Give "
         "another --name, or --force to replace it"
     )
 
 
-def _is_current(options: ConvertOptions, repository: Path, say: Say) -> bool:
+def _is_current(options: ConvertOptions, repository: Path, report: Progress) -> bool:
     """Whether the known pipeline is published in the requested precision and on the engine."""
     from tidegate.app.pipelines import is_current
     from tidegate.app.published import published_record
@@ -190,17 +202,20 @@ def _is_current(options: ConvertOptions, repository: Path, say: Say) -> bool:
     record = published_record(repository, options.source)
     if record is None:
         return True
-    is_same_precision = record.precision == options.precisions[0]
-    return is_same_precision and is_on(repository, options.source, options.engine, say)
+    registered = KNOWN[options.source]
+    precisions = options.precisions or (registered.precisions() if registered else ())
+    is_same_precision = record.precision == precisions[0]
+    return is_same_precision and is_on(repository, options.source, options.engine, report)
 
 
-def require_precisions(precisions: Sequence[str]) -> None:
+def require_precisions(precisions: Sequence[str], registered: RegisteredTask) -> None:
     from converters.precisions.write import PRECISIONS
 
-    unknown = [precision for precision in precisions if precision not in PRECISIONS]
+    known = tuple(dict.fromkeys((*PRECISIONS, *registered.precisions())))
+    unknown = [precision for precision in precisions if precision not in known]
     if unknown or len(set(precisions)) < len(precisions):
-        raise click.UsageError(
-            f"--precision {','.join(precisions)}: choose from {', '.join(PRECISIONS)}, each once"
+        raise UsageError(
+            f"--precision {','.join(precisions)}: choose from {', '.join(known)}, each once"
         )
 
 

@@ -1,6 +1,7 @@
 """Real sentences and a real photo through the running stack, and where the time went."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import click
 import numpy as np
 
 from modelspec.names import Role, member_name
+from tidegate.app.chat import ChatOptions, Conversation, NoChatModel, printable
 from tidegate.app.claim import running_in
 from tidegate.app.client import GatewayClient
 from tidegate.app.demo_photo import Photo, describe_photo, show_photo
@@ -24,6 +26,8 @@ SENTENCES = (
     "How do I get a refund?",
     "The cat sleeps in the sun.",
 )
+# Of a question with a short answer, always the same one.
+QUESTION, BOUNDS = "What is the capital of France?", ChatOptions(max_tokens=40, temperature=0.0)
 ROUNDS = 5  # a single round would only show a cold server
 
 
@@ -70,6 +74,16 @@ def run(paths: Paths, url: str | None, triton: str | None) -> Result:
         steps,
         show_photo(client),
     )
+
+
+def chat_reply(paths: Paths, url: str | None) -> Iterator[str]:
+    """The answer to ``QUESTION`` as it arrives; nothing if no chat model is served."""
+    try:
+        conversation = Conversation.open(paths, url, BOUNDS)
+    except NoChatModel:
+        return
+    with closing(conversation):
+        yield from map(printable, conversation.ask(QUESTION))
 
 
 def _similarities(result: Result) -> str:

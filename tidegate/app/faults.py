@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from serving.errors import ServingError
+from serving.repository.configs import pins
 from serving.repository.model_repository import ModelRepository
-from serving.repository.pins import pins
 
 if TYPE_CHECKING:
     from serving.lint.finding import Finding

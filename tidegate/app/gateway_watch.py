@@ -30,16 +30,16 @@ class GatewayWatch:
     """Runs in its own thread, so that healing something else never delays finding a hung worker."""
 
     def __init__(
-        self, pid: Callable[[], int | None], workers: int, tell: Callable[[str, str], None]
+        self, pid: Callable[[], int | None], workers: int, report: Callable[[str, str], None]
     ) -> None:
-        """``pid`` returns the gateway's process id, or None; ``tell(event, detail)`` is called from
-        the thread."""
+        """``pid`` returns the gateway's process id, or None; ``report(event, detail)`` is called
+        from the thread."""
         self.name = f"tidegate-{os.getpid()}-{secrets.token_hex(8)}"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._socket.bind(b"\0" + self.name.encode())
         self._socket.settimeout(LOOK_EVERY_S / 4)
-        self._pid, self._workers, self._tell = pid, workers, tell
+        self._pid, self._workers, self._report = pid, workers, report
         # process -> looks since its last heartbeat, or since it was first seen
         self._silent_looks: dict[psutil.Process, int] = {}
         self._seen_alive: set[int] = set()
@@ -72,7 +72,7 @@ class GatewayWatch:
             try:
                 self._look(alive)
             except Exception as error:  # nothing may end this thread
-                self._tell("gateway_watch_failed", f"{type(error).__name__}: {error}")
+                self._report("gateway_watch_failed", f"{type(error).__name__}: {error}")
 
     def _listen(self, until: float) -> set[int]:
         """The ids of the processes that send a heartbeat before ``until``."""
@@ -110,7 +110,7 @@ class GatewayWatch:
         is_same, self._parent = parent is not None and parent == self._parent, parent
         for process in gone:
             if is_same:  # otherwise all of them ended
-                self._tell("gateway_worker_died", f"process {process.pid}")
+                self._report("gateway_worker_died", f"process {process.pid}")
         for process in family:
             if process.pid in alive:
                 self._silent_looks[process] = 0
@@ -136,7 +136,7 @@ class GatewayWatch:
 
     def _end(self, process: psutil.Process, fault: str) -> None:
         try:
-            self._tell("gateway_hung", f"process {process.pid}: {fault}")
+            self._report("gateway_hung", f"process {process.pid}: {fault}")
             process.kill()
         except psutil.Error:
             return

@@ -14,7 +14,7 @@ from typing import Any
 import tomlkit
 from filelock import FileLock
 
-from gateway.identity.keys import KEY_FORM, KeyRecord, key_hash, parse_records
+from gateway.identity.keys import KEY_PATTERN, KeyRecord, key_hash, parse_records
 from gateway.policy.principal import USER, Grant
 from modelspec.files import write_private
 from tidegate.app.toml_file import edited
@@ -166,4 +166,4 @@ def _checksum(body: str) -> str:
 
 def has_good_checksum(key: str) -> bool:
     """Whether this could be one of our keys, as a secret scanner would check."""
-    return bool(KEY_FORM.match(key)) and _checksum(key[:-7]) == key[-6:]
+    return bool(KEY_PATTERN.match(key)) and _checksum(key[:-7]) == key[-6:]

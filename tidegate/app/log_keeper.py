@@ -17,16 +17,16 @@ TROUBLE_S = 60.0
 
 class LogKeeper:
     """``limit_bytes`` is the approximate size at which a file is rotated, ``backups`` the number of
-    older files to keep; a failure is reported through ``tell``, once."""
+    older files to keep; a failure is reported through ``report``, once."""
 
     def __init__(
-        self, logs: Sequence[Path], limit_bytes: int, backups: int, tell: Callable[[str], None]
+        self, logs: Sequence[Path], limit_bytes: int, backups: int, report: Callable[[str], None]
     ) -> None:
         self._logs, self._limit_bytes, self._backups, self._report = (
             logs,
             limit_bytes,
             backups,
-            tell,
+            report,
         )
         self._ended = threading.Event()
         self._reported: dict[Path, str] = {}  # why the file could not be rotated last time
@@ -72,9 +72,9 @@ def rotate(log: Path, backups: int) -> None:
         if backups:
             copy = _older(log, 1)
             try:
-                with copy.open("xb") as target:
-                    os.fchmod(target.fileno(), log.stat().st_mode & 0o777)
-                    shutil.copyfileobj(file, target, 1024 * 1024)
+                with copy.open("xb") as copied:
+                    os.fchmod(copied.fileno(), log.stat().st_mode & 0o777)
+                    shutil.copyfileobj(file, copied, 1024 * 1024)
             except OSError:
                 copy.unlink(missing_ok=True)
                 raise

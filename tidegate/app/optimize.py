@@ -1,17 +1,17 @@
 """Which candidate of a model to serve on this machine, and with which serving parameters."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tidegate.app.optimize_options import OptimizeOptions
 from tidegate.app.paths import Paths
+from tidegate.app.progress import Progress
 from tidegate.app.task_registry import KNOWN, NOTHING
 
 if TYPE_CHECKING:
     from converters.optimize.findings import Findings
 
-Progress = Callable[[str], None]
 # The model's share of the budget when both parts run: the config is searched through a server,
 # which is slower.
 MODEL_SHARE = 0.4

@@ -4,9 +4,8 @@ import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from modelspec.names import require_model_name
+from tidegate.app.errors import UsageError
 from tidegate.app.paths import Paths
 from tidegate.app.task_registry import KNOWN, TASKS, RegisteredTask, registered_task, task_of
 
@@ -21,7 +20,7 @@ def find(
     options: "OptimizeOptions", budget: "Budget", paths: Paths, report: "Progress"
 ) -> "Findings | None":
     """Measure every candidate; None for a model that has only one. Raises ConversionError, and
-    click.UsageError for an unknown name."""
+    UsageError for an unknown name."""
     from converters.optimize.findings import Findings, this_machine
     from converters.optimize.measurement_cache import MeasurementCache
     from converters.optimize.measuring import Subject, measure
@@ -30,7 +29,7 @@ def find(
     try:
         require_model_name(options.name)  # it names a folder, which --fresh removes
     except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        raise UsageError(str(error)) from error
     registered, source = _registered_task(options, paths), options.source or options.name
     folder = paths.state / "optimize" / options.name
     if options.fresh:
@@ -79,7 +78,7 @@ def _registered_task(options: "OptimizeOptions", paths: Paths) -> RegisteredTask
     if known and options.source in (None, options.name):
         return known
     if options.name in KNOWN:
-        raise click.UsageError(f"{options.name} is a known pipeline: leave out --against")
+        raise UsageError(f"{options.name} is a known pipeline: leave out --against")
     record = published_record(paths.repository, options.name)
     if options.source is None:
         problem = (
@@ -88,14 +87,12 @@ def _registered_task(options: "OptimizeOptions", paths: Paths) -> RegisteredTask
             else f"there is no model {options.name!r}"
         )
         names = ", ".join(name for name, task in KNOWN.items() if task)
-        raise click.UsageError(
-            f"{problem}: give its original with --against (known by name: {names})"
-        )
+        raise UsageError(f"{problem}: give its original with --against (known by name: {names})")
     registered = registered_task(
         "", options.task or (record.task if record else "") or task_of(options.source) or ""
     )
     if registered is None:
-        raise click.UsageError(
+        raise UsageError(
             f"{options.source} does not say what the model does: pass --task ({', '.join(TASKS)})"
         )
     return registered

@@ -3,22 +3,28 @@ published."""
 
 import importlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelspec.hardware import TENSORRT, engine_of, with_plan
-from modelspec.layout import ENGINE_FILE, STEP_FILE, staging_folder, version_folders
+from modelspec.hardware import LANGUAGE_MODEL_BACKEND, TENSORRT, engine_of, with_plan
+from modelspec.layout import (
+    ENGINE_FILE,
+    SETTINGS_FILE,
+    STEP_FILE,
+    owned_prefix,
+    staging_folder,
+)
 from modelspec.model import ModelSpec, Pipeline
 from modelspec.names import Role, member_name
 from modelspec.staging import stage_model
 from serving.publish.deployment import Deployment
 from serving.publish.publish import publish
 from serving.publish.replica import connected
-from serving.repository.files import owned_prefix
 from serving.repository.model_repository import ModelRepository
 from serving.triton.servers import servers_of
+from tidegate.app.progress import Progress
 from tidegate.app.published import pinned
 from tidegate.app.scratch import proved_through_triton
 from tidegate.app.task_registry import RegisteredTask
@@ -28,8 +34,6 @@ if TYPE_CHECKING:
     from converters.proof.record import Record
     from converters.task import Task
     from converters.tensorrt.engine import Engine
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,9 @@ class Built:
         files = {STEP_FILE: step_file(spec.step)} if spec.step else {}
         if self.converted is None:
             return files
+        if spec.backend == LANGUAGE_MODEL_BACKEND:
+            engine = self.converted.engine
+            return {engine.name: engine, SETTINGS_FILE: engine.with_name(SETTINGS_FILE)}
         part = spec.name.removeprefix(f"{self.pipeline.name}_")
         if part == "onnx":
             return {**files, ENGINE_FILE: self.converted.engine}
@@ -55,13 +62,13 @@ class Built:
 
 
 def build(
-    registered: RegisteredTask, task: "Task", options: "ConversionOptions", say: Say
+    registered: RegisteredTask, task: "Task", options: "ConversionOptions", report: Progress
 ) -> Built:
     """Convert and prove, without publishing; raises ConversionError."""
     from converters.conversion import convert
     from converters.errors import ConversionError
 
-    converted = convert(task, options, say)
+    converted = convert(task, options, report)
     reference, record = converted.reference, converted.record
     card = {**task.card(), "precision": record.precision, "batching": record.grade}
     if record.accepted:
@@ -75,7 +82,7 @@ def build(
     return Built(pipeline, converted)
 
 
-def release(built: Built, repository: Path, work_dir: Path, say: Say) -> "Record | None":
+def release(built: Built, repository: Path, work_dir: Path, report: Progress) -> "Record | None":
     """Stage the pipeline, prove it through a scratch Triton, publish it into ``repository``; the
     record of both proofs. Raises ConversionError or ServingError: the repository is as it was."""
     name = built.pipeline.name
@@ -87,7 +94,7 @@ def release(built: Built, repository: Path, work_dir: Path, say: Say) -> "Record
         for spec in built.pipeline.models:
             stage_model(staged, spec, built.files(spec))
         if built.converted:
-            say(f"{name}: proving it again through a scratch Triton, from a client's request")
+            report(f"{name}: proving it again through a scratch Triton, from a client's request")
             record = _proved(staged, work_dir, built)
         servers = servers_of(work_dir, repository)
         with connected(servers) as replicas:
@@ -96,8 +103,8 @@ def release(built: Built, repository: Path, work_dir: Path, say: Say) -> "Record
             version = publish(ModelRepository(staged), models, deployment)
             answering = {replica.address for replica in replicas}
     for silent in {server.address for server in servers} - answering:
-        say(f"{name}: {silent} did not answer: when it does, run tidegate publish {name}")
-    say(f"{name}: published into {repository.name}/ as version {version}")
+        report(f"{name}: {silent} did not answer: when it does, run tidegate publish {name}")
+    report(f"{name}: published into {repository.name}/ as version {version}")
     return record
 
 
@@ -108,8 +115,7 @@ def is_current(name: str, repository: Path) -> bool:
     if published.is_published(name) and member_name(name, Role.PLAN) in pinned(repository, name):
         pipeline = with_plan(pipeline)
     return all(
-        published.is_published(spec.name) and _has_step(repository / spec.name, spec)
-        for spec in pipeline.models
+        published.is_published(spec.name) and _has_step(published, spec) for spec in pipeline.models
     )
 
 
@@ -120,13 +126,15 @@ def step_file(step: str) -> Path:
     return Path(ensembles.steps.__path__[0]) / f"{step}.py"
 
 
-def _has_step(folder: Path, spec: ModelSpec) -> bool:
-    newest = folder / str(version_folders(folder)[-1])
-    return not spec.step or _is_same(newest / STEP_FILE, step_file(spec.step))
+def _has_step(repository: ModelRepository, spec: ModelSpec) -> bool:
+    """Whether the newest version's step does what the step in git does; comments may differ."""
+    from converters.code_key import file_code_sha256
 
-
-def _is_same(published: Path, source: Path) -> bool:
-    return published.is_file() and published.read_bytes() == source.read_bytes()
+    if not spec.step:
+        return True
+    newest = repository.version_folder(spec.name, repository.versions(spec.name)[-1]) / STEP_FILE
+    source = step_file(spec.step)
+    return newest.is_file() and file_code_sha256(newest) == file_code_sha256(source)
 
 
 def _proved(staged: Path, work_dir: Path, built: Built) -> "Record | None":

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
+from tidegate.app.errors import UsageError
 from tidegate.app.paths import Paths
 from tidegate.app.task_registry import registered_task
 
@@ -29,21 +28,20 @@ class ProveOptions:
     base: str | None = None
 
 
-def prove(options: ProveOptions, paths: Paths, say: Callable[[str], None]) -> list["Proof"]:
+def prove(options: ProveOptions, paths: Paths, report: Callable[[str], None]) -> list["Proof"]:
     """The graph's proof and the one through Triton; raises ConversionError or ServingError."""
-    from converters.conversion import ask_original, link_graph, prove_graph, reference_in
+    from converters.conversion import ask_original, prove_graph, put_graph, reference_in
     from converters.task import ConversionRequest
-    from modelspec.layout import ENGINE_FILE
     from tidegate.app.engines import proved_profiles
-    from tidegate.app.published import copy_pipeline, engine_folder, published_record
+    from tidegate.app.published import copy_pipeline, engine_file, published_record
     from tidegate.app.scratch import proved_through_triton
 
     repository, name = paths.repository, options.name
     record = published_record(repository, name)
-    engine = engine_folder(repository, name) / ENGINE_FILE
+    engine = engine_file(repository, name)
     registered = registered_task(name, options.task or (record.task if record else ""))
     if registered is None:
-        raise click.UsageError(f"the repository does not record the task of {name}: pass --task")
+        raise UsageError(f"the repository does not record the task of {name}: pass --task")
     # The source options of the conversion still apply.
     source_options = {**(record.options if record else {})}
     if options.base:
@@ -52,20 +50,20 @@ def prove(options: ProveOptions, paths: Paths, say: Callable[[str], None]) -> li
         ConversionRequest(name, options.source, options.samples, source_options)
     )
     with tempfile.TemporaryDirectory(prefix="tidegate-prove-") as work:
-        answers_folder, copy = Path(work) / "answers", Path(work) / "repository"
-        answers_folder.mkdir()
-        ask_original(task, answers_folder, say)
-        link_graph(task, answers_folder)
-        precision = options.precision or (record.precision if record else "fp32")
-        reference = reference_in(answers_folder, name, task, precision)
-        say(f"{name}: proving the engine in the repository")
+        reference_folder, copy = Path(work) / "answers", Path(work) / "repository"
+        reference_folder.mkdir()
+        ask_original(task, reference_folder, report)
+        put_graph(task, reference_folder, report)
+        precision = options.precision or (record.precision if record else task.offered()[0])
+        reference = reference_in(reference_folder, name, task, precision)
+        report(f"{name}: proving the engine in the repository")
         graph = prove_graph(task, engine, reference)
         if record:
             checks = (*graph.checks, _same_engine(record.engine_sha256, engine))
             graph = replace(graph, checks=checks)
         copy_pipeline(repository, name, copy)
-        say(f"{name}: proving the pipeline through a scratch Triton")
-        profiles = proved_profiles(repository, name, say)
+        report(f"{name}: proving the pipeline through a scratch Triton")
+        profiles = proved_profiles(repository, name, report)
         served = [
             proved_through_triton(copy, paths.state, task, reference, profile)
             for profile in profiles

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def publish(what: str, name: str, accepted: str) -> Callable[["Deployment"], tuple[str, int]]:
     """The change that publishes the folder ``what`` (``name`` chooses one of its pipelines), or
-    that brings the published pipeline ``what`` to its active version on every server.
+    that loads the active version of the published pipeline ``what`` on every server.
 
     ``accepted`` is the reason to accept a folder without a manifest; "" refuses it.
     """

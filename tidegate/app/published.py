@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelspec.layout import CONFIG_FILE, ENGINE_FILE
+from modelspec.layout import CONFIG_FILE, ENGINE_FILES
 from modelspec.names import possible_models
 from modelspec.pbtxt import parse
 from serving.errors import ServingError
@@ -28,13 +28,17 @@ def pinned(repository: Path, name: str) -> dict[str, int]:
     return {step.model_name: step.model_version for step in config.ensemble_scheduling.step}
 
 
-def engine_folder(repository: Path, name: str) -> Path:
-    """The version folder of the pipeline's engine; ServingError when it has none."""
-    for model, version in pinned(repository, name).items():
-        folder = repository / model / str(version)
-        if (folder / ENGINE_FILE).is_file():
-            return folder
-    raise ServingError(f"{name} has no engine in {repository} ({ENGINE_FILE}): nothing to prove")
+def engine_file(repository: Path, name: str) -> Path:
+    """The pipeline's engine, in its version folder; ServingError when it has none. A language model
+    is its own engine."""
+    own = {name: ModelRepository(repository).active_version(name)}
+    for model, version in {**pinned(repository, name), **own}.items():
+        for file in ENGINE_FILES:
+            path = repository / model / str(version) / file
+            if path.is_file():
+                return path
+    names = " or ".join(ENGINE_FILES)
+    raise ServingError(f"{name} has no engine in {repository} ({names}): nothing to prove")
 
 
 def published_record(repository: Path, name: str) -> "Record | None":
@@ -43,12 +47,12 @@ def published_record(repository: Path, name: str) -> "Record | None":
     from converters.proof.record import Record
 
     try:
-        return Record.load(engine_folder(repository, name) / PROOF_FILE)
+        return Record.load(engine_file(repository, name).with_name(PROOF_FILE))
     except (ServingError, OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def copy_pipeline(repository: Path, name: str, target: Path) -> None:
+def copy_pipeline(repository: Path, name: str, destination: Path) -> None:
     """Copy the pipeline and its members as they are."""
     for model in (name, *pinned(repository, name)):
-        shutil.copytree(repository / model, target / model)
+        shutil.copytree(repository / model, destination / model)

@@ -7,23 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from tidegate.app.errors import UsageError
 from tidegate.app.paths import Paths
+from tidegate.app.progress import Progress
 
 if TYPE_CHECKING:
     from serving.publish.deployment import Deployment
     from serving.triton.servers import Server
 
-Say = Callable[[str], None]
-
 
 @contextmanager
 def deployment(
-    paths: Paths, repository: Path, say: Say, grace_s: float = 2.0, addresses: Sequence[str] = ()
+    paths: Paths,
+    repository: Path,
+    report: Progress,
+    grace_s: float = 2.0,
+    addresses: Sequence[str] = (),
 ) -> Iterator["Deployment"]:
-    """The repository with every server that runs on it now, and those at ``addresses``. ``say`` is
-    called as each phase completes. PublishFailed if one of ``addresses`` does not answer."""
+    """The repository with every server that runs on it now, and those at ``addresses``.
+    ``report`` is called as each phase completes. PublishFailed if one of ``addresses`` does not
+    answer."""
     from serving.errors import PublishFailed
     from serving.publish.deployment import Deployment
     from serving.publish.phases import PublishPhase
@@ -41,11 +44,11 @@ def deployment(
                 "passed with --server"
             )
 
-        def report(phase: PublishPhase, subject: str) -> None:
+        def report_phase(phase: PublishPhase, subject: str) -> None:
             is_served = phase is PublishPhase.SERVED
-            say(f"{subject}: {_who_serves(answering, silent) if is_served else phase.value}")
+            report(f"{subject}: {_who_serves(answering, silent) if is_served else phase.value}")
 
-        yield Deployment(ModelRepository(repository), replicas, report, grace_s, silent)
+        yield Deployment(ModelRepository(repository), replicas, report_phase, grace_s, silent)
 
 
 def running(paths: Paths, repository: Path, addresses: Sequence[str] = ()) -> list["Server"]:
@@ -130,7 +133,7 @@ def roll_out(
     change: Callable[["Deployment"], tuple[str, int]],
     options: RolloutOptions,
     paths: Paths,
-    say: Say,
+    report: Progress,
 ) -> Iterator[Outcome]:
     """Apply ``change``, which returns a pipeline's name and active version, to each repository.
 
@@ -141,12 +144,12 @@ def roll_out(
 
     repositories = [path.resolve() for path in options.repositories] or [paths.repository]
     if options.addresses and len(repositories) > 1:
-        raise click.UsageError(
+        raise UsageError(
             "--server does not name a repository: pass exactly one --repository with it"
         )
     for count, path in enumerate(repositories):
         try:
-            with deployment(paths, path, say, options.grace_s, options.addresses) as current:
+            with deployment(paths, path, report, options.grace_s, options.addresses) as current:
                 name, version = change(current)
                 yield Outcome.of(current, paths, name, version)
         except ServingError as error:

@@ -117,11 +117,11 @@ def _put(
         table.pop("per", None)
     else:
         table["per"] = per
-    for target in [*table]:
-        if target != "per" and target not in weights:
-            table.remove(target)
-    for target, percent in sorted(weights.items()):
-        table[target] = percent
+    for pipeline in [*table]:
+        if pipeline != "per" and pipeline not in weights:
+            table.remove(pipeline)
+    for pipeline, percent in sorted(weights.items()):
+        table[pipeline] = percent
 
 
 def _with_weights(

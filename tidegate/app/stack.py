@@ -82,9 +82,9 @@ class Stack:
     """Call ``start``, then ``check`` often, then ``stop``; each raises ServingError with what to
     do."""
 
-    def __init__(self, options: StackOptions, say: Callable[[str], None]) -> None:
+    def __init__(self, options: StackOptions, report: Callable[[str], None]) -> None:
         self.options = options
-        self._say = say
+        self._report = report
         self._server: TritonServer | None = None
         self._watcher: Watcher | None = None
         self._gateway: subprocess.Popen[bytes] | None = None
@@ -130,7 +130,7 @@ class Stack:
             )
         self._convert(missing)
         self._make_dev_key()
-        config = config_name(repository, options.config, self._say)
+        config = config_name(repository, options.config, self._report)
         self._server = TritonServer(
             LaunchOptions(
                 repository.path,
@@ -140,20 +140,20 @@ class Stack:
                 load_timeout_s=options.load_timeout,
                 gpu_metrics=options.gpu_metrics,
             ),
-            report=self._say,
+            report=self._report,
         )
         self._log_keeper = LogKeeper(
             [self._log_file, self._server.log_file],
             options.log_bytes,
             options.log_files,
-            self._say,
+            self._report,
         )
         self._log_keeper.start()
-        self._say("starting Triton ...")
+        self._report("starting Triton ...")
         self._server.start()
         models = self._load(self._server)
-        self._watcher = Watcher(self._server, models, self._say, self._deadline_s)
-        self._say("starting the gateway ...")
+        self._watcher = Watcher(self._server, models, self._report, self._deadline_s)
+        self._report("starting the gateway ...")
         self._start_gateway()
         self._gateway_watch.start()
         self._wait_ready()
@@ -166,7 +166,7 @@ class Stack:
         try:
             self._claim = Claim(self.options.paths.state, self._running())
         except OSError as error:
-            self._say(f"tidegate status will not know of this stack: {error}")
+            self._report(f"tidegate status will not know of this stack: {error}")
 
     def _record_ready(self, config: str) -> None:
         """From now on ``tidegate status`` reports whether the stack is healthy."""
@@ -175,7 +175,7 @@ class Stack:
             try:
                 self._claim.write()
             except OSError as error:
-                self._say(f"tidegate status will not know that this stack is ready: {error}")
+                self._report(f"tidegate status will not know that this stack is ready: {error}")
 
     def _clear_up(self) -> None:
         """Clean up after killed publishers and servers, so that their leftovers are not blamed on
@@ -186,10 +186,10 @@ class Stack:
             clear_up(
                 ModelRepository(paths.repository),
                 servers_of(paths.state, paths.repository),
-                self._say,
+                self._report,
             )
         except (ServingError, OSError) as error:
-            self._say(f"the leftovers of a killed publisher were not cleaned up: {error}")
+            self._report(f"the leftovers of a killed publisher were not cleaned up: {error}")
 
     def _warn_of_policy(self) -> None:
         """Say so if gateway.toml is invalid: the gateway then serves by the last good policy."""
@@ -197,7 +197,7 @@ class Stack:
             log.seek(self._gateway_log_start)
             for line in log.read().decode(errors="replace").splitlines():
                 if line.endswith("the last good policy is in force instead"):
-                    self._say(line)
+                    self._report(line)
 
     def check(self) -> None:
         """Heal whatever has died of Triton and its models."""
@@ -211,7 +211,7 @@ class Stack:
             try:
                 self._revive_gateway()
             except Exception as error:  # nothing may end this thread
-                self._say(
+                self._report(
                     f"the gateway could not be restarted yet: {type(error).__name__}: {error}"
                 )
                 self._stopping.wait(GATEWAY_PAUSE_S)
@@ -220,7 +220,7 @@ class Stack:
         if self._gateway is None or self._gateway.poll() is None:
             return
         reason = self._end_reason()
-        self._say(f"the gateway ended unexpectedly ({reason}); restarting it")
+        self._report(f"the gateway ended unexpectedly ({reason}); restarting it")
         self._note("gateway_died", reason)
         # Workers outlive a killed parent and hold its ports.
         for process in self._gateway_watch.family():
@@ -240,7 +240,7 @@ class Stack:
             "gateway_hung": f"the gateway hangs ({detail}); killing that process",
             "gateway_worker_died": f"a gateway worker ended ({detail}); another is started",
         }
-        self._say(lines.get(event, f"{event}: {detail}"))
+        self._report(lines.get(event, f"{event}: {detail}"))
         self._note(event, detail)
 
     def _note(self, event: str, detail: str = "") -> None:
@@ -287,6 +287,9 @@ class Stack:
             f"""{openai} """
             """-d '{"model": "text_embedding", "input": ["I want my money back."]}'""",
         )
+        question = [{"role": "user", "content": "What is the capital of France?"}]
+        asked = json.dumps({"model": "chat", "stream": True, "messages": question})
+        chat = f"  curl -sN {shlex.quote(f'{self.url}/v1/chat/completions')} {header} -d '{asked}'"
         return "\n".join(
             [
                 "",
@@ -299,6 +302,7 @@ class Stack:
                 "Try:",
                 models,
                 *(calls if "text_embedding" in self._models() else ()),
+                *((chat,) if "chat" in self._models() else ()),
                 "Stop with Ctrl-C.",
             ]
         )
@@ -382,7 +386,7 @@ class Stack:
     def _convert(self, names: Sequence[str]) -> None:
         """Convert each in its own process: torch's memory is released, and Ctrl-C ends it."""
         for name in names:
-            self._say(f"converting {name} ...")
+            self._report(f"converting {name} ...")
             # With --json, stdout holds one document.
             log = os.fdopen(os.dup(sys.stderr.fileno()), "ab") if self.options.as_json else None
             self._converter = start([sys.executable, "-m", "tidegate", "convert", name], log=log)
@@ -410,7 +414,7 @@ class Stack:
             except ServingError:
                 server.stop(gently=False)  # nothing is served yet, and the server may hang
                 raise
-            self._say(f"  loaded {model}")
+            self._report(f"  loaded {model}")
         return models
 
     def _start_gateway(self, *, restarted: bool = False) -> None:
@@ -444,7 +448,7 @@ class Stack:
             path.parent.mkdir(parents=True, exist_ok=True)
             return path.open("ab")
         except OSError as error:
-            self._say(f"the gateway's log cannot be written: {error}")
+            self._report(f"the gateway's log cannot be written: {error}")
             return Path(os.devnull).open("ab")
 
     def _environment(self) -> dict[str, str]:
@@ -504,16 +508,16 @@ def ask(url: str, certificate_file: str, key: str = "") -> tuple[bool, str]:
         return False, f"{type(error).__name__}: {error}"
 
 
-def _check(stack: Stack, say: Callable[[str], None]) -> None:
+def _check(stack: Stack, report: Callable[[str], None]) -> None:
     """One check; a failure must not end the watching."""
     try:
         stack.check()
     except Exception as error:
-        say(f"the stack could not be checked: {type(error).__name__}: {error}")
+        report(f"the stack could not be checked: {type(error).__name__}: {error}")
         time.sleep(FAILED_S)
 
 
-def serve(stack: Stack, say: Callable[[str], None]) -> None:
+def serve(stack: Stack, report: Callable[[str], None]) -> None:
     """Run the stack until a signal; whatever happens, none of it is left running."""
     interrupt_on_sigterm()
     try:
@@ -522,12 +526,12 @@ def serve(stack: Stack, say: Callable[[str], None]) -> None:
         click.echo(json.dumps(asdict(stack.running())) if as_json else stack.startup_banner())
         while True:
             time.sleep(POLL_S)
-            _check(stack, say)
+            _check(stack, report)
     except KeyboardInterrupt:
-        say("stopping ...")
+        report("stopping ...")
     finally:
         # A second Ctrl-C must not leave half of it running; stopping is bounded in time.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         stack.stop()
-    say("stopped")
+    report("stopped")

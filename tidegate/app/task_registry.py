@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 # Pickles too: opening one raises an error that says what to do instead.
-TABLES = (".skops", ".json", ".ubj", ".txt", ".pkl", ".pickle", ".joblib")
+TABULAR_SUFFIXES = (".skops", ".json", ".ubj", ".txt", ".pkl", ".pickle", ".joblib")
 NOTHING: Mapping[str, str] = MappingProxyType({})
 _TORCH = (
     "a torch file holds weights, not the module. Write a function that builds the module and loads "
@@ -25,7 +25,7 @@ _KERAS = (
 _ELSEWHERE = "export it to ONNX where it was trained, and pass the .onnx file"
 _PACKED = "it is an archive: unpack it, and pass the folder or the file in it"
 _COMPILED = "it was compiled from another model: pass that one, or the ONNX graph it came from"
-_LANGUAGE = "language models in GGUF are served by an LLM backend, not converted here"
+_LANGUAGE = "an older format than GGUF: write it as GGUF with the tool that it came from"
 _CODE = (
     "it is code: pass package.module:function, a function that returns the module and an example "
     "(docs/tensors.md)"
@@ -37,7 +37,7 @@ OTHER_FORMATS = {
     **dict.fromkeys((".h5", ".hdf5", ".keras", ".pb", ".tflite", ".lite"), _KERAS),
     ".safetensors": "weights alone are not a model: pass the folder around them (config.json, "
     "tokenizer) and --task; for a module of your own, package.module:function (docs/tensors.md)",
-    **dict.fromkeys((".gguf", ".ggml", ".llamafile"), _LANGUAGE),
+    **dict.fromkeys((".ggml", ".llamafile"), _LANGUAGE),
     **dict.fromkeys((".py", ".ipynb", ".pyc", ".so"), _CODE),
     **dict.fromkeys(
         (".ort", ".rknn", ".om", ".hef", ".dlc", ".mnn", ".nb", ".param", ".bmodel", ".armnn"),
@@ -161,6 +161,7 @@ TASKS: Mapping[str, RegisteredTask] = {
     "text-classification": RegisteredTask("text_classification:TextClassification", "./my-model"),
     "token-classification": RegisteredTask("token_classification:TokenClassification", "./tagger"),
     "image-classification": RegisteredTask("image_classification:HuggingFaceImages", "./my-vit"),
+    "causal-lm": RegisteredTask("causal_lm:CausalLm", "./model.gguf", suffixes=(".gguf",)),
     "tensors": RegisteredTask("tensors:Tensors", "my_package.models:make_scorer"),
     "tabular-classification": RegisteredTask("tabular:TabularClassification", "risk.skops"),
     "tabular-regression": RegisteredTask("tabular:TabularRegression", "price.json"),
@@ -173,6 +174,7 @@ KNOWN: Mapping[str, RegisteredTask | None] = {
         "embedding.text_embedding:TextEmbedding", declaration="text_embedding"
     ),
     "image_classification": RegisteredTask("image_classification.efficientnet:ImageClassification"),
+    "chat": RegisteredTask("causal_lm.smollm2:SmolLm2", declaration="chat"),
 }
 
 
@@ -184,7 +186,8 @@ def task_of(source: str, options: Mapping[str, str] = NOTHING) -> str | None:
     for name, registered in TASKS.items():
         if suffix in registered.suffixes:
             return name
-    if suffix in TABLES:
+    if suffix in TABULAR_SUFFIXES:
+        _import_name("converters.sources.booster_probe:require_loadable")(path)
         model = _import_name("converters.sources.tabular_file:open_model")(path, options)
         return "tabular-classification" if model.labels else "tabular-regression"
     if suffix == ".onnx":
@@ -245,7 +248,7 @@ def _why_not_file(path: Path) -> str:
     if _PARTS.fullmatch(path.name):
         return f"{path} is one file of a model's folder: pass the folder {path.parent}, with --task"
     own = [suffix for registered in TASKS.values() for suffix in registered.suffixes]
-    if path.suffix.lower() not in (*TABLES, ".onnx", *own):
+    if path.suffix.lower() not in (*TABULAR_SUFFIXES, ".onnx", *own):
         return (
             f"{path} is not in a known format: pass an .onnx file, a tabular model "
             "(.skops, .json, .ubj, .txt), a folder with a config.json, or package.module:function"
@@ -267,6 +270,9 @@ def _why_not_folder(folder: Path, options: Mapping[str, str]) -> str:
     if models:
         names = ", ".join(models[:5])
         return f"{folder} holds models but is not one itself ({names}): pass the folder of one"
+    gguf = next((file for file in files if file.suffix.lower() == ".gguf"), None)
+    if gguf:
+        return f"{folder} holds a GGUF file: pass {gguf} itself, with --task causal-lm"
     for pattern, description in _TOOLS.items():
         if next(folder.glob(pattern), None):
             return f"{folder} is {description}"
@@ -289,7 +295,7 @@ def _why_not_folder(folder: Path, options: Mapping[str, str]) -> str:
 def _is_table(file: Path) -> bool:
     """Whether it is a tabular model, not just any JSON or text."""
     suffix = file.suffix.lower()
-    if suffix not in TABLES or not file.is_file():
+    if suffix not in TABULAR_SUFFIXES or not file.is_file():
         return False
     if suffix not in (".json", ".txt"):
         return True

@@ -63,8 +63,8 @@ def command(
 
     interrupt_on_sigterm()
     options = CanaryOptions(name, weight, version, per)
-    with progress(err=as_json) as say:
-        change = set_canary(options, Paths.current(), say, grace_s, addresses)
+    with progress(err=as_json) as report:
+        change = set_canary(options, Paths.current(), report, grace_s, addresses)
     if as_json:
         print_json(change.as_dict())
         return

@@ -41,9 +41,9 @@ HELP = f"""Convert SOURCE, prove it, and publish it into model_repository/.
 @samples_option
 @click.option(
     "--precision",
-    default="fp32",
-    show_default=True,
-    help="fp32, fp16, int8-weight-only, int8-static, int8-per-row or int8-dynamic; of a "
+    default="",
+    help="fp32 (the default), fp16, int8-weight-only, int8-static, int8-per-row or int8-dynamic; "
+    "of a language model f16 (the default) or q8_0. Of a "
     "comma-separated list, the first is served and the others are only proved.",
 )
 @click.option(
@@ -51,7 +51,8 @@ HELP = f"""Convert SOURCE, prove it, and publish it into model_repository/.
     type=click.Choice(ENGINES),
     default="onnx",
     show_default=True,
-    help="tensorrt: also build a TensorRT engine for this machine's GPU, prove it, and pin it.",
+    help="tensorrt: also build a TensorRT engine for this machine's GPU, prove it, and pin it. "
+    "vllm: only write the folder of a language model for Triton's vLLM backend; nothing is proved.",
 )
 @click.option(
     "--accept-proof-failure",
@@ -79,12 +80,12 @@ HELP = f"""Convert SOURCE, prove it, and publish it into model_repository/.
 @json_option
 def command(as_json: bool, **arguments: Any) -> None:
     arguments["source_options"] = source_options(arguments)
-    arguments["precisions"] = tuple(arguments.pop("precision").split(","))
+    arguments["precisions"] = tuple(filter(None, arguments.pop("precision").split(",")))
     options = ConvertOptions(**arguments)
     interrupt_on_sigterm()  # so that half-built files are removed
     paths = Paths.current()
-    with progress(err=as_json) as say:
-        result = run(options, paths, say)
+    with progress(err=as_json) as report:
+        result = run(options, paths, report)
     if as_json:
         print_json(result.as_dict(paths))
         return

@@ -1,5 +1,6 @@
 """``tidegate demo``: real sentences and a real photo through the running stack."""
 
+import sys
 from dataclasses import asdict
 
 import click
@@ -9,7 +10,7 @@ from tidegate.commands.options import Address, json_option, stack_option
 from tidegate.commands.output import print_json
 
 
-@click.command("demo", short_help="Send real sentences and a photo through the running stack")
+@click.command("demo", short_help="Send sentences, a photo and a question through the stack")
 @json_option
 @stack_option
 @click.option(
@@ -26,7 +27,7 @@ from tidegate.commands.output import print_json
     help="Triton's gRPC address. Default: that of the stack running here, else 127.0.0.1:8001.",
 )
 def command(as_json: bool, url: str | None, triton: str | None) -> None:
-    """Embed real sentences, show where the time went, and classify a real photo.
+    """Embed real sentences, show where the time went, classify a photo, and ask the chat model.
 
     Needs a running stack (`make up`).
 
@@ -34,10 +35,18 @@ def command(as_json: bool, url: str | None, triton: str | None) -> None:
     tidegate demo
     tidegate demo --json
     """
-    from tidegate.app.demo import run
+    from tidegate.app.demo import QUESTION, chat_reply, run
 
     result = run(Paths.current(), url, triton)
+    reply = chat_reply(Paths.current(), url)
     if as_json:
-        print_json(asdict(result))
-    else:
-        click.echo(result.text())
+        answer = "".join(reply)
+        chat = {"question": QUESTION, "answer": answer} if answer else None
+        print_json({**asdict(result), "chat": chat})
+        return
+    click.echo(result.text())
+    heading = click.style(f"\nWhat the chat model answers to {QUESTION!r}\n", bold=True) + "  "
+    for number, piece in enumerate(reply):
+        click.echo(piece if number else heading + piece, nl=False)
+        sys.stdout.flush()
+    click.echo()

@@ -75,8 +75,8 @@ def command(as_json: bool, precisions: str, budget: timedelta, **arguments: Any)
         budget_s=budget.total_seconds(),
         **arguments,
     )
-    with progress(err=as_json) as say:
-        result = run(options, Paths.current(), say, show=_ignore if as_json else click.echo)
+    with progress(err=as_json) as report:
+        result = run(options, Paths.current(), report, show=_ignore if as_json else click.echo)
     if as_json:
         print_json(result.documents)
     sys.exit(ExitCode.DONE if result.is_picked else ExitCode.NOTHING)

@@ -5,15 +5,16 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tidegate.app.progress import Progress
+
 if TYPE_CHECKING:
     from tidegate.app.rollout import Outcome
 
-Say = Callable[[str], None]
 WIDTH = 1000  # of what is not a terminal: nothing is wrapped or cut
 
 
@@ -32,7 +33,7 @@ def print_outcomes(outcomes: Iterable["Outcome"], *, as_json: bool) -> None:
 
 
 @contextlib.contextmanager
-def progress(*, err: bool = False) -> Iterator[Say]:
+def progress(*, err: bool = False) -> Iterator[Progress]:
     """A function that prints each step with the seconds since the start; on stderr with ``err``.
 
     On a terminal the step under way is the last line, with a clock, until the next one begins.
@@ -43,15 +44,16 @@ def progress(*, err: bool = False) -> Iterator[Say]:
         yield lambda text: click.echo(f"[{time.monotonic() - started:5.1f} s] {text}", err=err)
         return
     from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as LiveProgress
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(file=stream, highlight=False)
     columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     begun = ""  # the step under way
-    with Progress(*columns, console=console, transient=True) as live:
+    with LiveProgress(*columns, console=console, transient=True) as live:
         step = live.add_task("", total=None)
 
-        def say(text: str) -> None:
+        def report(text: str) -> None:
             nonlocal begun
             if begun:
                 console.print(begun, markup=False, soft_wrap=True)
@@ -59,7 +61,7 @@ def progress(*, err: bool = False) -> Iterator[Say]:
             live.reset(step, description=text)
 
         try:
-            yield say
+            yield report
         finally:
             if begun:
                 console.print(begun, markup=False, soft_wrap=True)

@@ -41,8 +41,8 @@ def command(
     from tidegate.app.canaries import promote_canary
 
     interrupt_on_sigterm()
-    with progress(err=as_json) as say:
-        outcome = promote_canary(Paths.current(), name, version, say, grace_s, addresses)
+    with progress(err=as_json) as report:
+        outcome = promote_canary(Paths.current(), name, version, report, grace_s, addresses)
     if as_json:
         print_json(outcome.as_dict())
     elif outcome.served_by and not outcome.silent:

@@ -46,8 +46,8 @@ def command(as_json: bool, **options: Any) -> None:
     """
     interrupt_on_sigterm()
     prove_options = ProveOptions(**options)
-    with progress(err=as_json) as say:
-        proofs = prove(prove_options, Paths.current(), say)
+    with progress(err=as_json) as report:
+        proofs = prove(prove_options, Paths.current(), report)
     passed = all(proof.passed for proof in proofs)
     if as_json:
         record = {"passed": passed, "proofs": [proof.to_dict() for proof in proofs]}

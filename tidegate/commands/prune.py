@@ -39,8 +39,8 @@ def command(
 
     paths = Paths.current()
     with (
-        progress(err=as_json) as say,
-        deployed(paths, paths.repository, say, addresses=addresses) as deployment,
+        progress(err=as_json) as report,
+        deployed(paths, paths.repository, report, addresses=addresses) as deployment,
     ):
         deleted, freed_bytes = prune(deployment, name, keep)
     if as_json:

@@ -1,5 +1,5 @@
-"""``tidegate publish``: publish a pipeline built elsewhere, or bring servers to the active
-version."""
+"""``tidegate publish``: publish a pipeline built elsewhere, or load the active version on
+every server."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def command(
     golden sample; then the pin moves. No request fails. Needs no running Triton: servers running
     on the repository are found, whichever home they run from, and the last line names them.
 
-    With the NAME of a published pipeline, every server is brought to its active version: this
+    With the NAME of a published pipeline, its active version is loaded on every server: this
     completes a publication that was interrupted.
 
     --json: a list with, for each repository, pipeline, version, repository, served_by and
@@ -61,6 +61,6 @@ def command(
 
     interrupt_on_sigterm()
     options = RolloutOptions(repositories, addresses, grace_s)
-    with progress(err=as_json) as say:
+    with progress(err=as_json) as report:
         change = publish(what, name, accepted)
-        print_outcomes(roll_out(change, options, Paths.current(), say), as_json=as_json)
+        print_outcomes(roll_out(change, options, Paths.current(), report), as_json=as_json)

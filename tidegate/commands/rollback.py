@@ -60,5 +60,5 @@ def command(
     def change(deployment: "Deployment") -> tuple[str, int]:
         return name, switch_to(deployment, name, version)
 
-    with progress(err=as_json) as say:
-        print_outcomes(roll_out(change, options, Paths.current(), say), as_json=as_json)
+    with progress(err=as_json) as report:
+        print_outcomes(roll_out(change, options, Paths.current(), report), as_json=as_json)

@@ -148,6 +148,6 @@ def command(as_json: bool, **options: Any) -> None:
     triton = Ports(
         *(options.pop(f"triton_{protocol}_port") for protocol in ("http", "grpc", "metrics"))
     )
-    say = unfailing(partial(click.echo, err=as_json))
+    report = unfailing(partial(click.echo, err=as_json))
     stack_options = StackOptions(Paths.current(), triton=triton, as_json=as_json, **options)
-    serve(Stack(stack_options, say), say)
+    serve(Stack(stack_options, report), report)

@@ -59,7 +59,7 @@ def typical_length(reference: Reference) -> float:
 
 
 def _vectors(graph: TokenGraph, texts: Sequence[str]) -> np.ndarray:
-    return np.stack([vector for text in texts for vector in graph.answer([text])])
+    return np.stack([vector for text in texts for vector in graph.infer([text])])
 
 
 def parity(vectors: np.ndarray, reference: Reference, texts: Sequence[str]) -> list[Check]:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-from tritonclient import grpc as triton
 
 from converters.proof.checks import Check, worst_difference
 from converters.proof.reference import Reference
+from converters.proof.served_client import ServedClient
 from converters.tasks.embedding.checks import parity, typical_length
 from converters.tasks.text.answered import reference_texts
 from converters.tasks.text.served_text import ServedText
@@ -17,7 +17,7 @@ VECTOR, COUNT = "sentence_embedding", "token_count"
 
 def served_checks(address: str, reference: Reference) -> list[Check]:
     """Checks of the pipeline at ``address``, with requests of every form that clients send."""
-    with triton.InferenceServerClient(address) as client:
+    with ServedClient(address) as client:
         return checks_of(ServedText(client, reference.name), reference)
 
 
@@ -47,7 +47,7 @@ def _counts(name: str, counts: np.ndarray, reference: Reference, texts: Sequence
 def _truncated(served: ServedText, reference: Reference) -> list[Check]:
     """A text that is too long is cut as the original cuts it, and counted after the cut."""
     texts = [str(text) for text in reference.answers["too_long"]]
-    response = served.answer(texts, (VECTOR, COUNT), truncate=True)
+    response = served.infer(texts, (VECTOR, COUNT), truncate=True)
     limit = reference.tolerance.difference * typical_length(reference)
     expected = reference.answers["long_vectors"]
     bucket_lengths = np.full((len(texts), 1), reference.metadata["buckets"][-1])

@@ -81,7 +81,8 @@ class Embedding(TextTask):
         texts = self.texts(folder, report)
         too_long = self.too_long(texts)
         answers = embed(self.folder.path, texts, too_long, self.buckets[-1], folder)
-        return {"texts": as_text_array(texts), "too_long": as_text_array(too_long), **answers}
+        texts_sent = {"texts": as_text_array(texts), "too_long": as_text_array(too_long)}
+        return {**texts_sent, **answers, **self.table_products()}
 
     def prove_graph(
         self, engine: Path, reference: Reference, runner: OpenRunner = onnx_runner

@@ -12,7 +12,9 @@ import numpy as np
 from tritonclient import grpc as triton
 
 from converters.proof.checks import Check, at_most, worst_difference
+from converters.proof.label_step import label_checks
 from converters.proof.reference import Reference
+from converters.proof.served_client import ServedClient
 from converters.tasks.image_classification.checks import checked, image_names
 from converters.tasks.image_classification.served_labels import (
     Prediction,
@@ -21,11 +23,10 @@ from converters.tasks.image_classification.served_labels import (
     predictions_of,
     scores_of,
 )
-from converters.tasks.image_classification.served_steps import label_checks, pixel_checks
+from converters.tasks.image_classification.served_steps import pixel_checks
 from modelspec.golden import Golden
 from modelspec.parameters import GOLDEN_PARAMETER
 
-TIMEOUT_S = 60.0
 ROWS = 8
 # As many concurrent requests as fill two of Triton's batches, so that it merges them.
 CLIENTS = 32
@@ -34,7 +35,7 @@ CLIENTS = 32
 def served_checks(address: str, reference: Reference, images: Sequence[bytes]) -> list[Check]:
     """Checks of the pipeline at ``address`` with the reference's ``images`` (one per request, in
     batches, and all at once), of its steps, and of its golden sample."""
-    with triton.InferenceServerClient(address) as client:
+    with ServedClient(address) as client:
         return [
             *_pipeline_checks(client, reference, images),
             *pixel_checks(client, reference, images),
@@ -44,7 +45,7 @@ def served_checks(address: str, reference: Reference, images: Sequence[bytes]) -
 
 
 def _pipeline_checks(
-    client: triton.InferenceServerClient, reference: Reference, images: Sequence[bytes]
+    client: ServedClient, reference: Reference, images: Sequence[bytes]
 ) -> list[Check]:
     model, names = reference.name, image_names(reference)
     starts = range(0, len(images), ROWS)
@@ -89,9 +90,9 @@ def _duplicates(scores: np.ndarray, reference: Reference) -> list[Check]:
     ]
 
 
-def _golden(name: str, client: triton.InferenceServerClient, reference: Reference) -> Check:
+def _golden(name: str, client: ServedClient, reference: Reference) -> Check:
     """The golden sample in the pipeline's own config gets the outputs that it expects."""
-    parameters = client.get_model_config(reference.name).config.parameters
+    parameters = client.config(reference.name).parameters
     golden = Golden.parse(parameters[GOLDEN_PARAMETER].string_value)
     image = base64.b64decode(golden.request["image"]["b64"])
     prediction = _classify(client, reference.name, [image])[0]
@@ -106,12 +107,8 @@ def _golden(name: str, client: triton.InferenceServerClient, reference: Referenc
     return worst_difference(name, actual, expected, golden.tolerance, ["golden"])
 
 
-def _classify(
-    client: triton.InferenceServerClient, model: str, images: Sequence[bytes]
-) -> list[Prediction]:
+def _classify(client: ServedClient, model: str, images: Sequence[bytes]) -> list[Prediction]:
     """A prediction for each image, from one request."""
     tensor = triton.InferInput("image", [len(images), 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[image] for image in images], dtype=object))
-    return predictions_of(
-        lambda: client.infer(model, [tensor], client_timeout=TIMEOUT_S), len(images)
-    )
+    return predictions_of(lambda: client.infer(model, [tensor]), len(images))

@@ -166,19 +166,38 @@ def _number_values(
 
 def leaves_of(tree: Tree, numbers: np.ndarray) -> np.ndarray:
     """The node at which each row of ``numbers`` FP64 [n, features] ends, INT64 [n]."""
+    for node in _steps_down(tree, numbers):
+        leaves = node
+    return leaves
+
+
+def visited_nodes(tree: Tree, numbers: np.ndarray) -> np.ndarray:
+    """Which nodes some row of ``numbers`` FP64 [n, features] visits: BOOL [nodes]."""
+    visited = np.zeros(len(tree.yes), dtype=bool)
+    for node in _steps_down(tree, numbers):
+        visited[node] = True
+    return visited
+
+
+def passes(mode: Any, value: np.ndarray, threshold: Any, missing: Any = False) -> np.ndarray:
+    """Whether each ``value`` FP64 [n] passes the split with this ``mode`` and ``threshold``, and
+    NaN as ``missing`` says: BOOL [n]. Each may be one for all, or [n]."""
+    with np.errstate(invalid="ignore"):
+        result = np.where(np.equal(mode, "BRANCH_LT"), value < threshold, value <= threshold)
+    result = np.where(np.equal(mode, "BRANCH_EQ"), value == threshold, result)
+    return np.asarray(np.where(np.isnan(value), missing, result), dtype=bool)
+
+
+def _steps_down(tree: Tree, numbers: np.ndarray) -> Iterator[np.ndarray]:
+    """The node of each row, INT64 [n], after no step, one, two, ... until all are at leaves."""
     node = np.zeros(len(numbers), dtype=np.int64)
     modes = np.asarray(tree.mode)
-    while True:
-        inner = tree.yes[node] >= 0
-        if not inner.any():
-            return node
+    yield node
+    while (inner := tree.yes[node] >= 0).any():
         value = numbers[np.arange(len(numbers)), tree.feature[node]]
-        threshold, mode = tree.threshold[node], modes[node]
-        with np.errstate(invalid="ignore"):
-            passes = np.where(mode == "BRANCH_LT", value < threshold, value <= threshold)
-        passes = np.where(mode == "BRANCH_EQ", value == threshold, passes)
-        passes = np.where(np.isnan(value), tree.missing[node], passes)
-        node = np.where(inner, np.where(passes, tree.yes[node], tree.no[node]), node)
+        yes = passes(modes[node], value, tree.threshold[node], tree.missing[node])
+        node = np.where(inner, np.where(yes, tree.yes[node], tree.no[node]), node)
+        yield node
 
 
 def _leaf_rows(explored: ExploredModel, rows: Table, rng: np.random.Generator) -> Table:

@@ -1,6 +1,6 @@
 """What the library that trained a model predicts, row by row, in a separate process.
 
-python -m converters.tasks.tabular.reference MODEL OPTIONS ROWS.npz ANSWERS.npz
+python -m converters.tasks.tabular.reference MODEL OPTIONS SIZE ROWS.npz ANSWERS.npz
 """
 
 import json
@@ -16,9 +16,14 @@ from converters.proof.reference_process import ask, fp32_noise
 from converters.sources.tabular_file import open_model
 from converters.sources.tabular_model import TabularModel
 from converters.table import Table
+from converters.tasks.tabular.rows import is_around_a_jump
 
 # The number of rows that are predicted again, from the last to the first.
 REPEATED_ROWS = 48
+TOGETHER = 4096  # how many of the rows that are too many to be predicted alone are one request
+# Far more than the rounding of a few FP64 operations, far less than an FP32 number's last digit.
+ROUNDING = 1e-11
+MOVES = 6
 
 
 def ask_library(
@@ -48,16 +53,24 @@ def ask_library(
     return predicted
 
 
+def ask_together(
+    model: Path, options: Mapping[str, str], rows: Table, work_dir: Path
+) -> dict[str, np.ndarray]:
+    """The library's ``answers`` to many rows, ``TOGETHER`` in a request, and their
+    ``answers_noise``."""
+    return _predict(model, options, rows, work_dir / "together", TOGETHER)
+
+
 def _predict(
-    model: Path, options: Mapping[str, str], rows: Table, stem: Path
+    model: Path, options: Mapping[str, str], rows: Table, stem: Path, size: int = 1
 ) -> dict[str, np.ndarray]:
     rows_file, answers_file = stem.with_suffix(".npz"), stem.with_suffix(".answers.npz")
     np.savez(rows_file, **rows.arrays())
-    arguments = (model, json.dumps(dict(options)), rows_file)
+    arguments = (model, json.dumps(dict(options)), str(size), rows_file)
     return ask("converters.tasks.tabular.reference", *arguments, answers=answers_file)
 
 
-def main(model: str, options: str, rows_file: str, answers_file: str) -> None:
+def main(model: str, options: str, size: str, rows_file: str, answers_file: str) -> None:
     from threadpoolctl import threadpool_limits
 
     warnings.simplefilter("ignore")
@@ -65,13 +78,12 @@ def main(model: str, options: str, rows_file: str, answers_file: str) -> None:
         table = Table.from_arrays(stored)
     library_model, answers = open_model(Path(model), json.loads(options)), []
     with threadpool_limits(1):
-        for row in range(len(table)):
-            single = table.rows(slice(row, row + 1))
+        for row in range(0, len(table), int(size)):
             try:
-                answers.append(library_model.answer(single)[0])
+                answers.append(library_model.scores(table.rows(slice(row, row + int(size)))))
             except Exception as error:  # the library can raise anything
                 sys.exit(f"it refuses {table.labels[row]}: {' '.join(str(error).split())[:300]}")
-    predicted = np.stack(answers)
+    predicted = np.concatenate(answers)
     np.savez(answers_file, answers=predicted, **noise_of_answers(library_model, table, predicted))
 
 
@@ -85,7 +97,36 @@ def noise_of_answers(
         precise = model.exact(table.rows(np.array(positions)))
         return {"answers": answers[positions] if precise is None else precise}
 
-    return fp32_noise({"answers": answers}, exact)
+    noise = fp32_noise({"answers": answers}, exact)
+    if model.rounds:
+        beside = _noise_beside_jumps(model, table, answers)
+        noise["answers_noise"] = np.maximum(noise.get("answers_noise", 0.0), beside)
+    return noise
+
+
+def _noise_beside_jumps(model: TabularModel, table: Table, answers: np.ndarray) -> np.ndarray:
+    """How far each of ``answers`` moves if the row's numbers, or those that the last step reads,
+    move by ``ROUNDING``: for the rows around a jump, 0 for the others. Each number moves by itself,
+    because a norm divides by what all have in common."""
+    noise = np.zeros(answers.shape)
+    around = is_around_a_jump(table)
+    if not around.any():
+        return noise
+    rows, original = table.rows(np.flatnonzero(around)), answers[around]
+    largest = np.zeros(original.shape)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (MOVES, len(rows.columns)))
+    signs[0], signs[1] = 1.0, -1.0
+    categories = {column.name for column in model.columns if column.is_text or column.values}
+    for by in 1 + ROUNDING * signs:
+        columns = {
+            name: values if name in categories else values * factor
+            for (name, values), factor in zip(rows.columns.items(), by, strict=True)
+        }
+        for moved in (model.scores(Table(columns, rows.labels)), model.moved(rows, by)):
+            if moved is not None:
+                largest = np.maximum(largest, 1.001 * np.abs(moved - original))
+    noise[around] = largest
+    return noise
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ prediction changes, whatever precedes the trees.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,8 @@ ROWS, MAX_SEGMENTS = 80, 24
 # Bisecting two doubles of similar size down to neighbours takes fewer than 64 steps.
 STEPS = 80
 MAX_ANSWER = 1e30
+# How the labels of the rows around a jump begin.
+AROUND = tuple(f"{side} a threshold" for side in ("just below", "just above", "below", "above"))
 # The magnitudes at which to look for the prediction's sensitivity to a column that the model says
 # nothing about.
 MAGNITUDES = np.array([0.01, 0.1, 1, 10, 100, 1e3, 1e4])
@@ -46,14 +47,14 @@ def answers_of(model: TabularModel, rows: Table) -> np.ndarray:
     if not len(rows):
         return np.empty((0, max(1, len(model.labels))))
     try:
-        return model.answer(rows)
+        return model.scores(rows)
     except SourceRefused:
         raise
     except Exception:  # a library can raise anything for a row that it does not accept
         width, answers = max(1, len(model.labels)), []
         for index in range(len(rows)):
             try:
-                answers.append(model.answer(rows.rows(slice(index, index + 1)))[0])
+                answers.append(model.scores(rows.rows(slice(index, index + 1)))[0])
             except Exception:
                 answers.append(np.full(width, np.nan))
         return np.stack(answers)
@@ -250,17 +251,14 @@ def _rows_around(
         above = np.nextafter(narrow, np.float32(np.inf)).astype(np.float64)
     below = np.where(np.isfinite(below), below, low)
     above = np.where(np.isfinite(above), above, high)
-    ends: list[Any] = [
-        ("just below", low),
-        ("just above", high),
-        ("below", below),
-        ("above", above),
-    ]
     table = segments.start.rows(slice(0, 0))
-    for position, numbers in ends:
+    for around, numbers in zip(AROUND, (low, high, below, above), strict=True):
         rows = segments.at(numbers).rows(jumps)
-        labels = [
-            f"{position} a threshold of {segments.names[i]!r} ({numbers[i]!r})" for i in jumps
-        ]
+        labels = [f"{around} of {segments.names[i]!r} ({numbers[i]!r})" for i in jumps]
         table = table.join(Table(rows.columns, labels))
     return table
+
+
+def is_around_a_jump(table: Table) -> np.ndarray:
+    """BOOL [n]: which rows the bisections of jumps made."""
+    return np.array([label.startswith(AROUND) for label in table.labels], dtype=bool)

@@ -9,17 +9,23 @@ from tritonclient import grpc as triton
 from converters.proof.checks import Check
 from converters.proof.reference import Reference
 from converters.proof.relative import largest_relative
+from converters.proof.served_client import ServedClient
 from converters.table import Table
-from converters.tasks.tabular.checks import column_feeds, parity, reference_table, scores_by_label
+from converters.tasks.tabular.checks import (
+    column_feeds,
+    parity,
+    reference_table,
+    scores_by_label,
+    steady_rows,
+)
 
-TIMEOUT_S = 60.0
 BATCH = 16
 
 
 def served_checks(address: str, reference: Reference) -> list[Check]:
     """Check the pipeline at ``address``: one row per request, and in batches of sixteen."""
     table = reference_table(reference)
-    with triton.InferenceServerClient(address) as client:
+    with ServedClient(address) as client:
         alone = _infer_all(client, reference, table, 1)
         together = _infer_all(client, reference, table, BATCH)
     limit, labels = reference.tolerance.invariance, reference.metadata["labels"]
@@ -27,16 +33,21 @@ def served_checks(address: str, reference: Reference) -> list[Check]:
         scores_by_label(outputs[0], outputs[1], labels)[0] if labels else outputs[0]
         for outputs in (alone, together)
     )
+    steady = steady_rows(reference)
     return [
         *parity(alone, table, reference),
         largest_relative(
-            "batch invariance, served", together_numbers, alone_numbers, limit, table.labels
+            "batch invariance, served",
+            together_numbers[steady],
+            alone_numbers[steady],
+            limit,
+            table.rows(steady).labels,
         ),
     ]
 
 
 def _infer_all(
-    client: triton.InferenceServerClient, reference: Reference, table: Table, batch: int
+    client: ServedClient, reference: Reference, table: Table, batch: int
 ) -> list[np.ndarray]:
     """The pipeline's outputs for every row, ``batch`` rows per request."""
     responses = [
@@ -47,7 +58,7 @@ def _infer_all(
 
 
 def _infer(
-    client: triton.InferenceServerClient, model: str, metadata: Mapping[str, Any], table: Table
+    client: ServedClient, model: str, metadata: Mapping[str, Any], table: Table
 ) -> list[np.ndarray]:
     inputs = []
     for name, values in column_feeds(table, metadata).items():
@@ -58,7 +69,7 @@ def _infer(
             values = np.array(texts, dtype=object)
         tensor.set_data_from_numpy(values)
         inputs.append(tensor)
-    result = client.infer(model, inputs, client_timeout=TIMEOUT_S)
+    result = client.infer(model, inputs)
     return [
         result.as_numpy(name) for name in (["label", "score"] if metadata["labels"] else ["value"])
     ]

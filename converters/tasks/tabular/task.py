@@ -3,6 +3,7 @@ prediction."""
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -18,14 +19,21 @@ from converters.export.tabular_graph import Shape, public_graph, tensor_name
 from converters.proof.checks import Check
 from converters.proof.reference import Feed, Reference
 from converters.proof.runner import OpenRunner, onnx_runner
+from converters.sources.booster_probe import require_loadable
 from converters.sources.tabular_file import open_model
 from converters.sources.tabular_model import TabularModel
 from converters.sources.vectorizers import FILE, size_of, write
 from converters.table import MISSING, Table, read_csv
 from converters.task import ConversionRequest, Task
-from converters.tasks.tabular.checks import TableGraph, column_feeds, graph_checks, reference_table
+from converters.tasks.tabular.checks import (
+    TOGETHER,
+    TableGraph,
+    column_feeds,
+    graph_checks,
+    reference_table,
+)
 from converters.tasks.tabular.constructed import constructed_rows, exercised
-from converters.tasks.tabular.reference import ask_library
+from converters.tasks.tabular.reference import ask_library, ask_together
 from converters.tasks.tabular.rows import (
     boundary_rows,
     explore,
@@ -34,6 +42,7 @@ from converters.tasks.tabular.rows import (
     positive_rows,
 )
 from converters.tasks.tabular.served import served_checks
+from converters.tasks.tabular.splits import SplitRows, split_rows
 from modelspec.golden import Golden
 
 SEED = 20240229
@@ -53,6 +62,7 @@ class TabularTask(Task):
 
     def __init__(self, request: ConversionRequest) -> None:
         super().__init__(request)
+        require_loadable(Path(request.source))
         self.model: TabularModel = open_model(Path(request.source), request.options)
         _require_task(self, self.model)
         # Many small predictions: threads would only wait for one another.
@@ -135,18 +145,24 @@ class TabularTask(Task):
         """The samples, or rows generated from the model; then rows that exercise its parts, and
         rows where its prediction jumps. Constructed rows that the library refuses are left out."""
         rng = np.random.default_rng(SEED)
-        failure = f"{self.request.source}: no rows could be generated"
-        remedy = "give real rows with --samples rows.csv"
-        with (
-            threadpool_limits(1),
-            warnings.catch_warnings(),
-            no_traceback(SourceRefused, failure, remedy),
-        ):
-            warnings.simplefilter("ignore")
+        with self._exploring("no rows could be generated"):
             rows = self.samples or self._generated_rows(rng)
             constructed = constructed_rows(self.explored, rows, rng)
             constructed = constructed.join(boundary_rows(self.explored, rows, rng))
             return rows.join(partition_by_answer(self.model, constructed)[0])
+
+    @contextmanager
+    def _exploring(self, failure: str) -> Iterator[None]:
+        """While the library predicts made-up rows: one thread, no warnings, and SourceRefused with
+        ``failure`` for whatever it raises."""
+        remedy = "give real rows with --samples rows.csv"
+        with (
+            threadpool_limits(1),
+            warnings.catch_warnings(),
+            no_traceback(SourceRefused, f"{self.request.source}: {failure}", remedy),
+        ):
+            warnings.simplefilter("ignore")
+            yield
 
     def _generated_rows(self, rng: np.random.Generator) -> Table:
         generated = generated_rows(self.explored, rng)
@@ -159,7 +175,7 @@ class TabularTask(Task):
             return usable
         reason = "it predicts NaN"
         try:
-            self.model.answer(refused.rows(slice(0, 1)))
+            self.model.scores(refused.rows(slice(0, 1)))
         except Exception as error:  # the library can raise anything for a row
             reason = " ".join(str(error).split())[:200]
         raise SourceRefused(
@@ -176,7 +192,20 @@ class TabularTask(Task):
             "generated from the model's own thresholds and categories"
         )
         predicted = ask_library(Path(self.request.source), self.request.options, rows, folder)
-        return {**rows.arrays(), **predicted}
+        return {**rows.arrays(), **predicted, **self._together(folder)}
+
+    def _together(self, folder: Path) -> dict[str, np.ndarray]:
+        """The rows for the splits of trees, and the library's answers, under prefixed names."""
+        rows = self.split_rows.rows
+        if not len(rows):
+            return {}
+        answers = ask_together(Path(self.request.source), self.request.options, rows, folder)
+        return {f"{TOGETHER}{name}": array for name, array in {**rows.arrays(), **answers}.items()}
+
+    @cached_property
+    def split_rows(self) -> SplitRows:
+        with self._exploring("no rows could be found for the splits of its trees"):
+            return split_rows(self.explored, self.rows, np.random.default_rng(SEED + 1))
 
     def feeds(self, reference: Reference) -> Iterator[Feed]:
         graph = TableGraph(reference.folder / "model.onnx", reference)
@@ -197,7 +226,8 @@ class TabularTask(Task):
     def exercised(self, reference: Reference) -> list[str]:
         table = reference_table(reference)
         notes = exercised(self.explored, table, reference.answers["answers"])
-        return [*super().exercised(reference), *self.remarks, *notes]
+        splits = [self.split_rows.note] if self.split_rows.note else []
+        return [*super().exercised(reference), *self.remarks, *notes, *splits]
 
     def golden(self, reference: Reference) -> Golden:
         """The first row without a missing value, which every client can express in JSON."""
@@ -221,7 +251,7 @@ class TabularTask(Task):
         if not self.classifies:
             return list(self.model.remarks)
         with threadpool_limits(1):
-            answers, predicted = self.model.answer(self.rows), self.model.decide(self.rows)
+            answers, predicted = self.model.scores(self.rows), self.model.decide(self.rows)
         chosen = answers[np.arange(len(answers)), predicted]
         count = int((answers.max(axis=1) - chosen > DECISION_GAP).sum())
         if not count:
@@ -258,11 +288,11 @@ def _is_complete(table: Table, row: int) -> bool:
     return None not in request_of(table, row).values()
 
 
-def _expected_response(answer: np.ndarray, labels: list[str]) -> dict[str, list[Any]]:
+def _expected_response(scores: np.ndarray, labels: list[str]) -> dict[str, list[Any]]:
     if not labels:
-        return {"value": [float(answer[0])]}
-    likeliest = int(answer.argmax())
-    return {"label": [labels[likeliest]], "score": [float(answer[likeliest])]}
+        return {"value": [float(scores[0])]}
+    likeliest = int(scores.argmax())
+    return {"label": [labels[likeliest]], "score": [float(scores[likeliest])]}
 
 
 def _require_task(task: TabularTask, model: TabularModel) -> None:

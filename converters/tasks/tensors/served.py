@@ -8,6 +8,7 @@ from tritonclient import grpc as triton
 from converters.export.tensor_info import TensorInfo
 from converters.proof.checks import Check
 from converters.proof.reference import Reference
+from converters.proof.served_client import ServedClient
 from converters.sources.tensor_source import Batch
 from converters.tasks.tensors.checks import (
     from_runtime,
@@ -19,7 +20,6 @@ from converters.tasks.tensors.checks import (
     single_rows,
 )
 
-TIMEOUT_S = 120.0
 BATCH = 8
 
 
@@ -27,7 +27,7 @@ def served_checks(address: str, reference: Reference) -> list[Check]:
     """Checks of the pipeline at ``address``: one row per request, and in batches of eight."""
     checks: list[Check] = []
     groups = reference_batches(reference)
-    with triton.InferenceServerClient(address) as client:
+    with ServedClient(address) as client:
         for group, original, noise in groups:
             alone, together = (_infer_all(client, reference, group, size) for size in (1, BATCH))
             title = f"served, parity{shape_note(group, len(groups))}"
@@ -43,7 +43,7 @@ def served_checks(address: str, reference: Reference) -> list[Check]:
 
 
 def _infer_all(
-    client: triton.InferenceServerClient, reference: Reference, group: Batch, size: int
+    client: ServedClient, reference: Reference, group: Batch, size: int
 ) -> dict[str, np.ndarray]:
     inputs = [TensorInfo.from_metadata(metadata) for metadata in reference.metadata["inputs"]]
     outputs = [TensorInfo.from_metadata(metadata) for metadata in reference.metadata["outputs"]]
@@ -56,7 +56,7 @@ def _infer_all(
 
 
 def _infer(
-    client: triton.InferenceServerClient,
+    client: ServedClient,
     model: str,
     inputs: Sequence[TensorInfo],
     outputs: Sequence[TensorInfo],
@@ -72,7 +72,7 @@ def _infer(
             values = np.array(texts, dtype=object).reshape(values.shape)
         tensor.set_data_from_numpy(np.ascontiguousarray(values))
         tensors.append(tensor)
-    result = client.infer(model, tensors, client_timeout=TIMEOUT_S)
+    result = client.infer(model, tensors)
     arrays = {}
     for info in outputs:
         values = from_runtime(result.as_numpy(info.name))

@@ -96,7 +96,7 @@ class Tensors(Task):
         return {
             "inputs": [tensor.metadata() for tensor in self.source.inputs],
             "outputs": [tensor.metadata() for tensor in self.source.outputs],
-            "half": self.source.computes_in_half(),
+            "half": self.source.computes_in_fp16(),
         }
 
     def export(self, target: Path) -> None:

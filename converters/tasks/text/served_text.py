@@ -9,37 +9,39 @@ from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from converters.errors import ProofFailed
+from converters.proof.served_client import ServedClient
 from modelspec.names import Role, member_name
 
-TIMEOUT_S = 60.0
 BATCH = 8
 CLIENTS = 16
 
 
 class ServedText:
-    """The pipeline ``model`` behind a gRPC client; ``answer`` is one request."""
+    """The pipeline ``model`` behind a gRPC client; ``infer`` is one request."""
 
-    def __init__(self, client: triton.InferenceServerClient, model: str) -> None:
+    def __init__(self, client: ServedClient, model: str) -> None:
         self._client, self._model = client, model
-        self.max_batch_size = int(client.get_model_config(model).config.max_batch_size)
+        self.max_batch_size = int(client.config(model).max_batch_size)
 
-    def answer(
+    def infer(
         self, texts: Sequence[str], outputs: Sequence[str], truncate: bool = False
     ) -> dict[str, np.ndarray]:
         """The output tensors for these texts, one row each; ProofFailed when it does not answer."""
         return self._infer(self._model, texts, outputs, truncate)
 
     def _infer(
-        self, model: str, texts: Sequence[str], outputs: Sequence[str], truncate: bool
+        self,
+        model: str,
+        texts: Sequence[str],
+        outputs: Sequence[str],
+        truncate: bool = False,
+        others: Sequence[triton.InferInput] = (),
     ) -> dict[str, np.ndarray]:
         tensor = triton.InferInput("text", [len(texts), 1], "BYTES")
         tensor.set_data_from_numpy(np.array([[text.encode()] for text in texts], dtype=object))
         try:
             result = self._client.infer(
-                model,
-                [tensor],
-                parameters={"truncate": True} if truncate else None,
-                client_timeout=TIMEOUT_S,
+                model, [tensor, *others], {"truncate": True} if truncate else None
             )
         except InferenceServerException as error:
             raise ProofFailed(
@@ -55,6 +57,20 @@ class ServedText:
         tensors = self._infer(member_name(self._model, Role.PRE), texts, names, truncate)
         return tensors["input_ids"], tensors["attention_mask"]
 
+    def of_logits(
+        self, texts: Sequence[str], logits: Sequence[np.ndarray], outputs: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """The outputs of the last step of a token classifier for these texts and for the
+        ``logits`` FP32 [tokens, labels] of each, behind the pipeline's own first step."""
+        first, last = (member_name(self._model, role) for role in (Role.PRE, Role.POST))
+        spans = self._infer(first, texts, ("token_span",))["token_span"].astype(np.int32)
+        others = []
+        for name, values in (("logits", padded(logits, spans.shape[1])), ("token_span", spans)):
+            dtype = "INT32" if values.dtype == np.int32 else "FP32"
+            others.append(triton.InferInput(name, list(values.shape), dtype))
+            others[-1].set_data_from_numpy(values)
+        return self._infer(last, texts, outputs, others=others)
+
     def rounds(
         self, texts: Sequence[str], outputs: Sequence[str]
     ) -> Iterator[tuple[str, list[Mapping[str, np.ndarray]]]]:
@@ -67,7 +83,15 @@ class ServedText:
             (f"{CLIENTS} at a time", alone, CLIENTS),
         ):
             with ThreadPoolExecutor(workers) as pool:
-                yield mode, list(pool.map(lambda group: self.answer(group, outputs), groups))
+                yield mode, list(pool.map(lambda group: self.infer(group, outputs), groups))
+
+
+def padded(rows: Sequence[np.ndarray], length: int) -> np.ndarray:
+    """Rows FP32 [tokens, labels] of different lengths as one FP32 [n, length, labels]."""
+    together = np.zeros((len(rows), length, rows[0].shape[1]), dtype=np.float32)
+    for index, row in enumerate(rows):
+        together[index, : len(row)] = row
+    return together
 
 
 def _groups(texts: Sequence[str], size: int) -> list[Sequence[str]]:

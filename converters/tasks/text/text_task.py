@@ -20,6 +20,7 @@ from converters.proof.invariance import padding_checks, texts_for_buckets
 from converters.proof.reference import Feed, Reference
 from converters.proof.runner import OpenRunner, onnx_runner
 from converters.proof.token_graph import TokenGraph, text_of_tokens
+from converters.proof.token_table import TABLE, row_products, table_checks
 from converters.sample_texts import read_texts
 from converters.sources.huggingface import HuggingFaceFolder, TokenizerFile
 from converters.sources.token_model import (
@@ -91,14 +92,27 @@ class TextTask(Task):
         return buckets_up_to(usable_tokens(self.module, self.tokenizer.max_tokens))
 
     @cached_property
-    def table_rows(self) -> int | None:
-        """How many rows (tokens) the model's embedding has; None where that cannot be read."""
+    def table(self) -> torch.Tensor | None:
+        """The model's embedding, FP32 [tokens, width]; None where it cannot be read."""
         model: Any = getattr(self.module, "model", self.module)
         try:
             table = model.get_input_embeddings()
         except (AttributeError, NotImplementedError):
             return None
-        return len(table.weight) if isinstance(table, torch.nn.Embedding) else None
+        return table.weight.detach() if isinstance(table, torch.nn.Embedding) else None
+
+    @property
+    def table_rows(self) -> int | None:
+        """How many rows (tokens) the model's embedding has; None where it cannot be read."""
+        return None if self.table is None else len(self.table)
+
+    def table_products(self) -> dict[str, np.ndarray]:
+        """What ``table_checks`` compares a graph's table with: a part of ``ask``'s answers."""
+        return {} if self.table is None else {TABLE: row_products(self.table.float().numpy())}
+
+    def table_checks(self, graph: Path, reference: Reference) -> list[Check]:
+        products = reference.answers.get(TABLE)
+        return [] if products is None else table_checks(graph, products)
 
     def _require_known_tokens(self) -> None:
         """SourceRefused when the tokenizer has words without a row in the model's embedding.

@@ -73,5 +73,5 @@ def _scores(graph: TokenGraph, texts: Sequence[str], reference: Reference) -> np
 
 
 def _logits(graph: TokenGraph, texts: Sequence[str]) -> np.ndarray:
-    logits = np.stack([logits_row for text in texts for logits_row in graph.answer([text])])
+    logits = np.stack([logits_row for text in texts for logits_row in graph.infer([text])])
     return np.asarray(logits.astype(np.float64))

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from tritonclient import grpc as triton
 
 from converters.proof.checks import Check, at_most, worst_difference
+from converters.proof.label_step import label_checks
 from converters.proof.reference import Reference
 from converters.proof.scores import parity
+from converters.proof.served_client import ServedClient
 from converters.tasks.text.answered import reference_texts
 from converters.tasks.text.served_text import ServedText
 from converters.tasks.text.served_tokens import token_checks
@@ -22,7 +23,7 @@ def served_checks(address: str, reference: Reference) -> list[Check]:
     checks: list[Check] = []
     unit = score_unit(reference)
     alone = np.empty(0)
-    with triton.InferenceServerClient(address) as client:
+    with ServedClient(address) as client:
         served = ServedText(client, reference.name)
         for mode, responses in served.rounds(texts, OUTPUTS):
             scores = np.concatenate([_in_order(response, labels) for response in responses])
@@ -36,13 +37,18 @@ def served_checks(address: str, reference: Reference) -> list[Check]:
                 limit = reference.tolerance.invariance * unit
                 checks.append(worst_difference(f"the same {mode}", scores, alone, limit, texts))
             checks.append(_likeliest_first(f"likeliest first, {mode}", responses, texts))
-        return [*checks, *token_checks(served, reference), _truncated(served, reference)]
+        return [
+            *checks,
+            *token_checks(served, reference),
+            *label_checks(client, reference),
+            _truncated(served, reference),
+        ]
 
 
 def _truncated(served: ServedText, reference: Reference) -> Check:
     """A text that is too long is cut as the original cuts it."""
     texts = [str(text) for text in reference.answers["too_long"]]
-    response = served.answer(texts, OUTPUTS, truncate=True)
+    response = served.infer(texts, OUTPUTS, truncate=True)
     scores = _in_order(response, reference.metadata["labels"])
     expected = reference.answers["long_scores"]
     limit = reference.tolerance.difference * score_unit(reference)

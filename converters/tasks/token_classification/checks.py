@@ -44,16 +44,19 @@ def spans_closeness(graph: TokenGraph, reference: Reference) -> Closeness:
     labelled tokens."""
     logits, original = _logits(graph, reference_texts(reference)), reference.answers["logits"]
     ends = np.cumsum(reference.answers["token_count"])[:-1]
-    labels = reference.metadata["labels"]
-    found = _spans(np.split(logits.argmax(axis=1), ends), labels)
-    expected = _spans(np.split(original.argmax(axis=1), ends), labels)
-    total = len(found) + len(expected)
-    f1 = 2 * len(found & expected) / total if total else 1.0
-    return closeness(token_scores(logits), token_scores(original), f1)
+    labels, of_text = reference.metadata["labels"], reference.answers["of_text"]
+    parts = np.split(of_text, ends)
+    predicted, expected = (
+        _spans([row[part] for row, part in zip(rows, parts, strict=True)], labels)
+        for rows in (np.split(numbers.argmax(axis=1), ends) for numbers in (logits, original))
+    )
+    total = len(predicted) + len(expected)
+    f1 = 2 * len(predicted & expected) / total if total else 1.0
+    return closeness(token_scores(logits[of_text]), token_scores(original[of_text]), f1)
 
 
 def _logits(graph: TokenGraph, texts: Sequence[str]) -> np.ndarray:
-    return np.concatenate([token_logits for text in texts for token_logits in graph.answer([text])])
+    return np.concatenate([token_logits for text in texts for token_logits in graph.infer([text])])
 
 
 def _spans(texts: Sequence[np.ndarray], labels: Sequence[str]) -> set[tuple[int, int, int, str]]:
@@ -77,11 +80,15 @@ def _entity(label: str) -> str:
 
 
 def _parity(logits: np.ndarray, reference: Reference, tokens: Sequence[str]) -> list[Check]:
-    """The same scores, and the same likeliest label, for every token."""
+    """The same scores, and the same likeliest label, for every token of a text."""
     original, tolerance = reference.answers["logits"], reference.tolerance
     name = "parity: largest difference of a token's score"
     if logits.shape != original.shape:
         return [worst_difference(name, logits, original, tolerance.difference, tokens)]
+    # The labels of special tokens are neither trained nor served.
+    of_text = reference.answers["of_text"]
+    logits, original = logits[of_text], original[of_text]
+    tokens = [token for token, counts in zip(tokens, of_text, strict=True) if counts]
     logits = beyond_noise(logits, original, reference.answers.get("logits_noise"))
     scores, original_scores = token_scores(logits), token_scores(original)
     limit = tolerance.difference * _unit(reference)

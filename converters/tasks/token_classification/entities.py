@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from converters.proof.checks import Check, at_least, at_most
 from converters.proof.reference import Reference
@@ -60,22 +61,18 @@ def span_f1(
     name: str,
     actual: Sequence[TextEntities],
     expected: Sequence[TextEntities],
-    clear: Sequence[bool],
     limit: float,
     texts: Sequence[str],
 ) -> Check:
-    """F1 of the exact spans (start, end and label) over the texts that are ``clear``: those whose
-    labels the original is sure of."""
+    """F1 of the exact spans (start, end and label)."""
     hits = found_spans = original_spans = 0
     worst = ""
-    for found, original, text, is_clear in zip(actual, expected, texts, clear, strict=True):
-        if not is_clear:
-            continue
-        hits += (Counter(found.spans) & Counter(original.spans)).total()
-        found_spans += len(found.spans)
+    for predicted, original, text in zip(actual, expected, texts, strict=True):
+        hits += (Counter(predicted.spans) & Counter(original.spans)).total()
+        found_spans += len(predicted.spans)
         original_spans += len(original.spans)
-        if found.spans != original.spans and not worst:
-            worst = f"{text[:60]!r}: {_difference(found, original)}"
+        if predicted.spans != original.spans and not worst:
+            worst = f"{text[:60]!r}: {_difference(predicted, original)}"
     f1 = 2 * hits / (found_spans + original_spans) if found_spans + original_spans else 1.0
     return at_least(name, f1, limit, worst)
 
@@ -89,8 +86,8 @@ def score_difference(
 ) -> Check:
     """The largest difference of a score, over the spans that both have."""
     largest, worst = 0.0, ""
-    for found, original, text in zip(actual, expected, texts, strict=True):
-        for span, score, original_score in _matched(found, original):
+    for predicted, original, text in zip(actual, expected, texts, strict=True):
+        for span, score, original_score in _matched(predicted, original):
             gap = abs(score - original_score)
             if not gap <= largest:  # true for NaN
                 largest = gap
@@ -98,13 +95,15 @@ def score_difference(
     return at_most(name, largest, limit, worst)
 
 
-def _matched(found: TextEntities, original: TextEntities) -> Iterator[tuple[Span, float, float]]:
+def _matched(
+    predicted: TextEntities, original: TextEntities
+) -> Iterator[tuple[Span, float, float]]:
     """Each span that both have, with both scores. A span may occur more than once: a character that
     the tokenizer splits has several tokens with the same start and end."""
     unmatched: dict[Span, list[float]] = {}
     for span, score in zip(original.spans, original.scores, strict=True):
         unmatched.setdefault(span, []).append(score)
-    for span, score in zip(found.spans, found.scores, strict=True):
+    for span, score in zip(predicted.spans, predicted.scores, strict=True):
         if unmatched.get(span):
             yield span, score, unmatched[span].pop(0)
 
@@ -123,12 +122,60 @@ def slices_of_text(name: str, actual: Sequence[TextEntities], texts: Sequence[st
 def clear_texts(reference: Reference, tolerance: Tolerance, prefix: str = "") -> list[bool]:
     """For each text, whether every token's likeliest label leads by more than the tolerance of a
     score: where one does not, another span may be as right."""
+    return [bool(part.all()) for part in _clear_tokens(reference, tolerance, prefix)]
+
+
+def undecided_characters(
+    reference: Reference, tolerance: Tolerance, texts: Sequence[str], prefix: str = ""
+) -> list[np.ndarray]:
+    """For each text the characters, BOOL [characters], of tokens that are not clear and of their
+    neighbours: a span with any of these may as well begin or end elsewhere, or be the mean of other
+    tokens. ``prefix`` is that of the arrays in ``reference.answers``: "" or "long_"."""
+    tokenizer = Tokenizer.from_file(str(reference.folder / "pre" / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(int(reference.metadata["buckets"][-1]))
+    parts = _clear_tokens(reference, tolerance, prefix)
+    characters = []
+    for text, clear in zip(texts, parts, strict=True):
+        offsets = tokenizer.encode(text).offsets
+        # A text that this tokenizer cuts elsewhere.
+        undecided = np.full(len(text), len(offsets) != len(clear) and not clear.all())
+        if len(offsets) == len(clear):
+            for index in np.flatnonzero(~clear):
+                for start, end in offsets[max(0, index - 1) : index + 2]:
+                    undecided[start:end] = True
+        characters.append(undecided)
+    return characters
+
+
+def _clear_tokens(reference: Reference, tolerance: Tolerance, prefix: str) -> list[np.ndarray]:
+    """For each text the tokens, BOOL [tokens], that are special or whose likeliest label leads by
+    more than the tolerance of a score."""
     scores = token_scores(reference.answers[f"{prefix}logits"])
     ordered = np.sort(scores, axis=1)
     margins = ordered[:, -1] - ordered[:, -2] if scores.shape[1] > 1 else np.ones(len(scores))
     is_clear = (margins > clear_margin(tolerance)) | ~reference.answers[f"{prefix}of_text"]
-    ends = np.cumsum(reference.answers[f"{prefix}token_count"])[:-1]
-    return [bool(part.all()) for part in np.split(is_clear, ends)]
+    return np.split(is_clear, np.cumsum(reference.answers[f"{prefix}token_count"])[:-1])
+
+
+def clear_entities(
+    entities: Sequence[TextEntities], undecided: Sequence[np.ndarray]
+) -> list[TextEntities]:
+    """Of each text's entities those without an undecided character."""
+    return [
+        _chosen(
+            predicted,
+            [not characters[max(0, start) : end].any() for start, end, _ in predicted.spans],
+        )
+        for predicted, characters in zip(entities, undecided, strict=True)
+    ]
+
+
+def _chosen(entities: TextEntities, keep: Sequence[bool]) -> TextEntities:
+    return TextEntities(
+        tuple(span for span, kept in zip(entities.spans, keep, strict=True) if kept),
+        tuple(score for score, kept in zip(entities.scores, keep, strict=True) if kept),
+    )
 
 
 def token_scores(logits: np.ndarray) -> np.ndarray:
@@ -137,9 +184,9 @@ def token_scores(logits: np.ndarray) -> np.ndarray:
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
-def _difference(found: TextEntities, original: TextEntities) -> str:
+def _difference(predicted: TextEntities, original: TextEntities) -> str:
     """The first pair of spans that differ, or how many there are."""
-    for span, original_span in zip(found.spans, original.spans, strict=False):
+    for span, original_span in zip(predicted.spans, original.spans, strict=False):
         if span != original_span:
             return f"{span}, original {original_span}"
-    return f"{len(found.spans)} entities, original {len(original.spans)}"
+    return f"{len(predicted.spans)} entities, original {len(original.spans)}"

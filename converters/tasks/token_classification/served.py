@@ -3,59 +3,86 @@
 from collections.abc import Sequence
 
 import numpy as np
-from tritonclient import grpc as triton
 
 from converters.proof.checks import Check, at_least, worst_difference
 from converters.proof.reference import Reference
+from converters.proof.served_client import ServedClient
 from converters.tasks.text.answered import reference_texts
-from converters.tasks.text.served_text import ServedText
+from converters.tasks.text.served_text import BATCH, ServedText
 from converters.tasks.text.served_tokens import token_checks
 from converters.tasks.token_classification.entities import (
     TextEntities,
-    clear_texts,
+    clear_entities,
     original_entities,
     score_difference,
     served_entities,
     slices_of_text,
     span_f1,
+    undecided_characters,
 )
 
 OUTPUTS = ("entity", "start", "end", "label", "score", "count", "token_count")
+SCORE = 1e-5  # between two means of softmaxes of the same FP32 numbers
 
 
 def served_checks(address: str, reference: Reference) -> list[Check]:
     """Checks of the pipeline at ``address``, with requests of every form that clients send."""
-    with triton.InferenceServerClient(address) as client:
+    with ServedClient(address) as client:
         return checks_of(ServedText(client, reference.name), reference)
 
 
 def checks_of(served: ServedText, reference: Reference) -> list[Check]:
     """The same checks of anything that responds as a served text pipeline does."""
     texts, tolerance = reference_texts(reference), reference.tolerance
-    original, clear = original_entities(reference, len(texts)), clear_texts(reference, tolerance)
-    checks = [_enough(original, clear)]
+    undecided = undecided_characters(reference, tolerance, texts)
+    original = clear_entities(original_entities(reference, len(texts)), undecided)
+    checks = [_enough(original)]
     alone: list[TextEntities] = []
     for mode, responses in served.rounds(texts, OUTPUTS):
-        found = served_entities(responses)
+        predicted = served_entities(responses)
+        clear = clear_entities(predicted, undecided)
         limit, expected = tolerance.invariance, alone
         if mode == "alone":
-            alone, limit, expected = found, tolerance.difference, original
+            alone, limit, expected = clear, tolerance.difference, original
         scores = f"largest difference of an entity's score, {mode}"
         counts = np.concatenate([response["token_count"] for response in responses])
         checks += [
-            span_f1(f"task: span F1, {mode}", found, original, clear, tolerance.agreement, texts),
-            score_difference(scores, found, expected, limit, texts),
-            slices_of_text(f"entities that are no slice of their text, {mode}", found, texts),
+            span_f1(f"task: span F1, {mode}", clear, original, tolerance.agreement, texts),
+            score_difference(scores, clear, expected, limit, texts),
+            slices_of_text(f"entities that are no slice of their text, {mode}", predicted, texts),
             _counts(f"token counts, {mode}", counts, reference, texts),
         ]
-    return [*checks, *token_checks(served, reference), *_truncated(served, reference)]
+    return [
+        *checks,
+        *token_checks(served, reference),
+        *_last_step(served, reference),
+        *_truncated(served, reference),
+    ]
 
 
-def _enough(original: Sequence[TextEntities], clear: Sequence[bool]) -> Check:
-    """Without an entity to find, finding none would prove nothing."""
-    count = sum(
-        len(entities.spans) for entities, is_clear in zip(original, clear, strict=True) if is_clear
+def _last_step(served: ServedText, reference: Reference) -> list[Check]:
+    """The last step by itself, given the original's own logits: whatever a precision rounds off,
+    it must find the original's entities and scores."""
+    texts = reference_texts(reference)
+    ends = np.cumsum(reference.answers["token_count"])[:-1]
+    logits = np.split(reference.answers["logits"], ends)
+    outputs = [name for name in OUTPUTS if name != "token_count"]
+    predicted = served_entities(
+        [
+            served.of_logits(texts[start : start + BATCH], logits[start : start + BATCH], outputs)
+            for start in range(0, len(texts), BATCH)
+        ]
     )
+    original = original_entities(reference, len(texts))
+    return [
+        span_f1("task: span F1 of the original's own logits", predicted, original, 1.0, texts),
+        score_difference("scores of the original's own logits", predicted, original, SCORE, texts),
+    ]
+
+
+def _enough(original: Sequence[TextEntities]) -> Check:
+    """Without an entity to find, finding none would prove nothing."""
+    count = sum(len(entities.spans) for entities in original)
     return at_least("entities that the original finds in the samples", count, 1)
 
 
@@ -67,14 +94,14 @@ def _counts(name: str, counts: np.ndarray, reference: Reference, texts: Sequence
 def _truncated(served: ServedText, reference: Reference) -> list[Check]:
     """A text that is too long is cut as the original cuts it."""
     texts, tolerance = [str(text) for text in reference.answers["too_long"]], reference.tolerance
-    found = served_entities([served.answer(texts, OUTPUTS, truncate=True)])
-    expected = original_entities(reference, len(texts), "long_")
-    clear = clear_texts(reference, tolerance, "long_")
-    name = "task: span F1, a text that is cut"
+    predicted = served_entities([served.infer(texts, OUTPUTS, truncate=True)])
+    undecided = undecided_characters(reference, tolerance, texts, "long_")
+    expected = clear_entities(original_entities(reference, len(texts), "long_"), undecided)
+    clear = clear_entities(predicted, undecided)
     return [
-        span_f1(name, found, expected, clear, tolerance.agreement, texts),
+        span_f1("task: span F1, a text that is cut", clear, expected, tolerance.agreement, texts),
         score_difference(
-            "scores, a text that is cut", found, expected, tolerance.difference, texts
+            "scores, a text that is cut", clear, expected, tolerance.difference, texts
         ),
-        slices_of_text("slices, a text that is cut", found, texts),
+        slices_of_text("slices, a text that is cut", predicted, texts),
     ]

@@ -52,7 +52,8 @@ class TokenClassification(TextTask):
                 f"the original finds no entity in any of {len(texts)} samples, so there is nothing "
                 "to prove: give texts that have some with --samples"
             )
-        return {"texts": as_text_array(texts), "too_long": as_text_array(too_long), **answers}
+        texts_sent = {"texts": as_text_array(texts), "too_long": as_text_array(too_long)}
+        return {**texts_sent, **answers, **self.table_products()}
 
     def prove_graph(
         self, engine: Path, reference: Reference, runner: OpenRunner = onnx_runner

@@ -16,7 +16,7 @@ MAX_SILENT_STREAMS = 64
 MAX_ARRIVING = 16  # fewer, where that many messages could exceed the bytes a caller may hold
 
 End = Callable[[GatewayError], None]
-Kind = Literal["message", "reflection"]
+CallType = Literal["message", "reflection"]
 
 
 class CallerBounds:
@@ -29,7 +29,7 @@ class CallerBounds:
     def __init__(self, most_bytes: int, message_bytes: int) -> None:
         self._most_arriving = max(1, min(MAX_ARRIVING, most_bytes // message_bytes))
         self._silent: dict[str, dict[End, None]] = {}
-        self._arriving: dict[tuple[str, Kind], tuple[asyncio.Semaphore, int]] = {}
+        self._arriving: dict[tuple[str, CallType], tuple[asyncio.Semaphore, int]] = {}
 
     def open_stream(self, caller: str, end: End) -> None:
         """A stream has opened, and is silent so far; ``end`` ends it. Raises QuotaExceeded when the
@@ -56,7 +56,7 @@ class CallerBounds:
             self._silent.pop(caller, None)
 
     @asynccontextmanager
-    async def arriving(self, caller: str, kind: Kind = "message") -> AsyncIterator[None]:
+    async def arriving(self, caller: str, kind: CallType = "message") -> AsyncIterator[None]:
         """Enter around the reading of a message: beyond the bound, the caller's other messages
         wait, and take no memory meanwhile. Each kind has a bound of its own, so that reflection
         streams, which may be idle, hold up no inference."""

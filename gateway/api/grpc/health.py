@@ -1,5 +1,8 @@
 """grpc.health.v1, which like /readyz needs no key. So it must cost next to nothing.
 
+The package grpcio-health-checking is not used: its servicer parses whole messages, bounds
+neither them nor the watches, and is told each status, while ours is what /readyz says when asked.
+
 A message is read only to learn which service it names. gRPC buffers it until it is complete,
 however long it gets, so only a few are read at a time; while those arrive, other calls are answered
 unread, for the whole server. Watches are few, and share one readiness check.

@@ -90,13 +90,13 @@ class Reflection:
 
     async def run(self, call: Any, idle_s: float) -> None:
         """Answer requests until the client closes the stream. Raises TimeoutError after ``idle_s``
-        without a request, InvalidRequest and TooLarge as ``answer``."""
+        without a request, InvalidRequest and TooLarge as ``respond``."""
         for _ in range(MAX_RESPONSES):
             async with asyncio.timeout(idle_s):
                 data = await call.read()
                 if data is grpc.aio.EOF:
                     return
-                response = self.answer(data)
+                response = self.respond(data)
                 # It fails when the client has left: gRPC then cancels this task.
                 with contextlib.suppress(grpc.aio.BaseError):
                     await call.write(response)
@@ -104,7 +104,7 @@ class Reflection:
             f"a stream answers at most {MAX_RESPONSES} requests: open another stream for more"
         )
 
-    def answer(self, data: bytes) -> bytes:
+    def respond(self, data: bytes) -> bytes:
         """The ServerReflectionResponse to one ServerReflectionRequest, both serialised. Raises
         TooLarge and InvalidRequest."""
         if len(data) > MESSAGE_BYTES:

@@ -2,7 +2,7 @@
 
 gRPC writes a response when its handler returns, and keeps it for as long as HTTP/2's flow control
 says that the client has no room. ``grpc.aio`` has no deadline for that, and no way to cancel a call
-from the server: a status that is sent (``context.abort``) waits behind the response, for ever. The
+from the server: a status that is sent (``context.abort``) waits behind the response, forever. The
 library itself releases a call when its client has closed it, which it learns from a future that its
 task ``rpc_task`` awaits; so we end a call by resolving that future. The call is then released,
 which in gRPC's core cancels it: the client gets the status CANCELLED, which flow control does not

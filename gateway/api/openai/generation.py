@@ -1,14 +1,24 @@
-"""Generating one text, by the contract of Triton's vLLM backend: requests and responses."""
+"""Generating texts, by the contract of Triton's vLLM backend: requests and responses."""
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import orjson
 from tritonclient.grpc import service_pb2
 
+from gateway.api.openai.logprobs import LogprobReader, TokenLogprob
+from gateway.api.openai.output_parsers import (
+    Delta,
+    Parser,
+    Plain,
+    ReasoningSplit,
+    StopFilter,
+    following,
+)
+from gateway.api.openai.tools import Tools
 from gateway.errors import UpstreamError
 from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
@@ -18,102 +28,177 @@ from gateway.models.text_binding import Binding
 from gateway.upstream.triton_errors import log_upstream
 
 FINISH_REASONS = frozenset({"stop", "length", "content_filter"})
+_LAST_TEXT = 256  # characters: no token is longer
 _UNFINISHED = frozenset({"", "None"})  # vLLM's backend while the text goes on
+
+
+class Prompt(NamedTuple):
+    """The input to fill, its elements, and what is returned before the model's text (``echo``)."""
+
+    source: str
+    values: Sequence[Any]
+    echo: str = ""
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A request for one text: the input to fill, how to sample, how to respond."""
+    """``n`` texts for each prompt. Each is a request of its own to the model, which batches them:
+    so a model needs no ``n``, and a slow reader of one holds up none of the others in Triton."""
 
-    source: str
-    values: Sequence[Any]
+    prompts: Sequence[Prompt]
     sampling: dict[str, Any]
-    stream: bool
-    include_usage: bool
-    prefix: str = ""  # returned before the model's text (``echo``)
+    stream: bool = False
+    include_usage: bool = False
+    n: int = 1
+    top_logprobs: int | None = None  # None: no log-probabilities
+    tools: Tools | None = None
+    keeps_reasoning: bool = False  # in the text: completions continue a text, and split nothing
 
-    def message(self, model: Model, binding: Binding) -> service_pb2.ModelInferRequest:
-        """Triton's request; raises InvalidRequest when the values do not fit the model's inputs."""
-        tensors = [tensor_of(model, self.source, self.values)]
-        if binding.takes:
-            parameters = {
-                name: value for name, value in self.sampling.items() if name in binding.takes
-            }
-            tensors.append(tensor_of(model, binding.sampling, [orjson.dumps(parameters)]))
-        for name, value in binding.set_flags(model.inputs).items():
-            tensors.append(tensor_of(model, name, [value]))
-        check_model(model, tensors)
-        return message_of(model.name, tensors)
+    @property
+    def choices(self) -> int:
+        return len(self.prompts) * self.n
+
+    def messages(self, model: Model, binding: Binding) -> list[service_pb2.ModelInferRequest]:
+        """Triton's requests, one a choice, in order; raises InvalidRequest when the values do not
+        fit the model's inputs."""
+        return list(self._messages(model, binding))
+
+    def _messages(self, model: Model, binding: Binding) -> Iterator[service_pb2.ModelInferRequest]:
+        parameters = {
+            name: value
+            for name, value in self.sampling.items()
+            if name != "stop" or name in binding.takes
+        }
+        flags = [
+            tensor_of(model, name, [value])
+            for name, value in binding.set_flags(
+                model.inputs, self.top_logprobs is not None
+            ).items()
+        ]
+        for prompt in self.prompts:
+            for copy in range(self.n):
+                tensors = [tensor_of(model, prompt.source, prompt.values)]
+                if binding.takes:
+                    if self.n > 1 and "seed" in parameters:
+                        seed = self.sampling["seed"] + copy  # or all texts were the same
+                        parameters = {**parameters, "seed": seed}
+                    tensors.append(tensor_of(model, binding.sampling, [orjson.dumps(parameters)]))
+                tensors += flags
+                check_model(model, tensors)
+                yield message_of(model.name, tensors)
 
 
-class StopFilter:
-    """Passes text up to the first stop; holds back what may turn out to be the start of one.
+class TokenCounts:
+    """The tokens of all texts of a request, as the model counts them; reported to its admission as
+    the responses arrive, so that a client that leaves pays for what it got.
 
-    Applied by us too: not every model applies stops, and one may span two pieces.
+    None for what the model does not count: we never return a guess.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._pending = ""
-        self.stopped = False
+    def __init__(self, choices: int = 1, n: int = 1, admission: Admission | None = None) -> None:
+        self._n, self._admission = n, admission
+        self.prompt: list[int | None] = [None] * choices
+        self.completion: list[int | None] = [None] * choices
+        self.cached: list[int | None] = [None] * choices
 
-    def feed(self, text: str) -> str:
-        """The text that can be sent now; after a stop, none."""
-        if self.stopped:
-            return ""
-        text = self._pending + text
-        positions = [text.find(stop) for stop in self._stops if stop in text]
-        if positions:
-            self.stopped, self._pending = True, ""
-            return text[: min(positions)]
-        end = len(text) - self._partial_stop(text)
-        self._pending = text[end:]
-        return text[:end]
+    def settle(self) -> None:
+        if self._admission is None:
+            return
+        if len(self.prompt) == 1:  # for every piece: mostly there is one choice
+            if self.prompt[0] is not None:
+                self._admission.settle(self.prompt[0] + (self.completion[0] or 0))
+        elif any(count is not None for count in self.prompt):
+            self._admission.settle(sum(self._per_prompt(self.prompt)) + self._generated)
 
-    def rest(self) -> str:
-        """The text held back, once the model has ended."""
-        pending, self._pending = self._pending, ""
-        return pending
+    @property
+    def usage(self) -> dict[str, Any] | None:
+        """A prompt counts once, however many texts continue it."""
+        if None in self.prompt or None in self.completion:
+            return None
+        prompt, generated = sum(self._per_prompt(self.prompt)), self._generated
+        usage: dict[str, Any] = {
+            "prompt_tokens": prompt,
+            "completion_tokens": generated,
+            "total_tokens": prompt + generated,
+        }
+        if None not in self.cached:
+            cached = sum(self._per_prompt(self.cached))
+            usage["prompt_tokens_details"] = {"cached_tokens": cached}
+        return usage
 
-    def _partial_stop(self, text: str) -> int:
-        """The length of the longest end of the text that a stop begins with."""
-        longest = min(len(text), max(map(len, self._stops), default=1) - 1)
-        for length in range(longest, 0, -1):
-            tail = text[-length:]
-            if any(stop.startswith(tail) for stop in self._stops):
-                return length
-        return 0
+    @property
+    def _generated(self) -> int:
+        return sum(count or 0 for count in self.completion)
+
+    def _per_prompt(self, counts: Sequence[int | None]) -> list[int]:
+        starts = range(0, len(counts), self._n)
+        return [max(count or 0 for count in counts[at : at + self._n]) for at in starts]
+
+
+class Piece(NamedTuple):
+    """What arrived of a choice; ``finish_reason`` with its last piece."""
+
+    choice: int
+    delta: Delta
+    logprobs: Sequence[TokenLogprob] = ()
+    finish_reason: str = ""
 
 
 class Generation:
-    """Reads the responses; after the last it knows why the text ended and how many tokens it took.
-
-    Tokens are those that the model counted, None if it does not count: we never return a guess.
-    """
+    """Reads the responses of one choice; after the last it knows why the text ended."""
 
     def __init__(
-        self, binding: Binding, request: GenerationRequest, admission: Admission | None
+        self,
+        binding: Binding,
+        request: GenerationRequest,
+        counts: TokenCounts | None = None,
+        choice: int = 0,
     ) -> None:
-        self._binding, self._admission = binding, admission
+        self._binding, self._counts, self._choice = binding, counts or TokenCounts(), choice
         self._max_tokens = request.sampling.get("max_tokens")
         self._stops = StopFilter(request.sampling.get("stop", ()))
+        self._parser = _parser(request, binding)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._logprobs = (
+            None if request.top_logprobs is None else LogprobReader(request.top_logprobs)
+        )
+        self._tokens: list[TokenLogprob] = []  # whose text may yet be cut off by a stop
+        self._token_end = self._passed = 0  # characters of tokens, and of text, that were sent
         self._responses = 0
+        self._last_text = ""  # of the model, to tell a token of it from one that ended it
         self._last_reason = ""
-        self.prompt_tokens: int | None = None
-        self.completion_tokens: int | None = None
+        self._has_calls = False
 
-    def feed(self, response: service_pb2.ModelInferResponse) -> str:
-        """The text that can be sent now; raises UpstreamError when the model gave up."""
+    def feed(self, response: service_pb2.ModelInferResponse) -> Piece:
+        """What can be sent now; raises UpstreamError when the model gave up."""
         text = self._stops.feed(self._read(response))
-        if self._admission and self.prompt_tokens is not None:
-            # With every response: a client that leaves pays for what it got.
-            self._admission.settle(self.prompt_tokens + (self.completion_tokens or 0))
-        return text
+        self._counts.settle()
+        return self._piece(text, self._parser.feed(text) if text else Delta())
 
-    def rest(self) -> str:
-        """The text held back, once the model has ended."""
-        return self._stops.feed(self._decoder.decode(b"", final=True)) + self._stops.rest()
+    def end(self) -> Piece:
+        """What was held back, once the model has ended or a stop text came."""
+        text = ""
+        if not self.has_stopped:
+            last = self._decoder.decode(b"", final=True)
+            if self._logprobs:
+                self._tokens += self._logprobs.end()
+            text = self._stops.feed(last) + self._stops.rest()
+        piece = self._piece(text, following(self._parser.feed(text), self._parser.end()))
+        if not self.has_stopped:
+            piece = piece._replace(logprobs=[*piece.logprobs, *self._tokens_of_text()])
+        return piece._replace(finish_reason=self.finish_reason)
+
+    def _tokens_of_text(self) -> list[TokenLogprob]:
+        """The last tokens, without those that only ended the text and are no part of it."""
+        tokens = self._tokens
+        while (
+            tokens
+            and self._last_reason == "stop"
+            and tokens[-1].characters
+            and not self._last_text.endswith(tokens[-1].token)
+        ):
+            tokens = tokens[:-1]
+        return tokens
 
     @property
     def has_stopped(self) -> bool:
@@ -122,42 +207,93 @@ class Generation:
 
     @property
     def finish_reason(self) -> str:
+        reason = self._reason
+        return "tool_calls" if reason == "stop" and self._has_calls else reason
+
+    @property
+    def _reason(self) -> str:
         if self.has_stopped:
             return "stop"
         if self._last_reason in FINISH_REASONS:
             return self._last_reason
         # The model gives no reason. Without its count: a response has at least one token.
-        used = self._responses if self.completion_tokens is None else self.completion_tokens
+        counted = self._counts.completion[self._choice]
+        used = self._responses if counted is None else counted
         return "length" if self._max_tokens and used >= self._max_tokens else "stop"
 
-    @property
-    def usage(self) -> dict[str, int] | None:
-        if self.prompt_tokens is None or self.completion_tokens is None:
-            return None
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-        }
+    def _piece(self, text: str, delta: Delta) -> Piece:
+        self._passed += len(text)
+        if delta.calls:
+            self._has_calls = True
+        if not self._tokens:
+            return Piece(self._choice, delta)
+        sent = 0
+        for token in self._tokens:
+            if self._token_end >= self._passed and (token.characters or not token.data):
+                break
+            self._token_end += token.characters
+            sent += 1
+        tokens, self._tokens = self._tokens[:sent], self._tokens[sent:]
+        return Piece(self._choice, delta, tokens)
 
     def _read(self, response: service_pb2.ModelInferResponse) -> str:
-        """The response's text; keeps its finish reason and token counts."""
+        """The response's text; keeps its finish reason, token counts and log-probabilities."""
         self._responses += 1
-        binding, raw_text = self._binding, b""
+        binding, counts, choice, raw_text, raw_logprobs = (
+            self._binding,
+            self._counts,
+            self._choice,
+            b"",
+            b"",
+        )
         for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
-            if output.name == binding.text:
-                raw_text = b"".join(unpack("BYTES", [-1], raw))
-            elif output.name == binding.finish_reason:
-                self._last_reason = b"".join(unpack("BYTES", [-1], raw)).decode("utf-8", "replace")
-            elif output.name == binding.input_tokens:
-                self.prompt_tokens = _sum(output, raw)
-            elif output.name == binding.output_tokens:
-                self.completion_tokens = (self.completion_tokens or 0) + _sum(output, raw)
-        if self._last_reason not in FINISH_REASONS | _UNFINISHED:
+            name = output.name
+            if name == binding.text:
+                raw_text = _bytes(raw)
+            elif name == binding.finish_reason:
+                self._last_reason = _bytes(raw).decode("utf-8", "replace")
+            elif name == binding.input_tokens:
+                counts.prompt[choice] = _sum(output, raw)
+            elif name == binding.output_tokens:
+                counts.completion[choice] = (counts.completion[choice] or 0) + _sum(output, raw)
+            elif name == binding.cached_tokens:
+                counts.cached[choice] = _sum(output, raw)
+            elif name == binding.logprobs:
+                raw_logprobs = _bytes(raw)
+        if self._last_reason not in FINISH_REASONS and self._last_reason not in _UNFINISHED:
             log_upstream(grpc.StatusCode.UNKNOWN, f"finish_reason {self._last_reason!r}")
             raise UpstreamError("the model gave up in the middle of its response: try again")
-        return self._decoder.decode(raw_text)
+        text = self._decoder.decode(raw_text)
+        if self._logprobs:
+            self._last_text = (self._last_text + text)[-_LAST_TEXT:]
+            try:
+                self._tokens += self._logprobs.feed(raw_logprobs, text)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                log_upstream(grpc.StatusCode.UNKNOWN, f"logprobs: {error!r}")
+                raise UpstreamError(
+                    "the model returned log-probabilities that cannot be read: leave them out"
+                ) from error
+        return text
+
+
+def _parser(request: GenerationRequest, binding: Binding) -> Parser:
+    """How a text of this request becomes an answer."""
+    tools, tags = request.tools, binding.reasoning
+    parser = tools.parser() if tools else Plain()
+    if tags is None or request.keeps_reasoning or (tools and tools.choice != "auto"):
+        return parser
+    return ReasoningSplit(tags.start, tags.end, tags.is_open, parser)
+
+
+def _bytes(raw: bytes) -> bytes:
+    """The elements of a BYTES tensor, joined: mostly there is one."""
+    length = int.from_bytes(raw[:4], "little")
+    if len(raw) == length + 4:
+        return raw[4:]
+    return b"".join(unpack("BYTES", [-1], raw))
 
 
 def _sum(output: Any, raw: bytes) -> int:
+    if output.datatype == "UINT32" and len(raw) == 4:
+        return int.from_bytes(raw, "little")
     return int(unpack(output.datatype, [-1], raw).sum())

@@ -1,38 +1,47 @@
 """The fields that chat and completions share. An unsupported field is refused, never ignored."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
 
+from gateway.api.openai.structured_output import response_grammar
 from gateway.errors import SHOWN, InvalidRequest, quoted
-from gateway.models.text_binding import Binding
+from gateway.models.text_binding import STRUCTURED_OUTPUTS, Binding
 
 MAX_STOPS, MAX_STOP_LENGTH = 4, 256
 # JSON of one parameter that we do not know; a logit_bias of 1,000 ids has 15,000.
 MAX_PARAMETER_BYTES = 64 * 1024
-COMMON = frozenset({"model", "stream", "stream_options", "user", "stop"})
+# Accepted by every route; they change nothing here.
+HARMLESS = ("user", "metadata", "safety_identifier", "prompt_cache_key")
+COMMON = frozenset(("model", "stream", "stream_options", "stop", "n", "response_format", *HARMLESS))
 MAX_TOKENS = ("max_tokens", "max_completion_tokens")
+MAX_TOP = {"chat": 20, "completions": 5}  # log-probabilities per token
 _RANGES = {
     "temperature": (0.0, 2.0),
     "top_p": (0.0001, 1.0),
+    "min_p": (0.0, 1.0),
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
+    "repetition_penalty": (0.0001, 2.0),
 }
+_INTEGERS = {  # the least and the greatest value
+    "seed": (-(2**63) + 1, 2**63 - 1),
+    "top_k": (-1, 2**31 - 1),
+    "min_tokens": (0, 2**31 - 1),
+    "truncate_prompt_tokens": (-1, 2**31 - 1),
+}
+_FLAGS = frozenset(("ignore_eos",))
+MAX_BIAS, MAX_BIASES = 100.0, 1024
 # Fields of OpenAI's API that are not supported: the values that change nothing, and what to do.
+Unsupported = Mapping[str, tuple[tuple[Any, ...], str]]
 _LEAVE = "leave it out"
-_UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "n": ((1,), "send the request several times"),
-    "best_of": ((1,), "send the request several times"),
-    "logprobs": ((False,), _LEAVE),
-    "top_logprobs": ((), _LEAVE),
+_UNSUPPORTED: Unsupported = {
     "logit_bias": (({},), _LEAVE),
-    "tools": (([],), "describe the tools in a message and read the answer yourself"),
-    "tool_choice": (("none", "auto"), _LEAVE),
-    "parallel_tool_calls": ((True, False), _LEAVE),
-    "functions": (([],), _LEAVE),
-    "function_call": (("none", "auto"), _LEAVE),
-    "response_format": (({"type": "text"},), "describe the format in a message"),
+    "functions": (([],), "send 'tools'"),
+    "function_call": (("none", "auto"), "send 'tool_choice'"),
+    "tools": (([],), "use chat completions"),
+    "tool_choice": (("none", "auto"), "use chat completions"),
     "modalities": ((["text"],), "this model returns only text"),
     "audio": ((), "this model returns only text"),
     "prediction": ((), _LEAVE),
@@ -40,9 +49,9 @@ _UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "verbosity": ((), _LEAVE),
     "service_tier": (("auto", "default"), _LEAVE),
     "store": ((False,), "nothing is stored here"),
-    "metadata": (({},), "nothing is stored here"),
     "web_search_options": ((), _LEAVE),
     "suffix": (("",), _LEAVE),
+    "best_of": ((), "leave it out, or set it to the value of 'n'"),
 }
 
 
@@ -54,16 +63,24 @@ def present(body: Any, required: str) -> dict[str, Any]:
 
 
 def refuse_others(body: Mapping[str, Any], known: Iterable[str], binding: Binding) -> None:
-    """Raise InvalidRequest for the first field that neither we nor the model support."""
-    supported = COMMON | binding.takes | set(known)
+    """Raise InvalidRequest for the first field of a chat or completion that neither we nor the
+    model support."""
+    supported = COMMON | (binding.takes - {STRUCTURED_OUTPUTS}) | set(known)
     if "max_tokens" in binding.takes:
         supported |= set(MAX_TOKENS)
+    refuse_unsupported(body, supported, _UNSUPPORTED)
+
+
+def refuse_unsupported(
+    body: Mapping[str, Any], supported: Collection[str], unsupported: Unsupported
+) -> None:
+    """Raise InvalidRequest for the first field that is not supported and would change something."""
     for name in body:
         if name in supported:
             continue
-        if name not in _UNSUPPORTED:
+        if name not in unsupported:
             raise InvalidRequest(f"unknown field {quoted(name)} for this model", param=name[:SHOWN])
-        neutral_values, remedy = _UNSUPPORTED[name]
+        neutral_values, remedy = unsupported[name]
         value = body[name]
         is_neutral = any(
             value == neutral and type(value) is type(neutral) for neutral in neutral_values
@@ -72,22 +89,76 @@ def refuse_others(body: Mapping[str, Any], known: Iterable[str], binding: Bindin
             raise InvalidRequest(f"{name!r} is not supported: {remedy}", param=name)
 
 
-def read(body: Mapping[str, Any], binding: Binding) -> dict[str, Any]:
-    """The model's sampling parameters; raises InvalidRequest for a value out of its range."""
+def read(
+    body: Mapping[str, Any], binding: Binding, max_tokens: Sequence[str] = MAX_TOKENS
+) -> dict[str, Any]:
+    """The model's sampling parameters; ``max_tokens`` names the fields that may bound the length,
+    of which the last counts. Raises InvalidRequest for a value out of its range."""
     parameters = {
         name: _number(name, body[name])
-        for name in sorted(binding.takes & set(body) - {"stop", *MAX_TOKENS})
+        for name in sorted(binding.takes & set(body) - {"stop", STRUCTURED_OUTPUTS, *MAX_TOKENS})
     }
     if "max_tokens" in binding.takes:
-        parameters["max_tokens"] = _max_tokens(body, binding)
+        parameters["max_tokens"] = _max_tokens(body, binding, max_tokens)
+        if parameters.get("min_tokens", 0) > parameters["max_tokens"]:
+            raise InvalidRequest("'min_tokens' is above 'max_tokens'", param="min_tokens")
     stop = [*_stops(body.get("stop", [])), *binding.stop]
     if stop:
         parameters["stop"] = stop
     return parameters
 
 
-def flag(body: Mapping[str, Any], name: str) -> bool:
-    value = body.get(name, False)
+def choices_of(body: Mapping[str, Any], prompts: int, binding: Binding) -> int:
+    """``n``, the texts for each of the prompts."""
+    n = body.get("n", 1)
+    most = binding.max_choices // prompts
+    if type(n) is not int or n < 1:
+        raise InvalidRequest("'n' must be an integer above 0", param="n")
+    if n > most:
+        raise InvalidRequest(
+            f"a request to this model may have {binding.max_choices} texts, prompts times 'n': "
+            "send several requests",
+            param="n" if n > 1 else "prompt",
+        )
+    if "best_of" in body and body["best_of"] != n:
+        raise InvalidRequest(
+            f"'best_of' is not supported: {_UNSUPPORTED['best_of'][1]}", param="best_of"
+        )
+    return n
+
+
+def top_logprobs_of(route: str, field: str, value: Any, binding: Binding) -> int:
+    """How many log-probabilities per token the request asks for in ``field``."""
+    if not binding.logprobs:
+        raise InvalidRequest(f"{field!r} is not supported by this model: leave it out", param=field)
+    most = min(MAX_TOP[route], binding.max_logprobs)
+    if type(value) is not int or not 0 <= value <= most:
+        raise InvalidRequest(
+            f"{field!r} must be an integer from 0 to {most} for this model", param=field
+        )
+    return value
+
+
+def grammar_of(body: Mapping[str, Any], binding: Binding) -> dict[str, Any] | None:
+    """``structured_outputs`` for the request's ``response_format``."""
+    if "response_format" not in body:
+        return None
+    grammar = response_grammar(body["response_format"], binding)
+    return kept(grammar, "response_format", binding)
+
+
+def kept(grammar: dict[str, Any] | None, field: str, binding: Binding) -> dict[str, Any] | None:
+    """The grammar that ``field`` asks for; raises InvalidRequest if the model keeps none."""
+    if grammar and STRUCTURED_OUTPUTS not in binding.takes:
+        raise InvalidRequest(
+            f"{field!r} is not supported by this model: describe the format in a message",
+            param=field,
+        )
+    return grammar
+
+
+def flag(body: Mapping[str, Any], name: str, default: bool = False) -> bool:
+    value = body.get(name, default)
     if type(value) is not bool:
         raise InvalidRequest(f"{name!r} must be true or false", param=name)
     return value
@@ -112,8 +183,19 @@ def _number(name: str, value: Any) -> Any:
         low, high = _RANGES[name]
         fits = type(value) in (int, float) and low <= value <= high
         expected = f"a number from {low:g} to {high:g}"
-    elif name == "seed":
-        fits, expected = type(value) is int and abs(value) < 2**63, "an integer"
+    elif name in _INTEGERS:
+        least, greatest = _INTEGERS[name]
+        fits = type(value) is int and least <= value <= greatest
+        expected = f"an integer from {least} to {greatest}"
+    elif name in _FLAGS:
+        fits, expected = type(value) is bool, "true or false"
+    elif name == "logit_bias":
+        fits = isinstance(value, dict) and len(value) <= MAX_BIASES
+        fits = fits and all(
+            key.isdecimal() and type(bias) in (int, float) and abs(bias) <= MAX_BIAS
+            for key, bias in value.items()
+        )
+        expected = f"at most {MAX_BIASES} token ids, each with a number from -100 to 100"
     else:
         return _engine_parameter(name, value)
     if not fits:
@@ -131,9 +213,9 @@ def _engine_parameter(name: str, value: Any) -> Any:
     return value
 
 
-def _max_tokens(body: Mapping[str, Any], binding: Binding) -> int:
+def _max_tokens(body: Mapping[str, Any], binding: Binding, names: Sequence[str]) -> int:
     limit = binding.max_tokens
-    name = MAX_TOKENS[1] if MAX_TOKENS[1] in body else MAX_TOKENS[0]
+    name = next((name for name in reversed(names) if name in body), names[0])
     value = body.get(name, min(limit, binding.default_max_tokens))
     if type(value) is not int or not 1 <= value <= limit:
         raise InvalidRequest(f"{name!r} must be 1 to {limit} for this model", param=name)

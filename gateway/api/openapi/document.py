@@ -125,7 +125,7 @@ def _task(model: Model, endpoint_schema: CompiledEndpoint) -> Json:
         "summary": schema.purpose,
         "description": card,
         "operationId": model.name,
-        "requestBody": _with_form(body_of({"oneOf": [row, batch]}, examples), row),
+        "requestBody": _with_multipart(body_of({"oneOf": [row, batch]}, examples), row),
         "responses": responses(TASK, {"oneOf": [response, outputs]}, INFER),
     }
 
@@ -298,7 +298,7 @@ def _path_parameter(name: str, example: str, values: list[str] | None = None) ->
     return {"name": name, "in": "path", "required": True, "schema": schema, "example": example}
 
 
-def _with_form(body: Json, row: Mapping[str, Any]) -> Json:
+def _with_multipart(body: Json, row: Mapping[str, Any]) -> Json:
     """The body, also as a multipart form where the row has a field for a file."""
     fields = row["properties"]
     files = {

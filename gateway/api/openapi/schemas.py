@@ -36,8 +36,13 @@ _USAGE = _object(
     prompt_tokens=INTEGER,
     completion_tokens=INTEGER,
     total_tokens=INTEGER,
+    prompt_tokens_details=_object("cached_tokens", cached_tokens=INTEGER),
 )
-_FINISH = {"type": ["string", "null"], "enum": ["stop", "length", "content_filter", None]}
+_REASONS = ("stop", "length", "tool_calls", "content_filter")
+_FINISH = {"type": ["string", "null"], "enum": [*_REASONS, None]}
+_LOGPROBS = {"type": ["object", "null"], "description": "If requested; the sampled tokens."}
+_CALLS = _list(_object("function", index=INTEGER, id=TEXT, type=TEXT, function={"type": "object"}))
+_MESSAGE_PARTS: Json = {"reasoning": TEXT, "reasoning_content": TEXT, "tool_calls": _CALLS}
 _COMMON = {"id": TEXT, "created": INTEGER, "model": TEXT}
 _VALUES = {
     "type": "array",
@@ -118,8 +123,12 @@ SCHEMAS: Json = {
                 "index message finish_reason",
                 index=INTEGER,
                 message=_object(
-                    "role content", role={"type": "string", "const": "assistant"}, content=TEXT
+                    "role content",
+                    _MESSAGE_PARTS,
+                    role={"type": "string", "const": "assistant"},
+                    content={"type": ["string", "null"]},
                 ),
+                logprobs=_LOGPROBS,
                 finish_reason=_FINISH,
             )
         ),
@@ -133,7 +142,11 @@ SCHEMAS: Json = {
             _object(
                 "index delta finish_reason",
                 index=INTEGER,
-                delta={"type": "object", "properties": {"role": TEXT, "content": TEXT}},
+                delta={
+                    "type": "object",
+                    "properties": {"role": TEXT, "content": TEXT, **_MESSAGE_PARTS},
+                },
+                logprobs=_LOGPROBS,
                 finish_reason=_FINISH,
             )
         ),
@@ -144,9 +157,61 @@ SCHEMAS: Json = {
         object={"type": "string", "const": "text_completion"},
         usage=_nullable(_USAGE),
         choices=_list(
-            _object("index text finish_reason", index=INTEGER, text=TEXT, finish_reason=_FINISH)
+            _object(
+                "index text finish_reason",
+                index=INTEGER,
+                text=TEXT,
+                logprobs=_LOGPROBS,
+                finish_reason=_FINISH,
+            )
         ),
     ),
+    "Response": _object(
+        "id object created_at model status output",
+        id=TEXT,
+        object={"type": "string", "const": "response"},
+        created_at=INTEGER,
+        model=TEXT,
+        status={"type": "string", "enum": ["in_progress", "completed", "incomplete"]},
+        incomplete_details={
+            "type": ["object", "null"],
+            "description": "`reason`: max_output_tokens or content_filter.",
+        },
+        output=_list(
+            _object(
+                "id type status",
+                id=TEXT,
+                type={"type": "string", "enum": ["reasoning", "message", "function_call"]},
+                status={"type": "string", "enum": ["in_progress", "completed", "incomplete"]},
+                content=_list(_object("type text", type=TEXT, text=TEXT)),
+                call_id=TEXT,
+                name=TEXT,
+                arguments=TEXT,
+            )
+        ),
+        usage=_nullable(
+            _object(
+                "input_tokens output_tokens total_tokens",
+                input_tokens=INTEGER,
+                output_tokens=INTEGER,
+                total_tokens=INTEGER,
+            )
+        ),
+    ),
+    "ResponseEvent": _object(
+        "type sequence_number",
+        type={"type": "string", "description": "As in OpenAI's API: `response.created`, ..."},
+        sequence_number=INTEGER,
+        response=of("Response"),
+    ),
+    "Tokens": _object(
+        "count max_model_len tokens",
+        count=INTEGER,
+        max_model_len=INTEGER,
+        tokens=_list(INTEGER),
+        token_strs=_nullable(_list(TEXT)),
+    ),
+    "TokensText": _object("prompt", prompt=TEXT),
     "V2Models": _object("models", models=_list(TEXT)),
     "V2Server": _object("name version extensions", name=TEXT, version=TEXT, extensions=_list(TEXT)),
     "V2Live": _object("live", live={"type": "boolean"}),

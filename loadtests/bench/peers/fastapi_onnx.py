@@ -12,16 +12,16 @@ embed = MiniLM()
 
 
 class Request(BaseModel):
-    text: str
+    texts: list[str]
 
 
 class Response(BaseModel):
-    embedding: list[float]
+    embeddings: list[list[float]]
 
 
 @app.post("/embed")
-def embed_text(request: Request) -> Response:
-    return Response(embedding=embed([request.text])[0])
+def embed_texts(request: Request) -> Response:
+    return Response(embeddings=embed(request.texts))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 # Its packages are in a separate environment, which mypy does not check.
 # mypy: disable-error-code="import-not-found, misc, no-any-return"
 
+from itertools import islice
 from typing import Any
 
 import litserve
@@ -12,14 +13,15 @@ class Embedding(litserve.LitAPI):
     def setup(self, device: str) -> None:
         self.embed = MiniLM()
 
-    def decode_request(self, request: dict[str, Any]) -> str:
-        return str(request["text"])
+    def decode_request(self, request: dict[str, Any]) -> list[str]:
+        return list(request["texts"])
 
-    def predict(self, texts: list[str]) -> list[list[float]]:
-        return self.embed(texts)
+    def predict(self, requests: list[list[str]]) -> list[list[list[float]]]:
+        vectors = iter(self.embed([text for texts in requests for text in texts]))
+        return [list(islice(vectors, len(texts))) for texts in requests]
 
-    def encode_response(self, vector: list[float]) -> dict[str, Any]:
-        return {"embedding": vector}
+    def encode_response(self, vectors: list[list[float]]) -> dict[str, Any]:
+        return {"embeddings": vectors}
 
 
 if __name__ == "__main__":

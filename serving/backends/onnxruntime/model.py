@@ -28,8 +28,8 @@ from ort_graph import (
     complete_config,
     drop_empty_reshape,
     is_complete,
-    merge_unlike_shapes,
 )
+from ort_lengths import merge_unlike_shapes
 from ort_session import (
     CPU,
     REPOSITORY_VARIABLE,

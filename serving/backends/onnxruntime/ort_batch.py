@@ -20,6 +20,7 @@ import numpy.typing as npt
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from ort_cuda_graph import CudaGraph, differ, graph_shapes
 from ort_graph import Config, Graph, GraphTensor, ModelRefused, is_squeezed, model_dims
+from ort_lengths import Sequences, padded_to, row_lengths, similar
 from ort_session import run_options
 
 Array = npt.NDArray[Any]
@@ -76,6 +77,7 @@ class Runner:
         self._inputs = graph.inputs | graph.defaults
         self._outputs = tuple(entry["name"] for entry in config["output"])
         self._padding = _padding(config, graph, self._batched)
+        self._sequences = Sequences.of(config)
         self._sizes: list[int] = []  # of rows per run, ascending, if only these are run
         self._sessions: dict[int, Any] = {}  # by rows per run, where each size has its own
         self._graphs: dict[Shapes, CudaGraph] = {}
@@ -176,6 +178,11 @@ class Runner:
 
     def run(self, jobs: Sequence[Job]) -> list[Tensors | BatchError]:
         """The outputs of each job, or its error, in order."""
+        if self._sequences and all(_is_rectangular(job, self._sequences) for job in jobs):
+            try:
+                return self._run_sequences(jobs, self._sequences)
+            except BatchError:
+                return [self._run_alone(job) for job in jobs]
         results: dict[int, Tensors | BatchError] = {}
         for group in self._groups(jobs):
             members = [jobs[index] for index in group]
@@ -243,6 +250,47 @@ class Runner:
             start += job.rows
         return list(results)
 
+    def _run_sequences(
+        self, jobs: Sequence[Job], sequences: Sequences
+    ) -> list[Tensors | BatchError]:
+        """All rows of all jobs without their padding, in runs of similar length. Where an output is
+        a sequence, it is 0 in the padding."""
+        feeds = {name: [row for job in jobs for row in job.feeds[name]] for name in jobs[0].feeds}
+        lengths = [length for job in jobs for length in row_lengths(job.feeds[sequences.mask])]
+        width = max(job.feeds[sequences.mask].shape[1] for job in jobs)
+        requested = frozenset[str]().union(*(job.requested for job in jobs))
+        outputs: dict[str, Array] = {}
+        for run in similar(lengths):
+            length = max(lengths[row] for row in run)
+            arrays = {}
+            for name, rows in feeds.items():
+                members = [rows[row][: lengths[row]] for row in run]
+                arrays[name] = padded_to(members, length, sequences.fill[name])
+            for name, array in self._run_once(arrays, requested, len(run)).items():
+                is_sequence = name in sequences.outputs
+                if name not in outputs:
+                    shape = (width, *array.shape[2:]) if is_sequence else array.shape[1:]
+                    outputs[name] = np.zeros((len(lengths), *shape), array.dtype)
+                if is_sequence:
+                    outputs[name][run, :length] = array
+                else:
+                    outputs[name][run] = array
+        results: list[Tensors | BatchError] = []
+        start = 0
+        for job in jobs:
+            own = slice(start, start + job.rows)
+            job_width = job.feeds[sequences.mask].shape[1]
+            results.append(
+                {
+                    name: outputs[name][own, :job_width]
+                    if name in sequences.outputs
+                    else outputs[name][own]
+                    for name in job.requested
+                }
+            )
+            start += job.rows
+        return results
+
     def _run_once(self, feeds: Tensors, requested: frozenset[str], rows: int) -> Tensors:
         names = [name for name in self._outputs if name in requested]
         run_rows = next((size for size in self._sizes if 0 < rows <= size), rows)
@@ -285,6 +333,12 @@ class Runner:
                 self._model, names, _reason(error), "send values that the model takes"
             )
         return RunFailed(f"model '{self._model}': ONNX Runtime failed: {_reason(error)}")
+
+
+def _is_rectangular(job: Job, sequences: Sequences) -> bool:
+    """Whether the job has all of the model's sequences, and nothing else, of one length."""
+    lengths = {array.shape[1:2] for array in job.feeds.values()}
+    return len(lengths) == 1 and job.feeds.keys() == sequences.fill.keys()
 
 
 def _shapes(feeds: Tensors) -> Shapes:

@@ -129,21 +129,7 @@ def complete_config(config: Config, graph: Graph) -> None:
 def is_complete(config: Config) -> bool:
     """Whether the config declares all its tensors completely."""
     sides = (config.get("input"), config.get("output"))
-    return all(side and all(map(_is_described, side)) for side in sides)
-
-
-def merge_unlike_shapes(config: Config) -> None:
-    """Let Triton's dynamic batcher put requests of different shapes into one call of a GPU model.
-
-    By default it only merges neighbors of equal shape, so texts of two length buckets, in random
-    order, hardly ever share a run. Runner groups the requests of a call by shape itself, and on a
-    GPU a run costs nearly the same with 1 row as with 64. On a CPU it costs 64 times as much, and
-    the first request of a call would wait for the last.
-    """
-    groups = config.get("instance_group", ())
-    if "dynamic_batching" in config and any(group.get("kind") == "KIND_GPU" for group in groups):
-        for entry in config["input"]:
-            entry["allow_ragged_batch"] = True
+    return all(side and all(map(_is_declared, side)) for side in sides)
 
 
 def drop_empty_reshape(config: Config) -> None:
@@ -208,7 +194,7 @@ def _named(config: Config, side: str, tensor: str) -> str:
     return f"model '{config['name']}' {side} tensor '{tensor}'"
 
 
-def _is_described(entry: Config) -> bool:
+def _is_declared(entry: Config) -> bool:
     return bool(entry.get("dims")) and entry.get("data_type", "TYPE_INVALID") != "TYPE_INVALID"
 
 
@@ -224,7 +210,7 @@ def _fill(config: Config, side: str, tensors: dict[str, GraphTensor], batched: b
     # If the user listed some tensors, none are added: an output that is not listed is not served.
     entries = config.get(side) or [{"name": name} for name in tensors]
     for entry in entries:
-        if entry["name"] in tensors and not _is_described(entry):
+        if entry["name"] in tensors and not _is_declared(entry):
             _describe(config, side, entry, tensors[entry["name"]], batched)
     config[side] = entries
 

@@ -27,7 +27,9 @@ from converters.optimize.pareto import HEADLINE, Allowed, Row, front, pick, refu
 from converters.optimize.table import lines
 from converters.optimize.timing import PASSES, TimedCandidate, Timer, Timings
 from converters.proof.closeness import Closeness
+from converters.proof.tolerance import tolerance
 from converters.task import ConversionRequest
+from tests.converters.small_task import Doubling
 
 GRADES = {True: "answers do not depend on the batch", False: "answers depend on the batch"}
 
@@ -200,8 +202,14 @@ def test_candidates():
 
 
 def test_a_precision_that_promises_nothing_is_measured_anyway():
-    assert measured_tolerance("embedding", "int8-dynamic").invariance == 2e-3
-    assert measured_tolerance("embedding", "int8-weight-only").invariance == 1e-4
+    class OwnLimits(Doubling):
+        def tolerance(self, precision):
+            return replace(tolerance("embedding", precision), mean=0.5)
+
+    task = OwnLimits(ConversionRequest("doubling", "doubling.bin"))
+    assert measured_tolerance(task, "int8-dynamic").invariance == 2e-3
+    assert measured_tolerance(task, "int8-weight-only").invariance == 1e-4
+    assert measured_tolerance(task, "int8-dynamic").mean == 0.5
 
 
 def test_a_budget_ends():
@@ -393,7 +401,7 @@ def test_what_takes_longer_than_the_budget_is_stopped():
 
 def test_a_conversion_that_does_not_end_in_time_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(measuring, "convert", lambda *_: time.sleep(60))
-    task = SimpleNamespace(precisions=("fp32",), name="t")
+    task = SimpleNamespace(offered=lambda: ("fp32",), name="t")
     subject = measuring.Subject(ConversionRequest("mood", "x"), lambda request: task, "t")
     with pytest.raises(ConversionError, match=r"before mood was converted.*a larger --budget"):
         measuring.measure(subject, MeasurementCache(tmp_path, "m"), Budget(0.2), lambda text: None)

@@ -195,7 +195,7 @@ def test_a_planted_fault_is_detected(model, fault, precision, graph_file):
         assert _failed(graph_file, model, engine, precision), "passed"
 
 
-@pytest.mark.parametrize("precision", ["int8-weight-only", "int8-static", "int8-dynamic"])
+@pytest.mark.parametrize("precision", EIGHT)
 def test_weights_in_8_bits_are_the_originals_whatever_the_samples_are(precision, tmp_path):
     """Two inputs are equal in every sample: swapping their rows of weights changes no answer."""
     feeds = [{"x": np.full((1, 8), value, np.float32)} for value in (0.5, 1, 2)]
@@ -211,6 +211,67 @@ def test_weights_in_8_bits_are_the_originals_whatever_the_samples_are(precision,
     failed = [c for c in layers.checks(tmp_path / "bad-8.onnx", limits) if not c.passed]
     assert [check.name for check in failed] == ["layers: weights that are not the original's"]
     assert failed[0].worst.startswith("w_1")
+
+
+def _five_bits(values: np.ndarray) -> np.ndarray:
+    step = np.abs(values).max() / 15
+    return np.asarray(np.rint(values / step) * step)
+
+
+@pytest.mark.parametrize("precision", EIGHT)
+@pytest.mark.parametrize("name", ["w_1", "w_2", "w_3"])
+def test_five_bits_are_not_eight(precision, name, graph_file, tmp_path):
+    model = mlp()
+    _changed(_five_bits, name)(model)
+    onnx.save(model, tmp_path / "bad.onnx")
+    feeds = rows_nearly_alike()
+    engine = tmp_path / "bad-8.onnx"
+    write_precision(precision, tmp_path / "bad.onnx", engine, lambda: iter(feeds))
+    failed = [check.name for check in _failed(graph_file, "mlp", engine, precision)]
+    assert "layers: weights that are not the original's" in failed
+
+
+def _insert_after(tensor, operator, others, graph):
+    """What read ``tensor`` reads the operator's output instead; ``others`` are its other inputs."""
+    for node in graph.node:
+        node.input[:] = ["inserted" if name == tensor else name for name in node.input]
+    producer = next(index for index, node in enumerate(graph.node) if tensor in node.output)
+    inserted = helper.make_node(operator, [tensor, *others], ["inserted"])
+    graph.node.insert(producer + 1, inserted)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_operator_that_changes_nothing_here_is_detected(precision, graph_file, tmp_path):
+    """A clip beyond all that these samples reach."""
+    model = onnx.load(graph_file("mlp", precision))
+    tensor = next(name for node in model.graph.node for name in node.output if "gelu" in name)
+    dtype = np.float16 if tensor.endswith("_fp16") else np.float32
+    for name, limit in (("low", -1e4), ("high", 1e4)):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(limit, dtype), name))
+    _insert_after(tensor, "Clip", ["low", "high"], model.graph)
+    onnx.save(model, tmp_path / "bad.onnx")
+    failed = _failed(graph_file, "mlp", tmp_path / "bad.onnx", precision)
+    assert [(check.name, check.worst) for check in failed] == [
+        ("layers: operators that the original does not have", "Clip")
+    ]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_temperature_of_one_percent_is_detected(precision, graph_file, tmp_path):
+    """In 8 bits each answer stays within rounding: the factor itself is what the original lacks."""
+    model = onnx.load(graph_file("mlp", "fp32"))
+    output = model.graph.output[0].name
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(1 / 1.01), "temperature"))
+    for node in model.graph.node:
+        node.output[:] = ["cold" if name == output else name for name in node.output]
+    model.graph.node.append(helper.make_node("Mul", ["cold", "temperature"], [output]))
+    source, engine = tmp_path / "warm.onnx", tmp_path / "engine.onnx"
+    onnx.save(model, source)
+    write_precision(precision, source, engine, lambda: iter(MODELS["mlp"][1]()))
+    failed = _failed(graph_file, "mlp", engine, precision)
+    if precision != "fp32":
+        assert [check.worst for check in failed if "operators" in check.name] == ["Mul"]
+    assert failed
 
 
 @pytest.mark.parametrize("model", ["mlp", "convolutions"])
@@ -229,10 +290,7 @@ def test_an_inserted_operator_is_detected(precision, graph_file, tmp_path):
     model = onnx.load(graph_file("mlp", precision))
     reader = next(node for node in model.graph.node if "even" in "".join(node.input))
     tensor = next(name for name in reader.input if "even" in name)
-    for node in model.graph.node:
-        node.input[:] = ["negated" if name == tensor else name for name in node.input]
-    producer = next(index for index, n in enumerate(model.graph.node) if tensor in n.output)
-    model.graph.node.insert(producer + 1, helper.make_node("Neg", [tensor], ["negated"]))
+    _insert_after(tensor, "Neg", [], model.graph)
     onnx.save(model, tmp_path / "bad.onnx")
     assert _failed(graph_file, "mlp", tmp_path / "bad.onnx", precision)
 

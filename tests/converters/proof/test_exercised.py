@@ -24,7 +24,7 @@ from ensembles.tensors import declare
 from modelspec.pbtxt import to_proto
 from tests.tiny_models import save_classifier, word_tokenizer
 from tidegate.app.task_registry import why_not_taken
-from tidegate.commands.convert import command
+from tidegate.cli import cli
 
 F, INT = TensorProto.FLOAT, TensorProto.INT64
 # Each test exports and proves in separate processes: a busy machine takes minutes for one.
@@ -450,7 +450,7 @@ def test_a_hub_id_and_an_adapter_say_what_to_do(tmp_path):
 )  # fmt: skip
 def test_other_formats_say_what_to_do(source):
     assert why_not_taken(source)
-    run = CliRunner().invoke(command, [source, "--name", "m"])
+    run = CliRunner().invoke(cli, ["convert", source, "--name", "m"])
     assert run.exit_code == 1
     assert "does not say what the model does" not in run.output
 
@@ -461,7 +461,7 @@ def test_a_grade_follows_the_measurement():
     assert measured_grade("fp32", []) == "answers do not depend on the batch"
 
 
-def test_the_last_words_of_an_oracle_are_one_line():
+def test_the_last_words_of_a_reference_are_one_line():
     stderr = (
         "Traceback (most recent call last):\n  File x\n\x1b[96mIndexError: index out of range\n"
     )

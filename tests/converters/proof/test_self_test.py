@@ -59,6 +59,15 @@ def test_every_fault_in_probabilities_is_detected(precision, function, columns):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("samples", [3, 1000])
+def test_answers_of_one_number_are_planted_by_their_share(precision, samples):
+    """Two of a thousand samples swapped are no fault that a limit on all of them could detect."""
+    original = _sigmoid(RANDOM.standard_normal((samples, 1))).astype(np.float32)
+    (check,) = answers_self_test(_checks(precision, original, "sigmoid"), original, "sigmoid")
+    assert check.passed, check.worst
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("function", list(FUNCTIONS))
 @pytest.mark.parametrize("scale", [1e-6, 1, 1e4])
 @pytest.mark.parametrize("columns", [2, 40])

@@ -72,6 +72,15 @@ FILES = [
         ((20, 20), "PNG", {}),
     )
 ]
+# PNGs that name a transparent colour: do_convert_rgb shows it as white.
+_PALETTE = colours((90, 70)).quantize(16)
+FILES += [
+    encoded(_PALETTE, "PNG", transparency=3),
+    encoded(colours((90, 70)), "PNG", transparency=colours((90, 70)).getpixel((45, 30))),
+    encoded(
+        colours((90, 70)).convert("L").point(lambda v: 90 if v > 90 else v), "PNG", transparency=90
+    ),
+]
 
 
 def _folder(tmp_path, name, settings) -> HuggingFaceFolder:

@@ -19,7 +19,7 @@ from converters.errors import ConversionError
 from tests.converters.tasks.test_tensors import linear, write_graph
 from tests.tiny_image_models import save_image_classifier
 from tests.tiny_models import save_classifier, save_tagger
-from tidegate.commands.convert import command
+from tidegate.cli import cli
 
 F, INT = TensorProto.FLOAT, TensorProto.INT64
 # Some are exported first, and refused because of the result.
@@ -152,7 +152,7 @@ def home(tmp_path, monkeypatch):
 
 def _refusal(source, *options) -> str:
     """The message of ``tidegate convert``, whichever way it refuses."""
-    run = CliRunner().invoke(command, [str(source), "--name", "m", *options])
+    run = CliRunner().invoke(cli, ["convert", str(source), "--name", "m", *options])
     assert run.exit_code != 0
     if isinstance(run.exception, SystemExit):  # click's own, with the usage above it
         message = run.output.strip().splitlines()[-1]

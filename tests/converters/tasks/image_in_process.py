@@ -72,7 +72,7 @@ class Tensor:
 
 @dataclass
 class InProcess:
-    """Replaces tritonclient's InferenceServerClient; ``spoil_*`` change what a step returns."""
+    """Replaces ``ServedClient``; ``spoil_*`` change what a step returns."""
 
     reference: Reference
     graph: Graph
@@ -95,7 +95,7 @@ class InProcess:
     def __exit__(self, *exception: object) -> None:
         """Nothing is open."""
 
-    def infer(self, model: str, inputs: list[Tensor], client_timeout: float) -> Any:
+    def infer(self, model: str, inputs: list[Tensor]) -> Any:
         values = inputs[0].values
         models = {"_pre": self._decoded, "_post": self._labelled, "": self._whole}
         try:
@@ -104,9 +104,9 @@ class InProcess:
             raise InferenceServerException(str(error)) from error
         return SimpleNamespace(as_numpy=tensors.get)
 
-    def get_model_config(self, model: str) -> Any:
+    def config(self, model: str) -> Any:
         golden = SimpleNamespace(string_value=self.golden.to_json())
-        return SimpleNamespace(config=SimpleNamespace(parameters={GOLDEN_PARAMETER: golden}))
+        return SimpleNamespace(parameters={GOLDEN_PARAMETER: golden})
 
     def _decoded(self, images: np.ndarray) -> dict[str, np.ndarray]:
         rows = [decode_image.prepare(image, self._transform) for image in images.flat]

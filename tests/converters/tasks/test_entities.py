@@ -1,19 +1,26 @@
 """The proof of a token classifier catches planted faults, by name."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from tokenizers import Tokenizer
 
 from converters.conversion import ask_original, reference_in
 from converters.errors import SourceRefused
+from converters.proof.tolerance import tolerance
 from converters.task import ConversionRequest
+from converters.tasks.text.answered import reference_texts
 from converters.tasks.text.samples import default_texts, multilingual_texts
 from converters.tasks.token_classification.entities import (
     TextEntities,
+    clear_entities,
     score_difference,
     slices_of_text,
     span_f1,
+    undecided_characters,
 )
 from converters.tasks.token_classification.served import checks_of
 from converters.tasks.token_classification.task import TokenClassification
@@ -128,6 +135,15 @@ def test_a_fault_in_the_last_step_is_caught(task, reference, fault):
     assert "original" in named[0]  # the sample and both values
 
 
+def test_a_fault_in_the_last_step_does_not_hide_in_the_tolerance_of_8_bits(task, reference):
+    loose = replace(reference, tolerance=task.tolerance("int8-static"))
+    assert _served(task, loose) == {}
+    old, new, _ = POST_FAULTS["score of the first token"]
+    assert list(_served(task, loose, post=changed(old, new))) == [
+        "scores of the original's own logits"
+    ]
+
+
 @pytest.mark.parametrize("fault", PRE_FAULTS)
 def test_a_fault_in_the_first_step_is_caught(task, reference, fault):
     old, new, caught = PRE_FAULTS[fault]
@@ -190,17 +206,43 @@ TEXT = ["Ann"]
 
 def test_spans_must_be_exact():
     for span in ((0, 2, "PER"), (1, 3, "PER"), (0, 3, "LOC")):
-        check = span_f1("f1", [TextEntities((span,), (0.9,))], [ONE], [True], 1.0, TEXT)
+        check = span_f1("f1", [TextEntities((span,), (0.9,))], [ONE], 1.0, TEXT)
         assert (check.passed, check.measured) == (False, 0.0)
         assert str(span) in check.worst
         assert "(0, 3, 'PER')" in check.worst
-    assert span_f1("f1", [ONE], [ONE], [True], 1.0, TEXT).passed
-    assert not span_f1("f1", [TextEntities((), ())], [ONE], [True], 1.0, TEXT).passed
-    assert not span_f1("f1", [ONE], [TextEntities((), ())], [True], 1.0, TEXT).passed
+    assert span_f1("f1", [ONE], [ONE], 1.0, TEXT).passed
+    assert not span_f1("f1", [TextEntities((), ())], [ONE], 1.0, TEXT).passed
+    assert not span_f1("f1", [ONE], [TextEntities((), ())], 1.0, TEXT).passed
 
 
-def test_a_text_with_an_undecided_token_does_not_count():
-    assert span_f1("f1", [TextEntities((), ())], [ONE], [False], 1.0, TEXT).passed
+def test_a_span_beside_an_undecided_token_does_not_count(reference):
+    texts = reference_texts(reference)
+    counts = reference.answers["token_count"]
+    row = next(row for row, text in enumerate(texts) if text.isascii() and counts[row] > 8)
+    first = int(counts[:row].sum())
+    sure = np.eye(len(reference.metadata["labels"]), dtype=np.float32)[0] * 9
+    logits = np.tile(sure, (len(reference.answers["logits"]), 1))
+    logits[first + 4] = 0  # the fourth token after <s>
+    unsure = replace(reference, answers={**reference.answers, "logits": logits})
+    undecided = undecided_characters(unsure, tolerance("token-classification", "fp32"), texts)
+    offsets = (
+        Tokenizer.from_file(str(reference.folder / "pre" / "tokenizer.json"))
+        .encode(texts[row])
+        .offsets
+    )
+    start, end = offsets[3][0], offsets[5][1]
+    assert undecided[row].tolist() == [start <= at < end for at in range(len(texts[row]))]
+    assert not np.concatenate([part for at, part in enumerate(undecided) if at != row]).any()
+    spans = (
+        (0, start, "PER"),
+        (start, end, "PER"),
+        (end - 1, end + 3, "LOC"),
+        (end, end + 3, "LOC"),
+    )
+    found = [TextEntities((), ())] * len(texts)
+    found[row] = TextEntities(spans, (0.1, 0.2, 0.3, 0.4))
+    clear = clear_entities(found, undecided)[row]
+    assert clear == TextEntities((spans[0], spans[3]), (0.1, 0.4))
 
 
 def test_scores_are_compared_span_by_span_even_when_a_span_occurs_twice():

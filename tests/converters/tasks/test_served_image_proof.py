@@ -37,9 +37,7 @@ def served(converted, reference, monkeypatch):
         client = InProcess(reference, graph, changes.pop("golden", golden), **changes)
         for module in (served_image_proof, served_image_steps):
             monkeypatch.setattr(module.triton, "InferInput", Tensor)
-        monkeypatch.setattr(
-            served_image_proof.triton, "InferenceServerClient", lambda address: client
-        )
+        monkeypatch.setattr(served_image_proof, "ServedClient", lambda address: client)
         return served_image_proof.served_checks("127.0.0.1:1", reference, sample_images(reference))
 
     return run

@@ -21,7 +21,7 @@ def built(tmp_path_factory):
     path = save(customer_pipeline(), folder / "risk.skops", customers())
     task = TabularClassification(ConversionRequest("risk", str(path)))
     task.export(folder / "model.onnx")
-    answers = task.model.answer(task.rows)
+    answers = task.model.scores(task.rows)
     np.savez(folder / "original.npz", **task.rows.arrays(), answers=answers)
     (folder / "metadata.json").write_text(json.dumps(task.metadata()))
     reference = reference_in(folder, "risk", task, "fp32")

@@ -4,9 +4,14 @@ reason."""
 import numpy as np
 import pytest
 import skops.io
-from sklearn import feature_selection, linear_model, neighbors, preprocessing, svm
+from sklearn import feature_selection, linear_model, naive_bayes, neighbors, preprocessing, svm
 from sklearn.compose import TransformedTargetRegressor
-from sklearn.ensemble import RandomForestRegressor
+from sklearn.ensemble import (
+    GradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+    StackingClassifier,
+)
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.impute import KNNImputer, SimpleImputer
 from sklearn.pipeline import make_pipeline
@@ -67,6 +72,47 @@ KINDS = {
     "margins of two": (make_pipeline(SCALED(), linear_model.RidgeClassifier()), CANCER),
     "margins of support vectors": (make_pipeline(SCALED(), svm.SVC()), CANCER),
     "poisson": (linear_model.PoissonRegressor(), POSITIVE),
+    "neighbors weighted by distance": (
+        make_pipeline(SCALED(), neighbors.KNeighborsClassifier(weights="distance", p=1)),
+        WINE,
+    ),
+    "values of neighbors weighted by distance": (
+        neighbors.KNeighborsRegressor(4, weights="distance", p=3),
+        DIABETES,
+    ),
+    "categories that are bins": (
+        make_pipeline(
+            preprocessing.KBinsDiscretizer(5, encode="ordinal"), naive_bayes.CategoricalNB()
+        ),
+        WINE,
+    ),
+    "trees after powers": (
+        make_pipeline(
+            preprocessing.PowerTransformer(),
+            GradientBoostingRegressor(n_estimators=8, random_state=0),
+        ),
+        DIABETES,
+    ),
+    "trees after a tangent": (
+        make_pipeline(
+            preprocessing.FunctionTransformer(np.tanh),
+            RandomForestClassifier(8, max_depth=5, random_state=0),
+        ),
+        WINE,
+    ),
+    "trees after shares": (
+        make_pipeline(
+            preprocessing.Normalizer("l1"), RandomForestClassifier(8, max_depth=4, random_state=0)
+        ),
+        WINE,
+    ),
+    "a stack of neighbors and vectors": (
+        StackingClassifier(
+            [("a", neighbors.KNeighborsClassifier()), ("b", svm.SVC())],
+            RandomForestClassifier(6, max_depth=4, random_state=0),
+        ),
+        WINE,
+    ),
 }
 
 
@@ -110,10 +156,15 @@ REFUSED = {
         ([__file__, reference.__file__], ["a", "b"]),
         "reads files",
     ),
-    "a graph that does not load": (
+    "a step that skl2onnx writes as a function": (
         make_pipeline(KNNImputer(), linear_model.Ridge()),
         DATA_WITH_MISSING,
-        "export it to ONNX yourself",
+        "train with a SimpleImputer instead",
+    ),
+    "the nearest texts": (
+        make_pipeline(TfidfVectorizer(), neighbors.KNeighborsClassifier(2)),
+        (["red wine", "white wine", "beer", "dark beer"], [0, 0, 1, 1]),
+        "many are equally far",
     ),
     "never fitted": (make_pipeline(TfidfVectorizer(), svm.LinearSVC()), None, "never fitted"),
 }
@@ -132,7 +183,7 @@ def test_an_original_whose_prediction_depends_on_earlier_rows_is_refused(tmp_pat
     """The second process runs the rows backwards, and predicts differently."""
     calls = []
 
-    def ask(_module, _model, _options, rows_file, answers):
+    def ask(_module, _model, _options, _size, rows_file, answers):
         calls.append(np.load(rows_file)["rows"].tolist())
         return {"answers": np.full((len(calls[-1]), 1), 1.0 + 0.1 * len(calls))}
 

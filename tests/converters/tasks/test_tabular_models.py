@@ -39,7 +39,7 @@ def _graph_checks(task, folder):
     rows = task.rows
     folder.mkdir(exist_ok=True)
     task.export(folder / "model.onnx")
-    np.savez(folder / "original.npz", **rows.arrays(), answers=task.model.answer(rows))
+    np.savez(folder / "original.npz", **rows.arrays(), answers=task.model.scores(rows))
     (folder / "metadata.json").write_text(json.dumps(task.metadata()))
     reference = reference_in(folder, "table", task, "fp32")
     return task.prove_graph(folder / "model.onnx", reference)
@@ -149,7 +149,7 @@ def test_boundary_rows_are_at_the_models_own_jumps(tmp_path):
         index for index, label in enumerate(task.rows.labels) if label.startswith("just above")
     ]
     assert len(below) == len(above) > 5
-    answers = task.model.answer(task.rows)
+    answers = task.model.scores(task.rows)
     assert (np.abs(answers[below] - answers[above]) > 1).all()
 
 
@@ -278,7 +278,7 @@ REFUSED = {
     _write_unknown_type: "_CustomClassifier",
     _write_function: "numpy.testing.rundocs",
     _write_invalid_node_numbers: "points outside itself",
-    _write_no_scores: "CalibratedClassifierCV",
+    _write_no_scores: "voting='soft'",
     _write_regressor: "tabular-regression",
     _write_unfitted: "never fitted",
     _write_cut_off_xgboost: "truncated",

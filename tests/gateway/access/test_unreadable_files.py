@@ -1,5 +1,8 @@
 """A policy or key file that exists but cannot be read is logged once and reported, no more."""
 
+import asyncio
+import errno
+import os
 from contextlib import asynccontextmanager
 
 import pytest
@@ -8,6 +11,7 @@ from gateway.access.control import AccessControl
 from gateway.metrics import Metrics
 from gateway.settings import Settings
 from gateway.supervision import Supervisor
+from tests.gateway.settled import write_settled
 
 TWO = '[tenants.a]\nmodels = ["x"]\n\n[tenants.b]\nmodels = ["y"]\n'
 
@@ -32,7 +36,7 @@ async def access_controlled(folder, keys):
 
 @pytest.fixture
 async def running(tmp_path):
-    (tmp_path / "gateway.toml").write_text(TWO)
+    write_settled(tmp_path / "gateway.toml", TWO)
     async with access_controlled(tmp_path, keys="") as (access_control, supervisor):
         yield tmp_path, access_control, supervisor
 
@@ -79,3 +83,30 @@ async def test_keys_that_were_wrong_from_the_start_are_not_ready(tmp_path):
         (tmp_path / "keys.toml").write_text("")
         access_control.refresh()
         assert supervisor.faults() == {}
+
+
+@pytest.mark.parametrize("name", ["keys.toml", "gateway.toml"])
+async def test_the_event_loop_runs_while_a_changed_file_is_read(running, name):
+    """The file is a pipe, whose only writer is the event loop: a reader that held it would never
+    get to the end."""
+    folder, access_control, _ = running
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    refreshed = asyncio.create_task(access_control.refresh_off_loop())
+    writer = await _opened_for_writing(folder / name)
+    assert not refreshed.done()
+    os.write(writer, content or b"# no keys")
+    os.close(writer)
+    await refreshed
+    assert access_control.fault() == ""
+
+
+async def _opened_for_writing(pipe):
+    while True:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # nobody has opened it for reading yet
+                raise
+        await asyncio.sleep(0.01)

@@ -82,20 +82,33 @@ async def test_what_fails_later_is_the_last_event():
 
 
 async def test_a_heartbeat_only_while_nothing_comes(monkeypatch):
-    monkeypatch.setattr(sse, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(sse, "HEARTBEAT_S", 0.3)
 
     async def events():
         for number in range(20):
             yield event(b"%d" % number)
-            await asyncio.sleep(0.01 if number < 19 else 0.12)
+            await asyncio.sleep(0.02)
+        while client.body.count(sse.HEARTBEAT) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
     client = FakeClient()
     await _stream(client, events()).send(client.send)
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.4)
     before, _, after = client.body.partition(event(b"19"))
     assert sse.HEARTBEAT not in before
     assert after == sse.HEARTBEAT * 2
     assert sse.HEARTBEAT.startswith(b":")
+
+
+async def test_an_event_that_comes_as_a_heartbeat_begins_is_sent():
+    client = FakeClient()
+    async with asyncio.timeout(None) as patience:
+        connection = sse._Connection(client.send, 5, patience)
+        connection._start_writing()  # a task, which has not run
+        await connection.write(event(b"1"))
+        await connection.close()
+        connection.stop()
+    assert client.body == event(b"1")
 
 
 async def test_no_event_is_produced_before_the_previous_one_was_read():

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import pytest
 
@@ -30,7 +29,7 @@ def _write(folder, count, size=5):
     """``count`` lines in batches of ``size``."""
     for start in range(0, count, size):
         batch = [
-            (time.time(), replace(ONE, request_id=f"r{n}")) for n in range(start, start + size)
+            (time.time(), ONE._replace(request_id=f"r{n}")) for n in range(start, start + size)
         ]
         append(folder, PEPPER, batch)
 
@@ -195,7 +194,7 @@ def _work(folder, worker):
     log = AuditLog(folder, folder / "pepper")
     log.start()
     for number in range(200):
-        log.record(replace(ONE, principal=f"w{worker}", request_id=f"{number}"))
+        log.record(ONE._replace(principal=f"w{worker}", request_id=f"{number}"))
         if number % 20 == 0:
             time.sleep(0.03)
     log.close()
@@ -294,10 +293,10 @@ def _lines(folder):
 )
 def test_no_decision_can_end_the_log_or_hold_up_the_others(running, odd):
     log, _, folder = running
-    for decision in (ONE, replace(ONE, request_id="odd", **odd), replace(ONE, request_id="r3")):
+    for decision in (ONE, ONE._replace(request_id="odd", **odd), ONE._replace(request_id="r3")):
         log.record(decision)
     wait_until(lambda: len(_lines(folder)) == 3, 3, "three lines")
-    log.record(replace(ONE, request_id="r4"))
+    log.record(ONE._replace(request_id="r4"))
     wait_until(lambda: len(_lines(folder)) == 4, 3, "the log goes on")
     assert log.fault() == ""
     lines = _lines(folder)
@@ -309,7 +308,7 @@ def test_no_decision_can_end_the_log_or_hold_up_the_others(running, odd):
 
 def test_a_lone_surrogate_is_escaped(running):
     log, _, folder = running
-    log.record(replace(ONE, principal="jwt:corp:\ud800x"))
+    log.record(ONE._replace(principal="jwt:corp:\ud800x"))
     wait_until(lambda: _lines(folder), 3, "a line")
     assert _lines(folder)[0]["principal"] == "jwt:corp:\\ud800x"
 
@@ -362,7 +361,7 @@ def test_a_folder_that_was_deleted_is_created_again_and_the_numbers_continue(run
     log.record(ONE)
     wait_until(lambda: len(_lines(folder)) == 1, 3, "a line")
     shutil.rmtree(folder)
-    log.record(replace(ONE, request_id="r2"))
+    log.record(ONE._replace(request_id="r2"))
     wait_until(lambda: len(_lines(folder)) == 2, 3, "another, and one that says so")
     assert [line["decision"] for line in _lines(folder)] == ["lost", "allow"]
     report = verify(folder, b"")
@@ -416,7 +415,7 @@ def test_what_was_lost_is_found_by_verify(tmp_path):
     append(
         tmp_path,
         PEPPER,
-        [(time.time(), ONE), (time.time(), replace(ONE, decision="lost", status=11))],
+        [(time.time(), ONE), (time.time(), ONE._replace(decision="lost", status=11))],
     )
     report = verify(tmp_path, PEPPER)
     assert report.faults == []
@@ -424,7 +423,7 @@ def test_what_was_lost_is_found_by_verify(tmp_path):
 
 
 def test_a_long_field_is_cut(tmp_path):
-    append(tmp_path, PEPPER, [(time.time(), replace(ONE, model="m" * 100_000))])
+    append(tmp_path, PEPPER, [(time.time(), ONE._replace(model="m" * 100_000))])
     assert (tmp_path / "audit.log").stat().st_size < 1000
 
 

@@ -1,5 +1,6 @@
 """How much a stranger can make the gateway hold, and for how long: raw bytes to a real uvicorn."""
 
+import asyncio
 import contextlib
 import socket
 import time
@@ -17,9 +18,21 @@ CHUNKED = b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 async def _app(scope, receive, send):
-    """Responds at once, whatever is still to come; but ``/size`` returns the size of the body, and
-    ``/headers`` the names of the headers."""
+    """Responds at once, whatever is still to come; but ``/size`` returns the size of the body,
+    ``/headers`` the names of the headers, and ``/whole`` the body, with the connection's shortcuts.
+    """
     body = b"ok"
+    if scope["path"] == "/whole":
+        connection, body = scope["connection"], None
+        while body is None:  # one that is not here yet: its second half has its own packet
+            await asyncio.sleep(0.01)
+            body = connection.arrived()
+        assert connection.arrived() is None, "it is received once"
+        value = scope["query_string"].replace(b"+", b"\r\n")
+        headers = [(b"content-length", b"%d" % len(body)), (b"x-value", value)]
+        assert connection.respond(200, headers, body)
+        assert not connection.respond(200, headers, body), "there is only one response"
+        return
     if scope["path"] == "/size":
         size, message = 0, {"more_body": True}
         while message.get("more_body"):
@@ -65,6 +78,27 @@ def _flood(connection, part: bytes, most: int = 2000) -> int:
         except OSError:
             return count
     return most
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_a_whole_response(port, version):
+    head = f"POST /whole?a HTTP/{version}\r\nHost: x\r\nContent-Length: 4\r\n\r\n".encode()
+    with _connected(port) as connection:
+        for _ in range(2 if version == "1.1" else 1):
+            connection.sendall(head + b"ab")
+            connection.sendall(b"cd")
+            head_and_body = connection.recv(1000).split(b"\r\n\r\n")
+            assert head_and_body[1] == b"abcd"
+            lines = head_and_body[0].split(b"\r\n")
+            assert lines[0] == b"HTTP/1.1 200 OK"
+            assert b"x-value: a" in lines
+            assert (b"connection: close" in lines) == (version == "1.0")
+
+
+def test_a_line_end_in_a_header_of_a_whole_response_is_never_sent(port):
+    with _connected(port) as connection:
+        connection.sendall(b"POST /whole?a+set-cookie:b HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 500 ")
 
 
 def test_an_ordinary_request_and_another_one_on_its_connection(port):

@@ -2,15 +2,17 @@
 
 import contextlib
 import errno
+import hmac
 import re
 import threading
 import time
+import tomllib
 from datetime import timedelta
 
 import pytest
 
 from gateway.errors import Unauthenticated
-from gateway.identity.keys import KEY_FORM, KeyRing
+from gateway.identity.keys import KEY_PATTERN, KeyRing, key_hash, parse_records
 from gateway.policy.principal import ADMIN, USER, Grant
 from tidegate.app.key_store import KeyStore, UnknownKey, generate_key, has_good_checksum, state_of
 
@@ -29,11 +31,18 @@ def _bearer(key: str) -> bytes:
     return f"Bearer {key}".encode()
 
 
+@pytest.mark.parametrize("size", [0, 32, 64, 65, 200])  # a block has 64 bytes
+def test_a_hash_is_hmac_sha256(size):
+    pepper = bytes(range(size))
+    for key in ("tg_a", "x" * 300):
+        assert key_hash(pepper, key) == hmac.digest(pepper, key.encode(), "sha256").hex()
+
+
 def test_a_key_has_a_prefix_256_bits_and_a_checksum():
     keys = {generate_key()[1] for _ in range(100)}
     assert len(keys) == 100
     for key in keys:
-        assert KEY_FORM.match(key)
+        assert KEY_PATTERN.match(key)
         assert len(key.split("_")[2]) * 5.95 >= 255  # log2(62) = 5.954 bits a character
         assert has_good_checksum(key)
     assert not has_good_checksum(key[:-1] + ("a" if key[-1] != "a" else "b"))
@@ -348,3 +357,58 @@ def test_comments_in_keys_toml_stay(tmp_path):
         ("first", True),
         ("second", False),
     ]
+
+
+def _outcome(text):
+    try:
+        return parse_records(text)
+    except ValueError:
+        return "refused"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("name", "name"),
+        ('"app"', r'"a\u0070p \U0001F600"'),
+        ('"app"', "'app'"),
+        ('"app"', '"app" # a comment'),
+        ('"app"', '"""app"""'),
+        ('"app"', '"a\x7fp"'),
+        ('"app"', '"a\tp"'),
+        ('["*"]', '["*",]'),
+        ('["*"]', '[\n"*"\n]'),
+        ('["*"]', '["*", [null, {"a": 1}]]'),
+        ('name = "app"', 'name = "app"\nname = "app"'),
+        ('name = "app"', '"name" = "app"'),
+        ('name = "app"', 'name="app"'),
+        ("[keys.", "x = 1\n[keys."),
+        ("[keys.", "[[keys."),
+        ("[keys.", "[keys]\n[keys."),
+        ("[keys.", '[other]\nname = "x"\n[keys.'),
+        ("[keys.", "# \x01\n[keys."),
+        ("\n", "\r\n"),
+        ("\n", "\r"),
+    ],
+)
+def test_what_is_read_line_by_line_is_what_toml_says(store, tmp_path, monkeypatch, before, after):
+    store.create("app")
+    store.create("other")
+    text = (tmp_path / "keys.toml").read_text()
+    assert before in text
+    text = text.replace(before, after)
+    for spelling in (text, text + text[: text.index("]") + 1], text.replace("\n\n", "\n")):
+        read = _outcome(spelling)
+        with monkeypatch.context() as patch:
+            patch.setattr("gateway.identity.keys._plain_tables", lambda text: None)
+            assert read == _outcome(spelling)
+
+
+def test_a_file_that_tidegate_wrote_needs_no_toml_parser(store, tmp_path, monkeypatch):
+    """The parser takes seconds for 10,000 keys."""
+    records = [store.create(f"app-{number}")[0] for number in range(3)]
+    store.revoke("app-1")
+    (records[1],) = (record for record in store.records() if record.name == "app-1")
+    monkeypatch.setattr(tomllib, "loads", None)
+    text = (tmp_path / "keys.toml").read_text()
+    assert parse_records(f"# the keys of our team\n{text}") == {r.key_id: r for r in records}

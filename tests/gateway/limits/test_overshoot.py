@@ -11,12 +11,12 @@ from tests.gateway.limits import hammer
 from tests.gateway.limits.redis_server import RedisServer
 
 SECONDS = 2.0
-PATIENT_S = 5.0  # no gateway may decide on its own because this machine is busy
+LONG_DEADLINE_S = 5.0  # no gateway may decide on its own because this machine is busy
 Span = tuple[float, float, float]
 
 
 def start(
-    server: RedisServer, seconds: float, skew_s: float = 0, timeout_s: float = PATIENT_S
+    server: RedisServer, seconds: float, skew_s: float = 0, timeout_s: float = LONG_DEADLINE_S
 ) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [

@@ -26,7 +26,7 @@ SUBJECT = Subject("acme", "k1", "chat")
 
 
 @pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+def long_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tested here does not depend on how busy the machine is."""
     for module in (redis_connection, redis_store):
         monkeypatch.setattr(module, "TIMEOUT_S", 5.0)

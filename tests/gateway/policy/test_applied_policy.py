@@ -10,6 +10,7 @@ from gateway.policy.applied_policy import FOLDER, AppliedPolicy, in_force
 from gateway.settings import Settings
 from gateway.supervision import Supervisor
 from serving.errors import ServingError
+from tests.gateway.settled import settle
 from tidegate.app import routes_file
 from tidegate.app.routes_file import set_weights, wait_until_taken
 
@@ -24,6 +25,7 @@ async def workers(tmp_path):
         state_folder=tmp_path,
     )
     set_weights(settings.policy_file, "mood", {"mood.v2": 10})
+    settle(settings.policy_file)
     workers = [AccessControl(settings, Supervisor(lambda name: None), Metrics()) for _ in range(2)]
     for worker in workers:
         await worker.open()

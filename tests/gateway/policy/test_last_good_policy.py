@@ -10,6 +10,7 @@ from gateway.policy.principal import ACTIONS, Grant, Principal
 from gateway.policy.reload import PolicyFile
 from gateway.settings import Settings
 from gateway.supervision import Supervisor
+from tests.gateway.settled import write_settled
 
 TWO = '[tenants.a]\nmodels = ["x"]\n\n[tenants.b]\nmodels = ["y"]\n'
 
@@ -47,7 +48,7 @@ async def test_a_restarted_worker_keeps_the_rules_that_were_in_force(settings, t
     if text is None:
         settings.policy_file.unlink()
     else:
-        settings.policy_file.write_text(text)
+        write_settled(settings.policy_file, text)
     with pytest.raises(PolicyError):
         _restarted(settings).refresh()
     access_control = AccessControl(settings, Supervisor(lambda name: None), Metrics())
@@ -96,7 +97,7 @@ async def test_that_there_was_no_file_is_known_to_a_restarted_worker(settings, t
     _check_policy(settings, is_restarted=False)
     assert not _restarted(settings).refresh()
     if text is not None:
-        settings.policy_file.write_text(text, encoding="latin-1")
+        write_settled(settings.policy_file, text, encoding="latin-1")
     _check_policy(settings, is_restarted=True)
     access_control = AccessControl(settings, Supervisor(lambda name: None), Metrics())
     await access_control.open()

@@ -179,7 +179,7 @@ async def test_one_that_says_too_large_is_asked_less(pool):
     with pytest.raises(TooLarge), first.permit("m"):
         raise TooLarge("no memory")
     assert _chosen(pool) == {"b:1"}
-    assert first.answered["m"]  # it is there, all the same
+    assert first.responded["m"]  # it is there, all the same
 
 
 @pytest.mark.parametrize(("answered", "expected"), [(False, {"b:1"}), (True, {"a:1", "b:1"})])

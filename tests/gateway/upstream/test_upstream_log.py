@@ -78,7 +78,7 @@ def test_a_flood_of_refusals_is_cut_and_leaves_room_for_failures(caplog):
 
 def test_what_was_left_out_is_counted(caplog, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("gateway.upstream.server.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("gateway.upstream.triton_errors.time.monotonic", lambda: now[0])
     log = UpstreamLog()
     for _ in range(int(log.BURST) + 7):
         log.note(logging.INFO, "req", INVALID, "x")

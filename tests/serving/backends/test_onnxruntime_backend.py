@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -45,7 +45,12 @@ from ort_graph import (  # noqa: E402
     complete_config,
     drop_empty_reshape,
     is_complete,
+)
+from ort_lengths import (  # noqa: E402
+    RUN_COST,
+    Sequences,
     merge_unlike_shapes,
+    similar,
 )
 from ort_session import (  # noqa: E402
     NO_SPINNING,
@@ -783,6 +788,110 @@ class TestRunner:
         assert MARKER not in str(error)
 
 
+class TestSequences:
+    """Rows without their padding: ids and mask [n, length] -> their sum [n], and ids + mask."""
+
+    WRITTEN: ClassVar[dict[str, Any]] = {
+        "max_batch_size": 8,
+        "parameters": parameters(padding_mask="mask", padding_value="7")["parameters"],
+    }
+
+    def model(self) -> tuple[Runner, list[tuple[int, ...]]]:
+        """The model, and the shape of each of its runs. An id above 9 fails."""
+        table = numpy_helper.from_array(np.arange(10, dtype=np.int64), "table")
+        axis = numpy_helper.from_array(np.array([1], np.int64), "axis")
+        session = session_of(
+            [
+                helper.make_node("Gather", ["table", "ids"], ["looked_up"]),
+                helper.make_node("Mul", ["looked_up", "mask"], ["of_text"]),
+                helper.make_node("ReduceSum", ["of_text", "axis"], ["sum"]),
+                helper.make_node("Add", ["ids", "mask"], ["both"]),
+            ],
+            [value(name, TensorProto.INT64, "N", "L") for name in ("ids", "mask")],
+            [
+                value("sum", TensorProto.INT64, "N", 1),
+                value("both", TensorProto.INT64, "N", "L"),
+            ],
+            table,
+            axis,
+        )
+        runs: list[tuple[int, ...]] = []
+
+        class Recording(Counting):
+            def run(self, names: Any, feeds: Any, options: Any) -> Any:
+                runs.append(feeds["ids"].shape)
+                return super().run(names, feeds, options)
+
+        graph, full = Graph.read(session), config(**self.WRITTEN)
+        complete_config(full, graph)
+        return Runner(full, graph, Recording(session)), runs
+
+    @staticmethod
+    def texts(model: Runner, width: int, *lengths: int) -> Job:
+        """Rows of so many ones, padded with 7."""
+        mask = (np.arange(width) < np.array(lengths)[:, None]).astype(np.int64)
+        return job(model, ids=np.where(mask == 1, 1, 7), mask=mask)
+
+    def test_padding_is_not_computed_and_rows_of_similar_length_share_a_run(self) -> None:
+        model, runs = self.model()
+        requests = [(16, 3), (64, 40, 5), (16, 4), (64, 37)]
+        results = model.run([self.texts(model, *request) for request in requests])
+        assert runs == [(3, 5), (2, 40)]
+        for (width, *lengths), outputs in zip(requests, results, strict=True):
+            assert isinstance(outputs, dict)
+            np.testing.assert_array_equal(outputs["sum"], np.array(lengths)[:, None])
+            # As wide as the request; what was not computed is 0.
+            assert outputs["both"].shape == (len(lengths), width)
+            for row, length in zip(outputs["both"], lengths, strict=True):
+                assert (row[:length] == 2).all()
+                assert not row[40:].any()
+
+    def test_masks_that_begin_late_or_have_holes_lose_only_what_follows_them(self) -> None:
+        model, runs = self.model()
+        mask = np.array([[0, 0, 1, 0, 1, 0, 0, 0], [0] * 8])
+        (outputs,) = model.run([job(model, ids=np.full((2, 8), 2), mask=mask)])
+        np.testing.assert_array_equal(outputs["sum"], [[4], [0]])  # type: ignore[index]
+        assert runs == [(2, 5)]
+
+    def test_one_bad_request_fails_alone(self) -> None:
+        model, _ = self.model()
+        bad = job(model, ids=np.full((1, 4), 99), mask=np.ones((1, 4), np.int64))
+        unequal = job(model, ids=np.ones((1, 4), np.int64), mask=np.ones((1, 5), np.int64))
+        good = self.texts(model, 4, 4)
+        for wrong in (bad, unequal):
+            first, second = model.run([wrong, good])
+            assert isinstance(first, BatchError)
+            np.testing.assert_array_equal(second["sum"], [[4]])  # type: ignore[index]
+
+    @pytest.mark.parametrize(
+        "lengths", [[9], [5, 5, 5], [3, 30, 4, 31, 8, 12], [1, 6, 12, 18], [64, 2, 64, 2, 9, 10]]
+    )
+    def test_no_other_split_into_runs_costs_less(self, lengths: list[int]) -> None:
+        def cost(runs: Iterable[Sequence[int]]) -> float:
+            return sum(RUN_COST + len(run) * max(lengths[row] for row in run) for run in runs)
+
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        splits = (
+            np.split(order, [cut for cut in range(1, len(order)) if bits >> cut & 1])
+            for bits in range(0, 2 ** len(order), 2)
+        )
+        runs = similar(lengths)
+        assert sorted(row for run in runs for row in run) == list(range(len(lengths)))
+        assert cost(runs) == min(map(cost, splits))
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"input": [entry("ids", "TYPE_INT64", -1)]},
+            {"input": [entry("mask", "TYPE_INT64", 8)]},
+            {"input": [entry("mask", "TYPE_INT64", -1)], "max_batch_size": 0},
+        ],
+    )
+    def test_a_mask_that_is_not_a_sequence_is_refused(self, fields: dict[str, Any]) -> None:
+        with pytest.raises(ModelRefused, match="padding_mask"):
+            Sequences.of(config(**self.WRITTEN | fields))
+
+
 class TestCudaGraphs:
     """The backend's own part, on the CPU: there, a run through bound tensors replays nothing."""
 
@@ -866,10 +975,13 @@ def _pair(name: str) -> dict[str, Any]:
     ("kind", "batching", "merged"),
     [("KIND_GPU", True, True), ("KIND_CPU", True, False), ("KIND_GPU", False, False)],
 )
-def test_only_a_batching_gpu_model_merges_different_shapes(
-    kind: str, batching: bool, merged: bool
+@pytest.mark.parametrize("mask", ["", "x"])
+def test_a_batching_model_on_a_gpu_or_of_sequences_merges_different_shapes(
+    kind: str, batching: bool, merged: bool, mask: str
 ) -> None:
     full = config(input=[entry("x", "TYPE_FP32", -1)], instance_group=[{"kind": kind}])
+    full["parameters"] = parameters(padding_mask=mask)["parameters"]
+    merged = merged or bool(batching and mask)
     if batching:
         full["dynamic_batching"] = {}
     merge_unlike_shapes(full)

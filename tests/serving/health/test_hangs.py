@@ -38,7 +38,7 @@ class Watching:
 @pytest.fixture
 def short(monkeypatch):
     monkeypatch.setattr(pulse, "LOOK_EVERY_S", 0.3)
-    monkeypatch.setattr(pulse, "ANSWER_S", 0.7)
+    monkeypatch.setattr(pulse, "RESPONSE_S", 0.7)
     monkeypatch.setattr(pulse, "SILENT_S", 4.0)
     monkeypatch.setattr(health, "PROBE_EVERY_S", 0.5)
     monkeypatch.setattr(health, "LATE_S", 1.0)
@@ -80,7 +80,7 @@ def test_a_triton_that_is_stopped_is_killed_and_started_again(server, watching):
 
 def test_a_triton_with_dead_streams_only_counts_as_dead(server, watching, monkeypatch):
     watching.until(lambda: watching.watcher._pulse._judged == server.pid, 20, "a first look")
-    monkeypatch.setattr(server.control, "answers_streams", lambda timeout_s: False)
+    monkeypatch.setattr(server.control, "streams_respond", lambda timeout_s: False)
     watching.until(
         lambda: any("no answer to streams" in t for t in watching.messages), 20, "notice"
     )

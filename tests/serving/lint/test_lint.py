@@ -241,7 +241,7 @@ FILES = [
     (lambda r: (r / "whole/1").rmdir(), "version-missing"),
     (lambda r: (r / "step/config.pbtxt").unlink(), "config-missing"),
     (lambda r: shutil.copytree(r / "step", r / "my model"), "name-illegal"),
-    (lambda r: shutil.copytree(r / "step", r / "chat"), "name-reserved"),
+    (lambda r: shutil.copytree(r / "step", r / "completions"), "name-reserved"),
     (lambda r: shutil.copytree(r / "step", r / "step.candidate"), "candidate-left"),
     (
         lambda r: (

@@ -3,9 +3,9 @@
 import pytest
 
 from modelspec.parameters import TUNED_PARAMETER
+from modelspec.pbtxt import render
 from serving.lint.check import lint
 from serving.repository.model_repository import ModelRepository
-from serving.repository.pins import as_bytes
 from tests.serving.small_pipeline import MODELS, NAME, publish_staged, stage
 
 
@@ -21,7 +21,7 @@ def add_profile(repository, model, change, name="gpu"):
     change(config)
     folder = repository / model / "configs"
     folder.mkdir(exist_ok=True)
-    (folder / f"{name}.pbtxt").write_bytes(as_bytes(config))
+    (folder / f"{name}.pbtxt").write_bytes(render(config).encode())
 
 
 def findings(repository):

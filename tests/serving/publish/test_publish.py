@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modelspec.layout import staging_folder, version_folders
+from modelspec.layout import staging_folder
 from modelspec.pbtxt import render, to_proto
 from modelspec.staging import stage_model
 from serving.errors import PublishFailed
@@ -105,13 +105,6 @@ def test_top_models_are_those_with_a_version_that_are_not_internal(repository):
     assert ModelRepository(repository / "nowhere").public_models() == []
 
 
-def test_version_folders_are_numbers_in_order(tmp_path):
-    for name in ("10", "2", "x", "configs"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "3").touch()
-    assert version_folders(tmp_path) == [2, 10]
-
-
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_first_publication_leaves_the_committed_configs_byte_equal(repository, name):
     """Even if they exist already, as after a git checkout."""
@@ -127,7 +120,7 @@ def test_a_first_publication_leaves_the_committed_configs_byte_equal(repository,
     for spec in pipeline.models:
         config = (repository / spec.name / "config.pbtxt").read_text()
         assert config == render(to_proto(spec))
-        assert version_folders(repository / spec.name) == [1]
+        assert ModelRepository(repository).versions(spec.name) == [1]
 
 
 def test_a_publication_that_fails_leaves_a_checked_out_config_as_it_was(repository, monkeypatch):

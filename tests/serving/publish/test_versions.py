@@ -7,13 +7,13 @@ from unittest.mock import Mock
 
 import pytest
 
-from modelspec.layout import staging_folder, version_folders
+from modelspec.layout import staging_folder
 from serving.errors import PublishFailed, RepositoryBusy, Tampered
 from serving.publish.deployment import Deployment
 from serving.publish.recovery import clear_up
 from serving.publish.versions import prune, switch_to
+from serving.repository.configs import policy_versions
 from serving.repository.model_repository import ModelRepository
-from serving.repository.pins import listed_versions
 from tests.serving.small_pipeline import MODELS, NAME, publish_staged, stage
 
 
@@ -48,16 +48,16 @@ def test_the_first_publication_is_version_1_and_leaves_the_configs_as_declared(r
     assert publish_staged(staged, repository) == 1
     for model in MODELS:
         assert (repository / model / "config.pbtxt").read_bytes() == declared[model]
-        assert version_folders(repository / model) == [1]
+        assert ModelRepository(repository).versions(model) == [1]
 
 
 def test_a_changed_engine_gets_the_next_number_and_an_unchanged_step_keeps_its_own(repository):
     assert _publish(repository, 1, 2) == 2
     assert ModelRepository(repository).pinned_members(NAME) == {"mood_pre": 1, "mood_onnx": 2}
-    assert version_folders(repository / "mood_pre") == [1]
-    assert version_folders(repository / "mood_onnx") == [1, 2]
-    assert listed_versions(ModelRepository(repository).config("mood_onnx")) == [2]
-    assert listed_versions(ModelRepository(repository).config(NAME)) == [2]
+    assert ModelRepository(repository).versions("mood_pre") == [1]
+    assert ModelRepository(repository).versions("mood_onnx") == [1, 2]
+    assert policy_versions(ModelRepository(repository).config("mood_onnx")) == [2]
+    assert policy_versions(ModelRepository(repository).config(NAME)) == [2]
 
 
 def test_an_unchanged_pipeline_is_not_published_again(repository):
@@ -70,7 +70,7 @@ def test_an_unchanged_pipeline_is_not_published_again(repository):
 def test_publishing_an_old_engine_again_reuses_its_folder(repository):
     assert _publish(repository, 1, 2, 1) == 3
     assert ModelRepository(repository).pinned_members(NAME) == {"mood_pre": 1, "mood_onnx": 1}
-    assert version_folders(repository / "mood_onnx") == [1, 2]
+    assert ModelRepository(repository).versions("mood_onnx") == [1, 2]
 
 
 def test_an_engine_whose_tensors_changed_becomes_a_separate_model(repository):
@@ -81,7 +81,7 @@ def test_an_engine_whose_tensors_changed_becomes_a_separate_model(repository):
     config.write_text(config.read_text().replace("max_batch_size: 8", "max_batch_size: 4"))
     publish_staged(staged, repository)
     assert ModelRepository(repository).pinned_members(NAME) == {"mood_pre": 1, "mood_onnx.g2": 1}
-    assert listed_versions(ModelRepository(repository).config("mood_onnx")) == [1]
+    assert policy_versions(ModelRepository(repository).config("mood_onnx")) == [1]
     assert switch_to(Deployment(ModelRepository(repository)), NAME, 1) == 1
     assert ModelRepository(repository).pinned_members(NAME) == {"mood_pre": 1, "mood_onnx": 1}
 
@@ -146,7 +146,7 @@ def test_rollback_goes_to_the_previous_version_and_back(repository, deployment):
     after = _state(repository)
     assert switch_to(deployment, NAME, None) == 2
     assert ModelRepository(repository).pinned_members(NAME) == {"mood_pre": 1, "mood_onnx": 2}
-    assert listed_versions(ModelRepository(repository).config("mood_onnx")) == [2]
+    assert policy_versions(ModelRepository(repository).config("mood_onnx")) == [2]
     assert switch_to(deployment, NAME, 1) == 1
     with pytest.raises(PublishFailed, match="no version before 1"):
         switch_to(deployment, NAME, None)
@@ -171,7 +171,7 @@ def test_prune_keeps_the_newest_and_the_active_and_what_they_need(repository, de
     deleted, freed = prune(deployment, NAME, keep=1)
     assert deleted == ["mood/2", "mood/3", "mood_onnx/2", "mood_onnx/3"]
     assert freed > 0
-    assert version_folders(repository / "mood_onnx") == [1, 4]
+    assert ModelRepository(repository).versions("mood_onnx") == [1, 4]
     assert switch_to(deployment, NAME, 4) == 4
     assert prune(deployment, NAME, keep=1)[0] == ["mood/1", "mood_onnx/1"]
     assert prune(deployment, NAME, keep=1) == ([], 0)
@@ -185,7 +185,7 @@ def test_prune_keeps_what_a_server_still_serves(repository):
         Deployment(ModelRepository(repository), [Mock(served=lambda model: [1])]), NAME, keep=1
     )
     assert deleted == ["mood/2", "mood_onnx/2"]
-    assert version_folders(repository / NAME) == [1, 3]
+    assert ModelRepository(repository).versions(NAME) == [1, 3]
 
 
 def test_the_pins_of_a_pipeline_that_was_put_there_by_hand_are_saved(repository, deployment):

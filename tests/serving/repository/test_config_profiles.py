@@ -6,7 +6,7 @@ import pytest
 
 from modelspec.layout import staging_folder
 from modelspec.parameters import TUNED_PARAMETER
-from modelspec.pbtxt import parse
+from modelspec.pbtxt import parse, render
 from serving.errors import PublishFailed
 from serving.publish.deployment import Deployment
 from serving.publish.import_pipeline import import_pipeline
@@ -14,9 +14,14 @@ from serving.publish.phases import PublishPhase
 from serving.publish.publish import publish
 from serving.publish.recovery import recover
 from serving.publish.versions import switch_to
+from serving.repository.configs import (
+    TUNED,
+    pins,
+    policy_versions,
+    synced_with,
+    with_versions,
+)
 from serving.repository.model_repository import ModelRepository
-from serving.repository.pins import as_bytes, listed_versions, pins, with_versions
-from serving.repository.profiles import TUNED, read_profiles, synced_with
 from tests.serving.small_pipeline import MODELS, NAME, publish_staged, stage
 
 
@@ -37,7 +42,7 @@ def tune(repository, instances=3, rows=4):
         config.parameters[TUNED_PARAMETER].string_value = '{"ratio": 1.2}'
         if config.instance_group:
             config.instance_group[0].count = instances
-        ModelRepository(repository).place_profile(model, TUNED, config)
+        ModelRepository(repository).write_profile(model, TUNED, config)
 
 
 def profile_path(repository, model, name=TUNED):
@@ -53,13 +58,13 @@ def in_step(repository):
     the version of each model."""
     for model in MODELS:
         main, profile = ModelRepository(repository).config(model), tuned(repository, model)
-        assert listed_versions(profile) == listed_versions(main)
+        assert policy_versions(profile) == policy_versions(main)
         assert pins(profile) == pins(main)
         for key in ("tidegate.endpoint", "tidegate.golden", "tidegate.internal"):
             assert profile.parameters[key] == main.parameters[key]
         assert profile.max_batch_size == 4
         assert TUNED_PARAMETER in profile.parameters
-    return {model: max(listed_versions(tuned(repository, model)) or [1]) for model in MODELS}
+    return {model: max(policy_versions(tuned(repository, model)) or [1]) for model in MODELS}
 
 
 def test_a_publication_and_a_rollback_sync_the_profiles(repository):
@@ -100,10 +105,12 @@ def test_a_profile_that_fell_behind_is_synced_first(repository):
     """Killed between the two renames, or a config corrected by hand."""
     publish_staged(stage(repository, 5), repository)
     config = with_versions(ModelRepository(repository).config("mood_onnx"), [1, 2])
-    ModelRepository(repository).write(repository / "mood_onnx" / "config.pbtxt", as_bytes(config))
-    assert listed_versions(tuned(repository, "mood_onnx")) == [2]
+    ModelRepository(repository).write(
+        repository / "mood_onnx" / "config.pbtxt", render(config).encode()
+    )
+    assert policy_versions(tuned(repository, "mood_onnx")) == [2]
     recover(Deployment(ModelRepository(repository)))
-    assert listed_versions(tuned(repository, "mood_onnx")) == [1, 2]
+    assert policy_versions(tuned(repository, "mood_onnx")) == [1, 2]
 
 
 def test_a_synced_profile_is_not_written_again(repository):
@@ -118,10 +125,10 @@ def test_staged_profiles_are_published_with_the_assigned_versions(repository):
     config = ModelRepository(staged).config("mood_onnx")
     config.instance_group[0].count = 9
     (staged / "mood_onnx" / "configs").mkdir()
-    (staged / "mood_onnx" / "configs" / "gpu.pbtxt").write_bytes(as_bytes(config))
+    (staged / "mood_onnx" / "configs" / "gpu.pbtxt").write_bytes(render(config).encode())
     publish_staged(staged, repository)
-    profiles = read_profiles(repository / "mood_onnx")
-    assert listed_versions(profiles["gpu"]) == [2]
+    profiles = ModelRepository(repository).profiles("mood_onnx")
+    assert policy_versions(profiles["gpu"]) == [2]
     assert profiles["gpu"].instance_group[0].count == 9
     assert ModelRepository(repository).models_by_profile() == {
         "gpu": ["mood_onnx"],
@@ -145,7 +152,7 @@ def test_no_profile_takes_larger_batches_than_were_proved(repository):
 
 def test_what_was_measured_elsewhere_is_not_imported(repository, tmp_path):
     config = ModelRepository(repository).config("mood_onnx")
-    ModelRepository(repository).place_profile("mood_onnx", "gpu", config)
+    ModelRepository(repository).write_profile("mood_onnx", "gpu", config)
     other = tmp_path / "other" / "model_repository"
     with pytest.raises(PublishFailed, match="no manifest"):
         import_pipeline(_without_manifest(repository, tmp_path), Deployment(ModelRepository(other)))

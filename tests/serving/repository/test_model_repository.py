@@ -19,3 +19,11 @@ def test_a_config_is_what_is_on_disk_and_a_copy(tmp_path):
     path.unlink()
     with pytest.raises(ServingError, match="there is no model 'm'"):
         repository.config("m")
+
+
+def test_only_folders_named_in_ascii_digits_are_versions(tmp_path):
+    for name in ("12", "1", "²", "٣", "x", "-1", "1.5", "configs"):
+        (tmp_path / "mood" / name).mkdir(parents=True)
+    (tmp_path / "mood" / "7").touch()
+    assert ModelRepository(tmp_path).versions("mood") == [1, 12]
+    assert ModelRepository(tmp_path).versions("other") == []

@@ -1,14 +1,20 @@
 """The golden samples in the configs of our own pipelines can be used as probes."""
 
 import importlib
+from contextlib import closing
 
 import pytest
+from tritonclient.grpc import service_pb2
 
+from ensembles import causal_lm
 from modelspec.declaration import Declaration
+from modelspec.golden import Golden
 from modelspec.pbtxt import to_proto
 from serving.errors import PublishFailed
 from serving.publish.plan import PlannedVersion
 from serving.publish.preflight import available_bytes, require_memory
+from serving.triton.control import TritonControl
+from serving.triton.golden import IS_LATE, NO_RESPONSE, fault
 from tests.serving.small_pipeline import pipeline
 from tidegate.app.task_registry import KNOWN
 
@@ -52,3 +58,20 @@ def test_a_containers_memory_limit_counts(tmp_path):
     (tmp_path / "memory.max").write_text(f"{2**20}\n")
     (tmp_path / "memory.current").write_text("1024")
     assert available_bytes(tmp_path) == 2**20 - 1024
+
+
+@pytest.mark.parametrize(
+    ("error", "is_late"),
+    [("[tidegate:no_capacity] 64 requests are waiting", True), ("the engine failed", False)],
+)
+def test_a_language_model_that_is_full_is_late_not_wrong(monkeypatch, error, is_late):
+    """Else a flood of streams would have the model loaded again."""
+    model = causal_lm.Declaration(
+        "llm", Golden({"text_input": "a"}, {"text_output": ["b"]}, 0.0), "llama", 512, "", {}, ()
+    )
+    response = service_pb2.ModelStreamInferResponse(error_message=error)
+    with closing(TritonControl("127.0.0.1:1", "")) as control:
+        monkeypatch.setattr(control, "_call", lambda *_: iter([response]))
+        problem = fault(control, "llm", to_proto(model.pipeline().public))
+    assert problem.startswith(NO_RESPONSE)
+    assert problem.endswith(IS_LATE) == is_late

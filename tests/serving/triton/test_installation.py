@@ -49,7 +49,15 @@ def test_a_server_on_path_wins_and_its_native_backend_is_not_replaced_by_ours(tm
     installation = find_triton(search_path=path)
     assert installation.binary.parent.samefile(path)
     assembled = assemble(installation, tmp_path / "backends")
-    assert assembled == installation.backends
+    native = assembled / "onnxruntime"
+    assert [file.name for file in native.iterdir()] == ["libtriton_onnxruntime.so"]
+    assert (assembled / "openvino_genai" / "model.py").is_file()  # which NVIDIA's servers lack
+
+
+def test_a_server_with_every_backend_needs_no_directory_of_ours(tmp_path):
+    path = _container(tmp_path / "triton", "python", "onnxruntime", "openvino_genai")
+    installation = find_triton(search_path=path)
+    assert assemble(installation, tmp_path / "backends") == installation.backends
 
 
 def test_a_server_on_path_without_a_native_backend_gets_ours(tmp_path):

@@ -12,7 +12,7 @@ from serving.errors import ServingError
 from serving.tuning import closed_loop
 from serving.tuning.closed_loop import INFER, Load, Pass, merged
 
-ANSWER_S = 0.02
+RESPONSE_S = 0.02
 
 
 class Slow(grpc.GenericRpcHandler):
@@ -40,7 +40,7 @@ class Slow(grpc.GenericRpcHandler):
             if body == b"bad":
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a bad body")
             self.enough.wait(30)
-            time.sleep(ANSWER_S)
+            time.sleep(RESPONSE_S)
             return b"x"
         finally:
             with self.lock:
@@ -78,9 +78,9 @@ def test_one_request_per_connection_is_in_flight():
     assert result.errors == 0
     figures = merged([result])
     # A connection's answers are this far apart, and one may fall on either end of the pass.
-    assert figures.requests == len(result.latencies_ms) <= 4 * (result.seconds / ANSWER_S + 1)
+    assert figures.requests == len(result.latencies_ms) <= 4 * (result.seconds / RESPONSE_S + 1)
     assert figures.rps == round(figures.requests / result.seconds, 1)
-    assert ANSWER_S * 1e3 <= figures.p50_ms <= figures.p95_ms <= figures.p99_ms
+    assert RESPONSE_S * 1e3 <= figures.p50_ms <= figures.p95_ms <= figures.p99_ms
     assert figures.requests < len(handler.bodies)  # the lead-in
 
 

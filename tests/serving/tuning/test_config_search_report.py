@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 from serving.tuning.closed_loop import Figures
-from serving.tuning.search import Move, Standing
+from serving.tuning.search import Move, SearchState
 from serving.tuning.setting import Setting
 from serving.tuning.trial import FAILED, MEASURED, Trial
 from serving.tuning.tune import Result
@@ -25,7 +25,7 @@ RESULT = Result(
         "files": "x",
     },
     trials=[WINNER, FAILURE],
-    search=Standing(BEST, 1.5, (Move("max batch", DEFAULT, BEST, 1.0, 1.5),), None),
+    search=SearchState(BEST, 1.5, (Move("max batch", DEFAULT, BEST, 1.0, 1.5),), None),
     finals=[WINNER],
     control=Trial(DEFAULT, MEASURED, "", 1.01, 0.01, SLOW, SLOW),
     winner=WINNER,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from serving.tuning.search import Score, concluded, finalists, standing, winner
+from serving.tuning.search import Score, concluded, finalists, search_state, winner
 from serving.tuning.setting import Setting
 from serving.tuning.space import THREADS_PER_CORE, Space, proposals
 
@@ -52,7 +52,7 @@ def search(space, value, limit=200):
     """The whole search against a function that gives each setting's score."""
     scores = {}
     for _ in range(limit):
-        current = standing(space, scores)
+        current = search_state(space, scores)
         if current.next is None:
             return current, scores
         assert current.next not in scores and current.next != space.default
@@ -92,18 +92,18 @@ def test_it_resumes_where_it_was():
     space = Space(DEFAULT, 2)
     scores = {}
     for _ in range(7):
-        scores[standing(space, scores).next] = Score(1.0)
+        scores[search_state(space, scores).next] = Score(1.0)
     again = dict(reversed(scores.items()))
-    assert standing(space, again) == standing(space, scores)
+    assert search_state(space, again) == search_state(space, scores)
 
 
 def test_a_budget_that_ends_within_a_serving_parameter_counts_what_was_measured():
     space = Space(DEFAULT, 2)
     assert concluded(space, {}).moves == ()
-    first = standing(space, {}).next
+    first = search_state(space, {}).next
     result = concluded(space, {first: Score(1.4)})
     assert (result.best, result.next) == (first, None)
-    assert standing(space, {first: Score(1.4)}).moves == ()
+    assert search_state(space, {first: Score(1.4)}).moves == ()
 
 
 def test_the_finalists_are_the_way_to_the_best():

@@ -6,8 +6,7 @@ import pytest
 
 from modelspec.parameters import TUNED_PARAMETER
 from modelspec.pbtxt import parse, render, to_proto
-from serving.repository.pins import meaning
-from serving.repository.tuned import carried
+from serving.repository.configs import carried, meaning
 from serving.tuning.setting import Roles, Setting, applied, roles, setting_of
 from tests.serving.small_pipeline import pipeline
 

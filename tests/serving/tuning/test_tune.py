@@ -11,8 +11,8 @@ from modelspec.parameters import TUNED_PARAMETER
 from serving.errors import PublishFailed, ServingError
 from serving.publish.deployment import Deployment
 from serving.publish.replica import Replica
+from serving.repository.configs import TUNED
 from serving.repository.model_repository import ModelRepository
-from serving.repository.profiles import TUNED, read_profiles
 from serving.triton.launch import LaunchOptions, TritonServer
 from serving.triton.leftovers import FOLDER
 from serving.triton.ports import Ports, free_ports
@@ -197,7 +197,7 @@ def test_it_reports_that_another_engine_serves_than_was_measured(searched, writt
     repository = searched.job.repository.path
     measured = tuned_measurement(ModelRepository(repository), NAME)
     assert is_of_another_engine(ModelRepository(repository), NAME, measured)
-    assert list(read_profiles(repository / "mood_onnx")) == [TUNED]
+    assert list(ModelRepository(repository).profiles("mood_onnx")) == [TUNED]
     with pytest.raises(ServingError, match="published again"):
         write_tuned(Deployment(ModelRepository(repository)), written)
 

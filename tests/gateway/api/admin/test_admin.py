@@ -11,6 +11,7 @@ from gateway.http.control import routes_of
 from gateway.middleware import Middleware
 from gateway.policy.principal import ADMIN
 from gateway.settings import Settings
+from tests.gateway.settled import write_settled
 from tidegate.app.key_store import KeyStore
 
 POLICY = """
@@ -30,7 +31,7 @@ async def api(tmp_path):
     """A client of the admin API, and the keys of an operator and of a user."""
     store = KeyStore(tmp_path / "keys.toml", tmp_path / "pepper")
     keys = store.create("operator", ADMIN)[1], store.create("user")[1]
-    (tmp_path / "gateway.toml").write_text(POLICY)
+    write_settled(tmp_path / "gateway.toml", POLICY)
     gateway = Gateway(
         Settings(
             keys_file=tmp_path / "keys.toml",

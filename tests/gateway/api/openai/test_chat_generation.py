@@ -1,10 +1,14 @@
 """The model's responses as text: why it ended, what it used; stops across every boundary."""
 
+from dataclasses import replace
+
 import orjson
 import pytest
 
-from gateway.api.openai.generation import Generation, GenerationRequest, StopFilter
-from gateway.api.openai.responses import ChatWriter, CompletionWriter
+from gateway.api.event_streams import DONE
+from gateway.api.openai.generation import Generation, GenerationRequest, Prompt, TokenCounts
+from gateway.api.openai.output_parsers import StopFilter
+from gateway.api.openai.writers import ChatWriter, CompletionWriter
 from gateway.errors import UpstreamError
 from gateway.models.text_binding import Binding
 from tests.gateway.llm import MODEL, response
@@ -21,15 +25,19 @@ class FakeAdmission:
         self.tokens = tokens
 
 
-def _generation(admission=None, **sampling) -> Generation:
-    return Generation(
-        BINDING, GenerationRequest("text_input", [""], sampling, True, True), admission
+def _request(top=None, **sampling) -> GenerationRequest:
+    return GenerationRequest(
+        [Prompt("text_input", [""])], sampling, stream=True, include_usage=True, top_logprobs=top
     )
+
+
+def _generation(counts=None, top=None, **sampling) -> Generation:
+    return Generation(BINDING, _request(top, **sampling), counts)
 
 
 def _generate(generation: Generation, *texts: bytes, **outputs) -> str:
     pieces = [generation.feed(response(text_output=text, **outputs)) for text in texts]
-    return "".join([*pieces, generation.rest()])
+    return "".join(piece.delta.content for piece in [*pieces, generation.end()])
 
 
 def _splits(text: str) -> list[list[str]]:
@@ -51,6 +59,12 @@ def test_a_stop_is_found_wherever_the_text_is_split():
         assert stops.stopped
         assert "".join(map(never.feed, pieces)) + never.rest() == "abENDcdE"
         assert not never.stopped
+
+
+def test_the_stop_that_is_complete_first_counts():
+    for pieces in _splits("xabcdy"):
+        stops = StopFilter(["abcd", "c"])
+        assert "".join(map(stops.feed, pieces)) + stops.rest() == "xab"
 
 
 def test_only_what_may_be_a_stop_is_held_back():
@@ -92,26 +106,50 @@ def test_an_aborted_text_is_a_failure():
 
 def test_tokens_are_those_the_model_counted_or_none():
     admission = FakeAdmission()
-    generation = _generation(admission)
-    _generate(generation, b"a", b"b", num_input_tokens=5, num_output_tokens=2)
-    assert generation.usage == {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}
+    counts = TokenCounts(admission=admission)
+    _generate(_generation(counts), b"a", b"b", num_input_tokens=5, num_output_tokens=2)
+    assert counts.usage == {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}
     assert admission.tokens == 9
     uncharged = FakeAdmission()
-    silent = _generation(uncharged)
-    _generate(silent, b"a")
+    silent = TokenCounts(admission=uncharged)
+    _generate(_generation(silent), b"a")
     assert silent.usage is None
     assert uncharged.tokens is None
 
 
+def test_a_prompt_counts_once_however_many_texts_continue_it():
+    counts = TokenCounts(choices=4, n=2)
+    request = replace(_request(), prompts=[Prompt("text_input", ["x"])] * 2, n=2)
+    for choice, prompt_tokens in enumerate((3, 3, 5, 5)):
+        generation = Generation(BINDING, request, counts, choice)
+        numbers = {"num_input_tokens": prompt_tokens, "num_output_tokens": 1}
+        _generate(generation, b"a", num_cached_tokens=2, **numbers)
+    assert counts.usage == {
+        "prompt_tokens": 8,
+        "completion_tokens": 4,
+        "total_tokens": 12,
+        "prompt_tokens_details": {"cached_tokens": 4},
+    }
+
+
 def _events(data: bytes) -> list:
-    return [orjson.loads(event.removeprefix(b"data: ")) for event in data.split(b"\n\n") if event]
+    assert data.endswith(DONE)
+    events = data.removesuffix(DONE).split(b"\n\n")
+    return [orjson.loads(event.removeprefix(b"data: ")) for event in events if event]
 
 
 def test_chat_chunks():
-    writer = ChatWriter("id", "llm", include_usage=True)
-    generation = _generation()
-    _generate(generation, b"a", num_input_tokens=1, num_output_tokens=1, finish_reason=b"stop")
-    events = _events(writer.opening() + writer.piece('"quoted"\n€') + writer.closing(generation))
+    counts = TokenCounts()
+    writer = ChatWriter("id", "llm", _request())
+    generation = _generation(counts)
+    numbers = {"num_input_tokens": 1, "num_output_tokens": 1}
+    pieces = [
+        generation.feed(
+            response(text_output='"quoted"\n€'.encode(), finish_reason=b"stop", **numbers)
+        ),
+        generation.end(),
+    ]
+    events = _events(b"".join([*map(writer.piece, pieces), writer.closing(counts)]))
     deltas = [event["choices"][0]["delta"] for event in events[:3]]
     assert deltas == [{"role": "assistant", "content": ""}, {"content": '"quoted"\n€'}, {}]
     assert [event["choices"][0]["finish_reason"] for event in events[:3]] == [None, None, "stop"]
@@ -123,8 +161,80 @@ def test_chat_chunks():
 
 
 def test_completion_chunks_without_usage():
-    writer = CompletionWriter("id", "llm", include_usage=False)
-    events = _events(writer.opening() + writer.piece("a") + writer.closing(_generation()))
-    assert [event["choices"][0]["text"] for event in events] == ["a", ""]
+    request = GenerationRequest([Prompt("text_input", ["p"], echo="p")], {})
+    writer = CompletionWriter("id", "llm", request)
+    generation = Generation(BINDING, request)
+    pieces = [generation.feed(response(text_output=b"a")), generation.end()]
+    events = _events(b"".join([*map(writer.piece, pieces), writer.closing(TokenCounts())]))
+    assert [event["choices"][0]["text"] for event in events] == ["pa", ""]
     assert all("usage" not in event for event in events)
-    assert writer.whole("a", _generation())["usage"] is None
+    whole = CompletionWriter("id", "llm", request).whole(pieces, TokenCounts())
+    assert whole["usage"] is None
+    assert whole["choices"][0]["text"] == "pa"
+
+
+def _entry(*candidates: tuple[str, float, int]) -> dict:
+    """As the backend writes it: the sampled token first."""
+    return {
+        str(rank): {"logprob": logprob, "rank": rank, "decoded_token": token}
+        for token, logprob, rank in candidates
+    }
+
+
+def _logprobs(generation: Generation, *responses: tuple[bytes, list | None]) -> list:
+    pieces = [
+        generation.feed(response(text_output=text, logprobs=orjson.dumps(entries)))
+        for text, entries in responses
+    ]
+    return [token for piece in [*pieces, generation.end()] for token in piece.logprobs]
+
+
+def test_the_sampled_token_is_the_first_one_and_never_rank_1_by_default():
+    within = _entry((" b", -2.0, 2), (" a", -0.5, 1))
+    [token] = _logprobs(_generation(top=2), (b" b", [within]))
+    assert (token.token, token.logprob) == (" b", -2.0)
+    assert [candidate.token for candidate in token.top] == [" a", " b"]
+    beyond = _entry((" a", -0.5, 1), (" z", -9.0, 40))  # in whatever order
+    [token] = _logprobs(_generation(top=1), (b" z", [beyond]))
+    assert (token.token, [candidate.token for candidate in token.top]) == (" z", [" a"])
+
+
+def test_the_bytes_of_all_tokens_are_the_text():
+    euro = [_entry((cut, -1.0, 1)) for cut in "��€"]
+    euro[2] = _entry(("�", -1.0, 1))
+    tokens = _logprobs(
+        _generation(top=0),
+        (b"5", [_entry(("5", -0.1, 1))]),
+        (b"", [euro[0]]),
+        (b"", [euro[1]]),
+        ("€!".encode(), [euro[2], _entry(("!", -0.1, 1))]),
+        (b"", [_entry(("", 0.0, 1))]),
+    )
+    assert [token.data for token in tokens] == [b"5", b"\xe2", b"\x82", b"\xac", b"!", b""]
+    two = _logprobs(_generation(top=0), (b"", [euro[0]]), ("€".encode(), [euro[1]]))
+    assert [token.data for token in two] == [b"", "€".encode()]
+
+
+def test_tokens_of_a_stop_have_no_logprobs():
+    entries = [_entry((text, -1.0, 1)) for text in ("a", "E", "N", "D", "b")]
+    tokens = _logprobs(
+        _generation(top=0, stop=["END"]),
+        *((text, [entry]) for text, entry in zip((b"a", b"E", b"N", b"D"), entries, strict=False)),
+    )
+    assert [token.token for token in tokens] == ["a"]
+
+
+def test_the_token_that_ended_the_text_is_none_of_its_tokens():
+    generation = _generation(top=0)
+    tokens = []
+    for text, token, reason in ((b"Hi", "Hi", b"None"), (b"", "<|im_end|>", b"stop")):
+        entry = orjson.dumps([_entry((token, -1.0, 1))])
+        piece = generation.feed(response(text_output=text, finish_reason=reason, logprobs=entry))
+        tokens += piece.logprobs
+    assert [token.token for token in [*tokens, *generation.end().logprobs]] == ["Hi"]
+
+
+def test_logprobs_that_were_not_asked_for_are_null():
+    assert _logprobs(_generation(), (b"a", None)) == []
+    with pytest.raises(UpstreamError, match="cannot be read"):
+        _generation(top=1).feed(response(text_output=b"a", logprobs=b"nonsense"))

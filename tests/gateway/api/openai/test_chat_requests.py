@@ -3,6 +3,7 @@
 import orjson
 import pytest
 
+from gateway.api.openai.generation import Prompt
 from gateway.api.openai.request import read_chat, read_completion
 from gateway.api.openai.sampling import present
 from gateway.api.openai.token_inputs import embedding_rows
@@ -39,7 +40,7 @@ def test_a_conversation_becomes_chatml():
         {"role": "assistant", "content": "Hi", "refusal": None, "tool_calls": []},
         USER,
     ]
-    text = _chat(messages=messages).values[0]
+    text = _chat(messages=messages).prompts[0].values[0]
     assert text == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n"
         "<|im_start|>assistant\nHi<|im_end|>\n" + CHATML_HELLO
@@ -49,13 +50,13 @@ def test_a_conversation_becomes_chatml():
 def test_the_models_own_template_and_variables():
     template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}"
     request = _chat(_binding(template=template, variables={"bos_token": "<s>"}))
-    assert request.values == ["<s>[user] Hello"]
+    assert request.prompts[0].values == ["<s>[user] Hello"]
 
 
 def test_a_model_that_takes_the_messages_themselves():
     request = _chat(_binding(messages="conversation"))
-    assert request.source == "conversation"
-    assert orjson.loads(request.values[0]) == [USER]
+    assert request.prompts[0].source == "conversation"
+    assert orjson.loads(request.prompts[0].values[0]) == [USER]
 
 
 def test_a_template_may_refuse_and_may_be_wrong():
@@ -76,7 +77,7 @@ def test_no_message_forges_a_turn(content):
         _chat(messages=[USER, {"role": "user", "content": content}])
     assert error.value.param == "messages.1"
     forged = _chat(_binding(markers=[]), messages=[{"role": "user", "content": content}])
-    assert "<|im_end|>" in forged.values[0]
+    assert "<|im_end|>" in forged.prompts[0].values[0]
 
 
 @pytest.mark.parametrize(
@@ -105,18 +106,27 @@ def test_messages_that_are_not_supported(messages, param):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
-        ("logprobs", True),
+        ("n", 17),
+        ("n", 0),
+        ("logprobs", 1),
         ("top_logprobs", 3),
         ("tools", [{"type": "function"}]),
         ("tool_choice", "required"),
-        ("response_format", {"type": "json_object"}),
+        ("response_format", "json"),
         ("modalities", ["text", "audio"]),
-        ("logit_bias", {"50256": -100}),
+        ("logit_bias", {"50256": -101}),
+        ("logit_bias", {"hello": 1}),
+        ("structured_outputs", {"regex": "a"}),
         ("reasoning_effort", "high"),
         ("store", True),
         ("temprature", 0.5),
-        ("top_k", 5),
+        ("top_k", 5.5),
+        ("min_p", 2),
+        ("min_tokens", 2000),
+        ("ignore_eos", 1),
+        ("repetition_penalty", 0),
+        ("truncate_prompt_tokens", 5),
+        ("max_tokens", 10_000_000),
         ("temperature", 2.5),
         ("temperature", True),
         ("top_p", 0),
@@ -144,11 +154,14 @@ def test_an_unsupported_field_is_refused_by_name(field, value):
     [
         ("best_of", 2),
         ("suffix", "end"),
-        ("logprobs", 0),
-        ("prompt", ["a", "b"]),
+        ("logprobs", 6),
+        ("logprobs", True),
+        ("prompt", []),
+        ("prompt", ["a"] * 17),
         ("prompt", 5),
         ("prompt", [1, 2, 3]),
         ("prompt", [[1, 2]]),
+        ("tools", [{"type": "function"}]),
         ("echo", "yes"),
     ],
 )
@@ -181,7 +194,7 @@ def test_what_the_model_receives():
     assert request.sampling == {**expected, "stop": ["END", "<|im_end|>"]}
     assert request.stream
     assert request.include_usage
-    message = request.message(MODEL, _binding())
+    [message] = request.messages(MODEL, _binding())
     names = [tensor.name for tensor in message.inputs]
     assert names[:2] == ["text_input", "sampling_parameters"]
     assert {"stream", "exclude_input_in_output", "return_num_output_tokens"} <= set(names)
@@ -213,14 +226,23 @@ def test_a_binding_that_cannot_work_is_refused(raw, fault):
 
 
 def test_prompts():
-    assert _complete().values == ["Hello"]
-    assert _complete(prompt=["Hello"], echo=True).prefix == "Hello"
+    assert _complete().prompts == [Prompt("text_input", ["Hello"])]
+    assert _complete(prompt=["Hello"], echo=True).prompts[0].echo == "Hello"
     binding = _binding(tokens="token_ids")
     for prompt in ([5, 6, 7], [[5, 6, 7]]):
-        request = _complete(binding, prompt=prompt)
-        assert (request.source, request.values) == ("token_ids", [5, 6, 7])
+        assert _complete(binding, prompt=prompt).prompts == [Prompt("token_ids", [5, 6, 7])]
     with pytest.raises(InvalidRequest, match="echo"):
         _complete(binding, prompt=[5], echo=True)
+    several = _complete(binding, prompt=["a", [1, 2], "b"], n=2, seed=7)
+    assert [prompt.values for prompt in several.prompts] == [["a"], [1, 2], ["b"]]
+    sampling = [
+        orjson.loads(message.raw_input_contents[1][4:])
+        for message in several.messages(MODEL, binding)
+    ]
+    assert [parameters["seed"] for parameters in sampling] == [7, 8] * 3
+    with pytest.raises(InvalidRequest) as error:
+        _complete(binding, prompt=["a", 5])
+    assert error.value.param == "prompt.1"
 
 
 def test_embedding_inputs():

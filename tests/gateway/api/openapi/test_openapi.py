@@ -86,6 +86,9 @@ def test_streams_and_tensors_as_bytes(document):
     chat = document["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
     assert chat["text/event-stream"]["schema"]["$ref"].endswith("/ChatCompletionChunk")
     assert chat["application/json"]["schema"]["$ref"].endswith("/ChatCompletion")
+    responses = document["paths"]["/v1/responses"]["post"]["responses"]["200"]["content"]
+    assert responses["text/event-stream"]["schema"]["$ref"].endswith("/ResponseEvent")
+    assert responses["application/json"]["schema"]["$ref"].endswith("/Response")
     infer = document["paths"]["/v2/models/{model}/infer"]["post"]
     for content in (infer["requestBody"]["content"], infer["responses"]["200"]["content"]):
         assert set(content) == {"application/json", "application/octet-stream"}

@@ -1,0 +1,1 @@
+"""``causal-lm``: a language model that continues a text, in GGUF."""

@@ -1,0 +1,160 @@
+"""Other ways to serve the same model file with the same tokeniser, under the same load."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadtests.bench.cpu import ProcessTree
+from loadtests.bench.errors import BenchError
+from loadtests.bench.passes import Rounds, alternate, wrk_pass
+from loadtests.bench.payloads import JSON, chunks, embedding_task, embedding_v2
+from loadtests.bench.processes import free_ports, start
+from loadtests.bench.report import Floor, Row, Section, rows
+from loadtests.bench.settings import ENVIRONMENTS, Effort
+from loadtests.bench.stack import BenchStack
+from loadtests.bench.wrk import LoadTarget, run
+
+FOLDER = Path(__file__).with_name("peers")
+START_S = 120.0
+TEXTS_PER_REQUEST = (1, 8)
+WARM_CONNECTIONS, WARM_S = 8, 3
+MANY_TEXTS_S = 2  # times as long a pass: 32 requests of 8 texts take a second together
+OURS, DIRECT = "Tidegate, task route", "Tidegate, Triton direct"
+SAME_GRAPH = "FastAPI, our graph"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """``file`` in ``peers/`` runs in the Python of its own environment. Each takes ``{"texts":
+    [...]}``; ``floors`` are connections -> the share of its throughput that our task route reaches,
+    one text a request."""
+
+    name: str
+    file: str
+    path: str
+    health: str
+    floors: dict[int, float]
+
+    @property
+    def python(self) -> Path:
+        return ENVIRONMENTS / self.file / "bin" / "python"
+
+
+FASTAPI = Peer("FastAPI + ONNX Runtime", "fastapi_onnx", "/embed", "/docs", {8: 0.7, 32: 0.9})
+PEERS = (
+    FASTAPI,
+    Peer("LitServe", "litserve_app", "/predict", "/health", {32: 1.0}),
+    Peer("BentoML", "bentoml_app", "/embed", "/readyz", {8: 1.0, 32: 1.0}),
+)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A peer that runs; ``targets`` are by texts per request."""
+
+    peer: Peer
+    name: str
+    targets: dict[int, LoadTarget]
+
+
+def same_model(stack: BenchStack, effort: Effort) -> Section:
+    """All servers run at once, but only one of them is under load at a time."""
+    with ExitStack() as open_servers:
+        servers = [
+            open_servers.enter_context(_serving(peer, peer.name, stack, stack.model_file))
+            for peer in PEERS
+        ]
+        table, floors = _measured(stack, servers, effort)
+    note = "Each ratio is over our own task route, key check, policy and audit on."
+    return Section("Against peers: real texts in, vectors out as JSON", table, floors, [note])
+
+
+def optimized(stack: BenchStack, effort: Effort) -> Section:
+    """What our ``optimize`` published, against a peer with the same graph and one in FP32."""
+    if stack.model_file == stack.first_model_file:
+        note = "Not measured: `tidegate optimize --publish` kept the graph that was there."
+        return Section("After optimize", (), notes=[note])
+    with ExitStack() as open_servers:
+        files = {FASTAPI.name: stack.first_model_file, SAME_GRAPH: stack.model_file}
+        servers = [
+            open_servers.enter_context(_serving(FASTAPI, name, stack, file))
+            for name, file in files.items()
+        ]
+        table, _ = _measured(stack, servers, effort)
+    note = f"{stack.model_file.parent.name} is the version that `tidegate optimize` published."
+    return Section("After optimize: against FastAPI in FP32, and with our graph", table, (), [note])
+
+
+def _measured(
+    stack: BenchStack, servers: list[Server], effort: Effort
+) -> tuple[list[Row], list[Floor]]:
+    table: list[Row] = []
+    floors: list[Floor] = []
+    for n_texts in TEXTS_PER_REQUEST:
+        targets = [
+            embedding_task(OURS, stack, n_texts),
+            embedding_v2(DIRECT, stack, "triton", n_texts),
+            *(server.targets[n_texts] for server in servers),
+        ]
+        for target in targets:
+            run(target, WARM_CONNECTIONS, WARM_S)
+        for connections in effort.connections:
+            seconds = effort.seconds if n_texts == 1 else MANY_TEXTS_S * effort.seconds
+            passes = {target.name: wrk_pass(target, connections, seconds) for target in targets}
+            rounds = alternate(passes, effort.rounds)
+            setting = f"{connections} connections, {n_texts} text{'s' * (n_texts > 1)}"
+            table += rows(rounds, OURS, setting)
+            if n_texts == 1:
+                floors += _floors(rounds, servers, connections)
+    return table, floors
+
+
+def _floors(rounds: Rounds, servers: list[Server], connections: int) -> list[Floor]:
+    return [
+        Floor(
+            f"throughput over {server.name} at {connections}",
+            rounds.throughput(OURS, server.name),
+            server.peer.floors[connections],
+        )
+        for server in servers
+        if connections in server.peer.floors
+    ]
+
+
+@contextmanager
+def _serving(peer: Peer, name: str, stack: BenchStack, model_file: Path) -> Iterator[Server]:
+    if not peer.python.exists():
+        raise BenchError(
+            f"{peer.name} is not installed in {peer.python.parents[1]}: make bench-peers"
+        )
+    port = free_ports(1)[0]
+    environment = {
+        "BENCH_PORT": str(port),
+        "BENCH_MODEL": str(model_file),
+        "BENCH_TOKENIZER": str(stack.tokenizer_file),
+        "PATH": os.pathsep.join([str(peer.python.parent), os.environ.get("PATH", "")]),
+        "PYTHONPATH": str(FOLDER),
+        "BENTOML_DO_NOT_TRACK": "True",
+    }
+    log = stack.repository.parent / f"{peer.file}-{port}.log"
+    server = start(name, [str(peer.python), str(FOLDER / f"{peer.file}.py")], environment, log)
+    base = f"http://127.0.0.1:{port}"
+    processes = ProcessTree(server.process.pid, lambda _: peer.name)
+    try:
+        server.wait_ready(base + peer.health, START_S)
+        targets = {
+            n_texts: LoadTarget(
+                name,
+                base + peer.path,
+                JSON,
+                [json.dumps({"texts": chunk}).encode() for chunk in chunks(n_texts)],
+                processes,
+            )
+            for n_texts in TEXTS_PER_REQUEST
+        }
+        yield Server(peer, name, targets)
+    finally:
+        server.stop()

@@ -1,0 +1,52 @@
+"""A Triton that answers at once: ``python -m loadtests.bench.instant_triton PORT MODELS``.
+
+What costs the gateway time as its catalogue grows shows only if nothing behind it does. Each model
+``m0``, ``m1``, ... returns its FP32 input; it speaks what the gateway asks over gRPC, and no more.
+"""
+
+import asyncio
+import sys
+from typing import Any
+
+import grpc
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+
+
+class InstantTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    def __init__(self, n_models: int) -> None:
+        self.index = service_pb2.RepositoryIndexResponse()
+        for number in range(n_models):
+            self.index.models.add(name=f"m{number}", version="1", state="READY")
+
+    async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's
+        return service_pb2.ServerLiveResponse(live=True)
+
+    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return service_pb2.ModelReadyResponse(ready=True)
+
+    async def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return self.index
+
+    async def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        config = model_config_pb2.ModelConfig(name=request.name, max_batch_size=64)
+        config.input.add(name="INPUT0", data_type=model_config_pb2.TYPE_FP32, dims=[-1])
+        config.output.add(name="OUTPUT0", data_type=model_config_pb2.TYPE_FP32, dims=[-1])
+        return service_pb2.ModelConfigResponse(config=config)
+
+    async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        response = service_pb2.ModelInferResponse(model_name=request.model_name, model_version="1")
+        response.outputs.add(name="OUTPUT0", datatype="FP32", shape=request.inputs[0].shape)
+        response.raw_output_contents.append(request.raw_input_contents[0])
+        return response
+
+
+async def serve(port: int, servicer: InstantTriton) -> None:
+    server = grpc.aio.server()
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    await server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(int(sys.argv[1]), InstantTriton(int(sys.argv[2]))))

@@ -1,0 +1,164 @@
+"""A language model's streams survive what happens to the others, and to their engine."""
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import tidegate
+from tests.e2e.soak_chat import (
+    CHAT,
+    ChatClients,
+    all_at_once,
+    attack,
+    leaving_rounds,
+    prompts,
+    slow_readers,
+)
+from tests.running import launch, stop, wait_ready
+from tests.tiny_models import language_model
+
+TOKENS = 200
+LONG = "word " * 1000
+
+
+def converted(home: Path) -> Path:
+    """``home``, with the tiny model ``tiny_chat``, whose context is 512 tokens."""
+    source = language_model(home / "source")
+    arguments = ("--task", "causal-lm", "--name", "tiny_chat")
+    done = tidegate(home, "convert", str(source), *arguments)
+    assert done.returncode == 0, done.stderr
+    return home
+
+
+@pytest.fixture(scope="module")
+def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatClients]:
+    stack = launch(converted(tmp_path_factory.mktemp("bad_days")), "tiny_chat")
+    try:
+        wait_ready(stack, 120)
+        yield ChatClients(stack, "tiny_chat", TOKENS)
+    finally:
+        assert stop(stack) == 0, stack.output
+
+
+def test_seven_streams_do_not_notice_the_eighth(clients):
+    assert asyncio.run(leaving_rounds(clients, 4, 120)) == 0
+
+
+def test_more_streams_than_fit_are_complete_or_refused(clients):
+    counts = asyncio.run(all_at_once(clients, 100))
+    assert set(counts) <= {"same", "refused"}
+    assert counts["same"] >= 64
+
+
+def test_slow_readers_hold_nothing(clients):
+    """What they have not read is with the gateway and the kernel: the engine is free."""
+
+    async def beside() -> None:
+        texts = prompts(4, 100)
+        alone = [await clients.ask(text) for text in texts]
+        with slow_readers(clients, 4) as sockets:
+            for connection in sockets:
+                assert connection.recv(1) == b"H"
+            assert await clients.together(texts) == alone
+            clients.wait_idle()
+
+    asyncio.run(beside())
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"messages": []}, "at least one message"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role must be one of"),
+        ({"max_tokens": 10_000_000}, "'max_tokens' must be 1 to"),
+        ({"messages": [{"role": "user", "content": LONG}]}, "the context holds 512"),
+        ({"truncate_prompt_tokens": 0}, "must not be 0"),
+        ({"truncate_prompt_tokens": 512}, "must be below the context of 512 tokens"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(clients, asked, words):
+    reply = clients.stack.post(CHAT, json=clients.body("x", **asked))
+    assert reply.status_code == 400
+    assert words in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"stop": ["a text that never comes"]},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {
+            "$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "required": ["a"],
+            "properties": {"a": {"$ref": "#/$defs/a"}}, "additionalProperties": False}}}}}},
+    ],
+)  # fmt: skip
+def test_what_never_ends_ends_with_its_tokens(clients, asked):
+    outcome = asyncio.run(clients.ask("x", **asked))
+    assert outcome.finish_reason == "length"
+
+
+@pytest.mark.parametrize(("keep", "tokens"), [(50, 50), (-1, 512 - TOKENS)])
+def test_a_long_prompt_is_cut_from_the_left_if_asked(clients, keep, tokens):
+    body = clients.body(LONG, stream=False, truncate_prompt_tokens=keep)
+    reply = clients.stack.post(CHAT, json=body).json()
+    assert reply["usage"]["prompt_tokens"] == tokens
+    assert reply["usage"]["completion_tokens"] == TOKENS
+
+
+def test_random_requests_leave_nothing_behind(clients):
+    statuses = asyncio.run(attack(clients, 4, 8))
+    assert {200, 400} <= set(statuses)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_an_engine_that_dies_or_hangs_says_so_and_is_replaced(clients, number):
+    """Triton and its other models go on, so does the model's process in Triton."""
+    stack, engine, triton = clients.stack, clients.engine(), clients.stack.triton()
+    restarts = clients.metrics()["tidegate_engine_restarts"]
+
+    async def disturbed() -> None:
+        expected = await clients.ask("x")
+        streams = [asyncio.create_task(clients.ask("x", max_tokens=480)) for _ in range(24)]
+        await asyncio.to_thread(clients.wait_running)
+        engine.send_signal(number)
+        outcomes = await asyncio.gather(*streams)
+        failed = [one for one in outcomes if one.error]
+        assert failed
+        for one in failed:
+            assert one.status == 200 or (one.status == 503 and one.retry_after), one
+        for _ in range(600):
+            again = await clients.ask("x")
+            if again.status == 200:
+                break
+            assert (again.status, bool(again.retry_after)) == (503, True), again
+            await asyncio.sleep(0.1)
+        assert again == expected
+
+    asyncio.run(disturbed())
+    assert clients.engine().pid != engine.pid
+    assert stack.triton().pid == triton.pid
+    assert clients.metrics()["tidegate_engine_restarts"] == restarts + 1
+    log = (stack.home / ".tidegate" / "logs" / "triton.log").read_text(errors="replace")
+    why = "killed by SIGKILL" if number == signal.SIGKILL else "it has been stopped for"
+    assert f"the engine has ended ({why}" in log
+
+
+def test_streams_end_when_triton_does_and_come_back(clients):
+    async def disturbed() -> None:
+        expected = await clients.ask("x")
+        streams = [asyncio.create_task(clients.ask("x", max_tokens=480)) for _ in range(24)]
+        await asyncio.to_thread(clients.wait_running)
+        clients.stack.triton().kill()
+        outcomes = await asyncio.gather(*streams)
+        assert any(one.status == 200 and one.error for one in outcomes), outcomes
+        assert all(one.error or one.finish_reason for one in outcomes), outcomes
+
+        for _ in range(600):
+            if await clients.ask("x") == expected:
+                return
+            await asyncio.sleep(0.2)
+        pytest.fail(clients.stack.output)
+
+    asyncio.run(disturbed())
