@@ -65,7 +65,7 @@ class InProcess(ServedText):
         tokens = self._tokenize([text.encode() for text in texts], truncate)
         return tokens.ids, tokens.mask
 
-    def answer(self, texts: Sequence[str], outputs: Sequence[str], truncate: bool = False):
+    def infer(self, texts: Sequence[str], outputs: Sequence[str], truncate: bool = False):
         sent = [text.encode() for text in texts]
         tokens = self._tokenize(sent, truncate)
         answer = self._finish(self._graph.run(tokens.ids, tokens.mask), tokens, sent)

@@ -46,7 +46,7 @@ DISTRIBUTIONS: Mapping[str, Mapping[str, Any]] = {
     "top_k 5": {"top_k": 5},
     "top_p 0.5": {"top_p": 0.5},
     "min_p 0.2": {"min_p": 0.2},
-    "temperature 0.7": {"temperature": 0.7},
+    "temperature 0.4": {"temperature": 0.4},
 }
 
 
@@ -210,14 +210,17 @@ def distribution(folder: Path, settings: Settings, count: int) -> str:
     """First tokens sampled at temperature 1 are as frequent as their log-probabilities say, and
     with top_k, top_p, min_p and another temperature as the shares that follow from these."""
     with running(folder, settings) as driver:
-        plain = _sampled(driver, {}, count)
-        shares = {token: math.exp(logprob) for token, logprob in plain}
-        results = []
-        for name, sampling in DISTRIBUTIONS.items():
-            tokens = [token for token, _ in _sampled(driver, sampling, count)]
-            p = _chi_square_p(tokens, _expected(shares, sampling), count)
-            results.append(f"{name} {p:.3f}")
-            assert p > LEAST_P, results
+        drawn = {
+            name: _sampled(driver, sampling, count) for name, sampling in DISTRIBUTIONS.items()
+        }
+    # A log-probability is the model's own, whatever the sampling parameters.
+    shares = {token: math.exp(logprob) for draws in drawn.values() for token, logprob in draws}
+    results = []
+    for name, sampling in DISTRIBUTIONS.items():
+        tokens = [token for token, _ in drawn[name]]
+        p = _chi_square_p(tokens, _expected(shares, sampling), is_all=not sampling)
+        results.append(f"{name} {p:.3f}")
+        assert p > LEAST_P, results
     return f"{count} first tokens each, {len(shares)} different; p: {', '.join(results)}"
 
 
@@ -233,8 +236,8 @@ def _sampled(driver: Driver, sampling: Mapping[str, Any], count: int) -> list[tu
 
 
 def _expected(shares: Mapping[int, float], sampling: Mapping[str, Any]) -> dict[int, float]:
-    """The share of each token by these parameters, of those that were seen at temperature 1. What
-    was not seen is rarer than what top_k, top_p and min_p leave here."""
+    """The shares of the tokens that these parameters leave: as they are at temperature 1, else up
+    to one factor, because what was never drawn is not known."""
     ordered = sorted(shares.items(), key=lambda item: -item[1])
     if "top_k" in sampling:
         ordered = ordered[: sampling["top_k"]]
@@ -244,27 +247,35 @@ def _expected(shares: Mapping[int, float], sampling: Mapping[str, Any]) -> dict[
     if "min_p" in sampling:
         least = sampling["min_p"] * ordered[0][1]
         ordered = [(token, share) for token, share in ordered if share >= least]
-    if not sampling:
-        return dict(ordered)
     power = 1 / sampling.get("temperature", 1)
-    powers = {token: share**power for token, share in ordered}
-    return {token: share / sum(powers.values()) for token, share in powers.items()}
+    return {token: share**power for token, share in ordered}
 
 
-def _chi_square_p(tokens: Sequence[int], expected: Mapping[int, float], count: int) -> float:
-    """The probability of counts as far from the expected ones; rare tokens are one bin."""
+def _chi_square_p(tokens: Sequence[int], shares: Mapping[int, float], is_all: bool) -> float:
+    """The probability of counts as far from these shares. Rare tokens are one bin where the shares
+    are of everything there is (``is_all``); else only the common ones are compared, with one
+    another."""
     from scipy.stats import chi2
 
-    bins = {token: count * share for token, share in expected.items()}
-    common = {token: number for token, number in bins.items() if number >= LEAST_EXPECTED}
+    beyond = sum(token not in shares for token in tokens)
+    assert not beyond, f"{beyond} tokens that may not be"
+    total = 1.0 if is_all else sum(shares.values())
+    common = {
+        token: share
+        for token, share in shares.items()
+        if len(tokens) * share / total >= LEAST_EXPECTED
+    }
     observed = {token: tokens.count(token) for token in common}
-    rest, rest_seen = count - sum(common.values()), count - sum(observed.values())
-    statistic = sum((observed[token] - number) ** 2 / number for token, number in common.items())
-    if rest >= LEAST_EXPECTED:
-        statistic += (rest_seen - rest) ** 2 / rest
-        return float(chi2.sf(statistic, len(common)))
-    assert rest_seen <= 3 * LEAST_EXPECTED, f"{rest_seen} tokens that may not be"
-    return float(chi2.sf(statistic, len(common) - 1))
+    rest = 1 - sum(common.values()) if is_all else 0.0
+    scale = (len(tokens) if is_all else sum(observed.values())) / (sum(common.values()) + rest)
+    statistic = sum(
+        (observed[token] - scale * share) ** 2 / (scale * share) for token, share in common.items()
+    )
+    if scale * rest < LEAST_EXPECTED:
+        return float(chi2.sf(statistic, len(common) - 1))
+    rest_seen = len(tokens) - sum(observed.values())
+    statistic += (rest_seen - scale * rest) ** 2 / (scale * rest)
+    return float(chi2.sf(statistic, len(common)))
 
 
 def precisions(folder: Path) -> str:

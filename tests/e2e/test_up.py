@@ -126,8 +126,9 @@ def test_a_config_that_does_not_parse(built, tmp_path):
     (broken / "config.pbtxt").write_text("max_batch_size: many")
     running = launch(tmp_path, *QUICK, "broken")
     assert running.process.wait(60) == 1
-    assert "model broken failed to load" in running.output
-    assert "config.pbtxt does not parse" in running.output
+    assert "would refuse these models" in running.output
+    assert "'max_batch_size: many': Couldn't parse integer: many" in running.output
+    assert "[config-broken]: correct that line of the file" in running.output
 
 
 def test_an_unknown_pipeline(built):
