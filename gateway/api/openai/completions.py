@@ -15,11 +15,11 @@ from tritonclient.grpc import service_pb2
 from gateway.access.control import BYTES_A_TOKEN
 from gateway.api.event_streams import EventStream, stream_responses
 from gateway.api.openai.embeddings import resolve_model
+from gateway.api.openai.fields import present
 from gateway.api.openai.generation import Generation, GenerationRequest, Piece, TokenCounts
 from gateway.api.openai.request import read_chat, read_completion, with_text
 from gateway.api.openai.responses_request import read_response
 from gateway.api.openai.responses_writer import ResponsesWriter
-from gateway.api.openai.sampling import present
 from gateway.api.openai.writers import ChatWriter, CompletionWriter, Writer
 from gateway.core import Gateway
 from gateway.errors import InvalidRequest

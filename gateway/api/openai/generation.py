@@ -18,6 +18,7 @@ from gateway.api.openai.output_parsers import (
     StopFilter,
     following,
 )
+from gateway.api.openai.sampling import seed_of_copy
 from gateway.api.openai.tools import Tools
 from gateway.errors import UpstreamError
 from gateway.limits.limiter import Admission
@@ -80,7 +81,8 @@ class GenerationRequest:
                 tensors = [tensor_of(model, prompt.source, prompt.values)]
                 if binding.takes:
                     if self.n > 1 and "seed" in parameters:
-                        seed = self.sampling["seed"] + copy  # or all texts were the same
+                        # or all texts were the same
+                        seed = seed_of_copy(self.sampling["seed"], copy)
                         parameters = {**parameters, "seed": seed}
                     tensors.append(tensor_of(model, binding.sampling, [orjson.dumps(parameters)]))
                 tensors += flags
@@ -202,8 +204,9 @@ class Generation:
 
     @property
     def has_stopped(self) -> bool:
-        """Whether a stop text came: the model's text after it is dropped."""
-        return self._stops.stopped
+        """Whether a stop text came, or a call that is to be the only one: the model's text after
+        it is dropped."""
+        return self._stops.stopped or self._parser.has_ended
 
     @property
     def finish_reason(self) -> str:

@@ -4,6 +4,7 @@ However the text is cut into pieces, what comes out is the same. Every parser ta
 tool call is held in memory until it is complete, up to ``MAX_CALL`` characters.
 """
 
+import json
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 
 MAX_CALL = 128 * 1024
+MAX_QUOTED = 8  # end tags within the strings of a call
 CALL_START, CALL_END = "<tool_call>", "</tool_call>"
 _ARGUMENTS = ("arguments", "parameters")  # of a call: what Hermes' models write, and Llama's
 
@@ -33,6 +35,11 @@ class Delta(NamedTuple):
 
 
 class Parser(Protocol):
+    @property
+    def has_ended(self) -> bool:
+        """Whether the answer is complete, whatever else the model writes."""
+        ...
+
     def feed(self, text: str) -> Delta: ...
 
     def end(self) -> Delta:
@@ -86,6 +93,8 @@ class StopFilter:
 class Plain:
     """All text is content."""
 
+    has_ended = False
+
     def feed(self, text: str) -> Delta:
         return Delta(text)
 
@@ -96,22 +105,30 @@ class Plain:
 class HermesCalls:
     """Content, with calls as ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``.
 
-    White space around calls is dropped. What looks like a call and is none stays content.
+    White space around calls is dropped. What looks like a call and is none stays content. With
+    ``single``, the first call ends the answer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, single: bool = False) -> None:
+        self._single = single
+        self.has_ended = False
         self._pending = ""  # may become a tag
         self._space = ""  # white space that is content only if other content follows
         self._holds_space = True  # at the beginning and after a call
         self._call: list[str] | None = None  # pieces of the call that has begun
         self._length = 0  # of these
+        self._quoted = 0  # end tags among these, in a string of the arguments
         self._count = 0
 
     def feed(self, text: str) -> Delta:
         content: list[str] = []
         calls: list[CallDelta] = []
+        self._read(text, content, calls)
+        return Delta("".join(content), "", tuple(calls))
+
+    def _read(self, text: str, content: list[str], calls: list[CallDelta]) -> None:
         text, self._pending = self._pending + text, ""
-        while text:
+        while text and not self.has_ended:
             tag = CALL_START if self._call is None else CALL_END
             before, separator, rest = text.partition(tag)
             if not separator:
@@ -120,23 +137,22 @@ class HermesCalls:
             if self._call is None:
                 content.append(self._content(before))
                 if separator:
-                    self._call, self._length = [], 0
+                    self._call, self._length, self._quoted = [], 0, 0
             else:
                 self._inside(self._call, before, content)
                 if separator:
-                    self._close(CALL_END, content, calls)
+                    rest = self._close(CALL_END, content, calls) + rest
             text = rest
-        return Delta("".join(content), "", tuple(calls))
 
     def end(self) -> Delta:
         content: list[str] = []
         calls: list[CallDelta] = []
         pending, self._pending = self._pending, ""
-        if self._call is None:
-            content.append(self._content(pending))
-        else:
+        while self._call is not None:
             self._inside(self._call, pending, content)
-            self._close("", content, calls)
+            self._read(self._close("", content, calls), content, calls)
+            pending, self._pending = self._pending, ""
+        content.append(self._content(pending))
         if not self._count:
             content.append(self._space)
         return Delta("".join(content), "", tuple(calls))
@@ -150,20 +166,28 @@ class HermesCalls:
             return
         content.append(self._content(CALL_START + "".join(call) + text if fitted else text))
 
-    def _close(self, end: str, content: list[str], calls: list[CallDelta]) -> None:
-        """The call that has begun is complete; one that cannot be read is content."""
-        raw, self._call = "".join(self._call or ()), None
+    def _close(self, end: str, content: list[str], calls: list[CallDelta]) -> str:
+        """The call that has begun is complete, unless its end tag is part of a string; one that
+        cannot be read is content. Returns text that is to be read again."""
+        raw, pieces, self._call = "".join(self._call or ()), self._call, None
         if self._length > MAX_CALL:
             content.append(self._content(end))
-            return
+            return ""
         call = read_call(raw)
+        if call is None and end and self._quoted < MAX_QUOTED and _ends_in_string(raw):
+            self._call, self._quoted = pieces, self._quoted + 1
+            self._inside(pieces or [], end, content)
+            return ""
         if call is None:
-            content.append(self._content(CALL_START + raw + end))
-            return
+            raw, quoted, rest = raw.partition(CALL_END)
+            content.append(self._content(CALL_START + raw + (quoted or end)))
+            return rest + end if quoted else ""
         name, arguments = call
         self._space, self._holds_space = "", True
         calls.append(CallDelta(self._count, arguments, new_call_id(), name))
         self._count += 1
+        self.has_ended = self._single
+        return ""
 
     def _content(self, text: str) -> str:
         if not self._holds_space or not text:
@@ -177,6 +201,8 @@ class HermesCalls:
 
 class NamedCall:
     """All text is the arguments of one call: a grammar made the model write these."""
+
+    has_ended = False
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -199,6 +225,8 @@ class RequiredCalls:
 
     A text that was cut off before its end is content.
     """
+
+    has_ended = False
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
@@ -236,6 +264,10 @@ class ReasoningSplit:
         self._step: Callable[[str], Delta] = self._inside if is_open else self._before
         self._pending = ""
         self._trims = is_open  # whether line breaks are to be dropped now
+
+    @property
+    def has_ended(self) -> bool:
+        return self._rest.has_ended
 
     def feed(self, text: str) -> Delta:
         return self._step(text)
@@ -314,10 +346,26 @@ def _call(document: Any) -> tuple[str, str] | None:
         return None
     arguments: Any = next((document[key] for key in _ARGUMENTS if key in document), {})
     if isinstance(arguments, str):  # JSON in JSON, as OpenAI has it
-        return document["name"], arguments
+        try:
+            arguments = orjson.loads(arguments)
+        except orjson.JSONDecodeError:
+            return None
+    if arguments is None:  # of a function that takes none
+        arguments = {}
     if not isinstance(arguments, dict):
         return None
     return document["name"], orjson.dumps(arguments).decode()
+
+
+def _ends_in_string(raw: str) -> bool:
+    """Whether this beginning of a JSON document ends within a string."""
+    try:
+        json.loads(raw)
+    except json.JSONDecodeError as error:
+        return error.msg.startswith("Unterminated string")
+    except RecursionError:
+        pass
+    return False
 
 
 def new_call_id() -> str:

@@ -5,14 +5,14 @@ from typing import Any
 
 import orjson
 
+from gateway.api.openai.fields import flag, refuse_keys
 from gateway.api.openai.generation import GenerationRequest, Prompt
 from gateway.api.openai.sampling import (
     choices_of,
-    flag,
     grammar_of,
-    present,
     read,
     refuse_others,
+    refuse_top_logprobs,
     top_logprobs_of,
     wants_usage,
 )
@@ -28,6 +28,8 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 
 
 _REASONING = ("reasoning", "reasoning_content")  # of an assistant's turn; both are in use
+# Of a part: what is cached, and what was output with it once. They say nothing to the model.
+_PART_NOTES = ("prompt_cache_breakpoint", "cache_control", "annotations", "logprobs")
 _CHAT_FIELDS = frozenset(
     ("messages", "tools", "tool_choice", "parallel_tool_calls", "logprobs", "top_logprobs")
 )
@@ -72,8 +74,7 @@ def constrain(
 
 def _chat_logprobs(body: Mapping[str, Any], binding: Binding) -> int | None:
     if not flag(body, "logprobs"):
-        if "top_logprobs" in body:
-            raise InvalidRequest("'top_logprobs' needs 'logprobs': true", param="top_logprobs")
+        refuse_top_logprobs(body, "'logprobs': true")
         return None
     field = "top_logprobs" if "top_logprobs" in body else "logprobs"
     return top_logprobs_of("chat", field, body.get("top_logprobs", 0), binding)
@@ -113,8 +114,12 @@ def conversation(messages: Any, binding: Binding) -> list[dict[str, Any]]:
 def checked_message(message: Any, where: str, binding: Binding) -> dict[str, Any]:
     """The message that stands at ``where`` of the request, as a chat template takes it. Raises
     InvalidRequest."""
+    if not isinstance(message, dict):
+        raise InvalidRequest(
+            f"{where} must be an object with 'role' and 'content'", param=where[:SHOWN]
+        )
     # A response that a client sends back as a message has empty fields.
-    fields = {k: v for k, v in present(message, "content").items() if v not in ([], "")}
+    fields = {k: v for k, v in message.items() if v not in (None, [], "")}
     role = fields.pop("role", None)
     roles = _ROLES | ({"tool": "tool"} if binding.tools else {})
     if not isinstance(role, str) or role not in roles:
@@ -169,6 +174,15 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise InvalidRequest(f"{where} must have a function with a name", param=where)
+    # Clients that put a stream together leave the index in.
+    refuse_keys(call, ("id", "type", "index", "function"), where)
+    refuse_keys(function, ("name", "arguments"), f"{where}.function")
+    if call.get("type") not in (None, "function"):
+        raise InvalidRequest(
+            f"{where} is of type {quoted(call['type'])}: only functions are supported", param=where
+        )
+    if not isinstance(call.get("id"), str | None):
+        raise InvalidRequest(f"{where}.id must be a string", param=f"{where}.id")
     arguments = arguments_of(function.get("arguments", ""), f"{where}.function.arguments")
     checked = {
         "type": "function",
@@ -208,6 +222,7 @@ def _part(part: Any, where: str, part_types: Collection[str]) -> str:
         raise InvalidRequest(
             f"{where}: parts of type {quoted(part_type)} are not supported: send text", param=where
         )
+    refuse_keys(part, ("type", "text", *_PART_NOTES), where)
     text = part.get("text")
     if not isinstance(text, str):
         raise InvalidRequest(f"{where}.text must be a string", param=f"{where}.text")

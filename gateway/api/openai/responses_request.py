@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from gateway.api.openai.fields import flag, present
 from gateway.api.openai.generation import GenerationRequest
 from gateway.api.openai.request import (
     arguments_of,
@@ -18,10 +19,9 @@ from gateway.api.openai.request import (
 from gateway.api.openai.sampling import (
     HARMLESS,
     Unsupported,
-    flag,
     kept,
-    present,
     read,
+    refuse_top_logprobs,
     refuse_unsupported,
     top_logprobs_of,
     wants_usage,
@@ -53,6 +53,9 @@ _UNSUPPORTED: Unsupported = {
     "context_management": (([],), _LEAVE),
     "prompt_cache_retention": ((), _LEAVE),
     "moderation": ((), _LEAVE),
+    "prompt_cache_options": (({},), _LEAVE),
+    "access_programs": (([],), _LEAVE),
+    "image": ((), "this model returns only text"),
     "messages": ((), "send 'input'"),
     "response_format": ((), "send 'text'"),
     "n": ((1,), "send several requests"),
@@ -124,10 +127,7 @@ def _top_logprobs(body: Mapping[str, Any], binding: Binding) -> int | None:
     if include:
         field = "top_logprobs" if "top_logprobs" in body else "include"
         return top_logprobs_of("chat", field, body.get("top_logprobs", 0), binding)
-    if "top_logprobs" in body:
-        raise InvalidRequest(
-            f"'top_logprobs' needs {LOGPROBS!r} in 'include'", param="top_logprobs"
-        )
+    refuse_top_logprobs(body, f"{LOGPROBS!r} in 'include'")
     return None
 
 

@@ -30,7 +30,6 @@ _REPEATED: Json = {
     "instructions": None,
     "max_output_tokens": None,
     "metadata": {},
-    "parallel_tool_calls": False,
     "safety_identifier": None,
     "prompt_cache_key": None,
     "temperature": None,
@@ -54,8 +53,9 @@ _FIXED: Json = {
 
 class ResponsesWriter:
     def __init__(
-        self, request_id: str, model: str, _: GenerationRequest, body: Mapping[str, Any]
+        self, request_id: str, model: str, request: GenerationRequest, body: Mapping[str, Any]
     ) -> None:
+        may_call_several = request.tools is None or request.tools.choice == "auto"
         self._common: Json = {
             "id": f"resp_{request_id}",
             "object": "response",
@@ -64,6 +64,7 @@ class ResponsesWriter:
             **_FIXED,
             **{name: body.get(name, value) for name, value in _REPEATED.items()},
             "text": {**_REPEATED["text"], **body.get("text", {})},
+            "parallel_tool_calls": body.get("parallel_tool_calls", may_call_several),
         }
         self._sent = 0  # events
         self._items: list[_Item] = []  # the last one is open until another begins

@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 
+from gateway.api.openai.fields import flag
 from gateway.api.openai.structured_output import response_grammar
 from gateway.errors import SHOWN, InvalidRequest, quoted
 from gateway.models.text_binding import STRUCTURED_OUTPUTS, Binding
@@ -14,6 +15,7 @@ MAX_STOPS, MAX_STOP_LENGTH = 4, 256
 MAX_PARAMETER_BYTES = 64 * 1024
 # Accepted by every route; they change nothing here.
 HARMLESS = ("user", "metadata", "safety_identifier", "prompt_cache_key")
+MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512  # OpenAI's own limits
 COMMON = frozenset(("model", "stream", "stream_options", "stop", "n", "response_format", *HARMLESS))
 MAX_TOKENS = ("max_tokens", "max_completion_tokens")
 MAX_TOP = {"chat": 20, "completions": 5}  # log-probabilities per token
@@ -51,15 +53,11 @@ _UNSUPPORTED: Unsupported = {
     "store": ((False,), "nothing is stored here"),
     "web_search_options": ((), _LEAVE),
     "suffix": (("",), _LEAVE),
+    "moderation": ((), _LEAVE),
+    "prompt_cache_options": (({},), _LEAVE),
+    "prompt_cache_retention": ((), _LEAVE),
     "best_of": ((), "leave it out, or set it to the value of 'n'"),
 }
-
-
-def present(body: Any, required: str) -> dict[str, Any]:
-    """The body's fields that are not null; raises InvalidRequest when it is not an object."""
-    if not isinstance(body, dict):
-        raise InvalidRequest(f"the body must be a JSON object with 'model' and '{required}'")
-    return {name: value for name, value in body.items() if value is not None}
 
 
 def refuse_others(body: Mapping[str, Any], known: Iterable[str], binding: Binding) -> None:
@@ -74,19 +72,47 @@ def refuse_others(body: Mapping[str, Any], known: Iterable[str], binding: Bindin
 def refuse_unsupported(
     body: Mapping[str, Any], supported: Collection[str], unsupported: Unsupported
 ) -> None:
-    """Raise InvalidRequest for the first field that is not supported and would change something."""
+    """Raise InvalidRequest for the first field that is not supported and would change something,
+    and for one that changes nothing and is not what OpenAI defines."""
     for name in body:
         if name in supported:
+            if name in HARMLESS:
+                _check_harmless(name, body[name])
             continue
         if name not in unsupported:
             raise InvalidRequest(f"unknown field {quoted(name)} for this model", param=name[:SHOWN])
         neutral_values, remedy = unsupported[name]
-        value = body[name]
+        value = _without_nulls(body[name])
         is_neutral = any(
             value == neutral and type(value) is type(neutral) for neutral in neutral_values
         )
         if not is_neutral:
             raise InvalidRequest(f"{name!r} is not supported: {remedy}", param=name)
+
+
+def _check_harmless(name: str, value: Any) -> None:
+    fits, expected = isinstance(value, str), "a string"
+    if name == "metadata":
+        fits = isinstance(value, dict) and len(value) <= MAX_METADATA
+        fits = fits and all(
+            len(key) <= MAX_METADATA_KEY
+            and isinstance(text, str)
+            and len(text) <= MAX_METADATA_VALUE
+            for key, text in value.items()
+        )
+        expected = (
+            f"at most {MAX_METADATA} strings of {MAX_METADATA_VALUE} characters, by names of "
+            f"{MAX_METADATA_KEY}"
+        )
+    if not fits:
+        raise InvalidRequest(f"{name!r} must be {expected}", param=name)
+
+
+def _without_nulls(value: Any) -> Any:
+    """The value of a field; a null within it means the same as one that was left out."""
+    if not isinstance(value, dict):
+        return value
+    return {key: item for key, item in value.items() if item is not None}
 
 
 def read(
@@ -120,11 +146,18 @@ def choices_of(body: Mapping[str, Any], prompts: int, binding: Binding) -> int:
             "send several requests",
             param="n" if n > 1 else "prompt",
         )
-    if "best_of" in body and body["best_of"] != n:
+    if "best_of" in body and (type(body["best_of"]) is not int or body["best_of"] != n):
         raise InvalidRequest(
             f"'best_of' is not supported: {_UNSUPPORTED['best_of'][1]}", param="best_of"
         )
     return n
+
+
+def refuse_top_logprobs(body: Mapping[str, Any], needed: str) -> None:
+    """For a request without log-probabilities; 0 asks for nothing."""
+    value = body.get("top_logprobs", 0)
+    if type(value) is not int or value:
+        raise InvalidRequest(f"'top_logprobs' needs {needed}", param="top_logprobs")
 
 
 def top_logprobs_of(route: str, field: str, value: Any, binding: Binding) -> int:
@@ -133,9 +166,10 @@ def top_logprobs_of(route: str, field: str, value: Any, binding: Binding) -> int
         raise InvalidRequest(f"{field!r} is not supported by this model: leave it out", param=field)
     most = min(MAX_TOP[route], binding.max_logprobs)
     if type(value) is not int or not 0 <= value <= most:
-        raise InvalidRequest(
-            f"{field!r} must be an integer from 0 to {most} for this model", param=field
-        )
+        expected = f"an integer from 0 to {most} for this model"
+        if most == 0:
+            expected = "0 for this model: it says only how likely the token was that it chose"
+        raise InvalidRequest(f"{field!r} must be {expected}", param=field)
     return value
 
 
@@ -157,13 +191,6 @@ def kept(grammar: dict[str, Any] | None, field: str, binding: Binding) -> dict[s
     return grammar
 
 
-def flag(body: Mapping[str, Any], name: str, default: bool = False) -> bool:
-    value = body.get(name, default)
-    if type(value) is not bool:
-        raise InvalidRequest(f"{name!r} must be true or false", param=name)
-    return value
-
-
 def wants_usage(body: Mapping[str, Any]) -> bool:
     """``stream_options.include_usage``."""
     options = body.get("stream_options", {})
@@ -173,9 +200,15 @@ def wants_usage(body: Mapping[str, Any]) -> bool:
         raise InvalidRequest("'stream_options' takes 'include_usage' only", param="stream_options")
     if options and not flag(body, "stream"):
         raise InvalidRequest("'stream_options' is for streams only", param="stream_options")
-    if options.get("include_obfuscation"):
+    if flag(options, "include_obfuscation"):
         raise InvalidRequest("'include_obfuscation' is not supported", param="stream_options")
     return flag(options, "include_usage")
+
+
+def seed_of_copy(seed: int, copy: int) -> int:
+    """The seed of a further text for the same prompt; after the greatest comes the least."""
+    least, greatest = _INTEGERS["seed"]
+    return least + (seed - least + copy) % (greatest - least + 1)
 
 
 def _number(name: str, value: Any) -> Any:

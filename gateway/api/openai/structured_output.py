@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema_rs
 import orjson
 
+from gateway.api.openai.fields import refuse_keys
 from gateway.errors import SHOWN, InvalidRequest, quoted
 from gateway.models.text_binding import Binding
 
@@ -35,10 +36,9 @@ def response_grammar(
     if not isinstance(value, dict):
         raise InvalidRequest(f"'{field}' must be an object", param=field)
     kind = value.get("type")
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return {"json_object": True}
+    if kind in ("text", "json_object"):
+        refuse_keys(value, ("type",), field)
+        return {"json_object": True} if kind == "json_object" else None
     if kind != "json_schema":
         raise InvalidRequest(
             f"'{field}' of type {quoted(kind)} is not supported: use json_schema, "
@@ -50,9 +50,12 @@ def response_grammar(
         declared, where = {key: value[key] for key in value if key != "type"}, field
     if not isinstance(declared, dict) or "schema" not in declared:
         raise InvalidRequest(f"'{where}' must be an object with 'schema'", param=where)
-    unknown = sorted(set(declared) - {"name", "description", "schema", "strict"})
-    if unknown:
-        raise InvalidRequest(f"unknown field {quoted(unknown[0])} in {where}", param=where)
+    if not is_flat:
+        refuse_keys(value, ("type", "json_schema"), field)
+    refuse_keys(declared, ("name", "description", "schema", "strict"), where)
+    for name in ("name", "description"):
+        if not isinstance(declared.get(name), str | None):
+            raise InvalidRequest(f"'{where}.{name}' must be a string", param=f"{where}.{name}")
     if not isinstance(declared.get("strict"), bool | None):
         raise InvalidRequest(f"'{where}.strict' must be true or false", param=f"{where}.strict")
     check_schema(declared["schema"], f"{where}.schema", binding)

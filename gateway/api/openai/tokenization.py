@@ -12,8 +12,9 @@ import orjson
 
 from gateway.api.event_streams import stream_responses
 from gateway.api.openai.embeddings import resolve_model
+from gateway.api.openai.fields import flag, present
 from gateway.api.openai.request import chat_prompt, conversation
-from gateway.api.openai.sampling import flag, present, refuse_unsupported
+from gateway.api.openai.sampling import refuse_unsupported
 from gateway.api.openai.token_arrays import are_tokens
 from gateway.api.openai.tools import read_tools
 from gateway.core import Gateway

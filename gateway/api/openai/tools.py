@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import orjson
 
+from gateway.api.openai.fields import flag, refuse_keys
 from gateway.api.openai.output_parsers import (
     CALL_END,
     CALL_START,
@@ -35,12 +36,12 @@ class Tools:
     functions: Sequence[Json]  # as OpenAI writes them: {"type": "function", "function": {...}}
     choice: Literal["auto", "required", "named"]
     name: str = ""
-    parallel: bool = False
+    parallel: bool | None = None  # False: at most one call; None: one of those that are required
 
     def parser(self) -> Parser:
         """A parser for one text of the model."""
         if self.choice == "auto":
-            return HermesCalls()
+            return HermesCalls(single=self.parallel is False)
         return NamedCall(self.name) if self.choice == "named" else RequiredCalls()
 
     @property
@@ -76,11 +77,7 @@ class Tools:
 def read_tools(body: Mapping[str, Any], binding: Binding, is_flat: bool = False) -> Tools | None:
     """The request's tools, None if the model is to know of none. Flat ones have a function's name
     beside their type, as Responses writes them. Raises InvalidRequest."""
-    parallel = body.get("parallel_tool_calls", False)
-    if type(parallel) is not bool:
-        raise InvalidRequest(
-            "'parallel_tool_calls' must be true or false", param="parallel_tool_calls"
-        )
+    parallel = flag(body, "parallel_tool_calls") if "parallel_tool_calls" in body else None
     tools, choice = body.get("tools", []), body.get("tool_choice", "auto")
     if not isinstance(tools, list) or len(tools) > MAX_TOOLS:
         raise InvalidRequest(f"'tools' must be a list of at most {MAX_TOOLS} tools", param="tools")
@@ -125,8 +122,9 @@ def _choice(value: Any, is_flat: bool) -> tuple[Any, str]:
         return value, ""
     if isinstance(value, dict) and value.get("type") == "function":
         function = value if is_flat else value.get("function")
-        name = function.get("name") if isinstance(function, dict) else None
-        if isinstance(name, str):
+        if isinstance(function, dict) and isinstance(name := function.get("name"), str):
+            refuse_keys(value, ("type", "name" if is_flat else "function"), "tool_choice")
+            refuse_keys(function, ("type", "name"), "tool_choice.function")
             return "named", name
     shape = '"name": ...' if is_flat else '"function": {"name": ...}'
     raise InvalidRequest(
@@ -146,12 +144,13 @@ def _declared(tool: Any, where: str, is_flat: bool) -> tuple[Json, str]:
                 param=f"{where}.type",
             )
         return {key: tool[key] for key in tool if key != "type"}, where
-    if kind != "function" or set(tool) - _TOOL_FIELDS:
+    if kind != "function":
         raise InvalidRequest(
             f'{where} must be {{"type": "function", "function": {{...}}}}: other tools are not '
             "supported",
             param=where,
         )
+    refuse_keys(tool, ("type", "function"), where)
     function, where = tool.get("function"), f"{where}.function"
     if not isinstance(function, dict):
         raise InvalidRequest(f"{where} must be an object with 'name'", param=where)
@@ -159,10 +158,8 @@ def _declared(tool: Any, where: str, is_flat: bool) -> tuple[Json, str]:
 
 
 def _function(function: Json, where: str, binding: Binding, is_grammar: bool) -> Json:
+    refuse_keys(function, ("name", "description", "parameters", "strict"), where)
     function = {key: value for key, value in function.items() if value is not None}
-    unknown = sorted(set(function) - {"name", "description", "parameters", "strict"})
-    if unknown:
-        raise InvalidRequest(f"unknown field {quoted(unknown[0])} in {where}", param=where)
     name = function.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidRequest(
@@ -170,7 +167,9 @@ def _function(function: Json, where: str, binding: Binding, is_grammar: bool) ->
         )
     if not isinstance(function.get("description", ""), str):
         raise InvalidRequest(f"{where}.description must be a string", param=where)
-    function.pop("strict", None)  # a call that a grammar made is always strict
+    # A call that a grammar makes is always strict, and no other one is.
+    if type(function.pop("strict", False)) is not bool:
+        raise InvalidRequest(f"{where}.strict must be true or false", param=f"{where}.strict")
     if "parameters" in function:
         check_schema(function["parameters"], f"{where}.parameters", binding, is_grammar)
     definition = orjson.dumps(function).decode()
@@ -180,9 +179,6 @@ def _function(function: Json, where: str, binding: Binding, is_grammar: bool) ->
                 f"{where} contains {marker!r}, which would forge a turn: leave it out", param=where
             )
     return {"type": "function", "function": function}
-
-
-_TOOL_FIELDS = frozenset(("type", "function"))
 
 
 def with_instructions(

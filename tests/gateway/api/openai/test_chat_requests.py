@@ -3,9 +3,9 @@
 import orjson
 import pytest
 
+from gateway.api.openai.fields import present
 from gateway.api.openai.generation import Prompt
 from gateway.api.openai.request import read_chat, read_completion
-from gateway.api.openai.sampling import present
 from gateway.api.openai.token_inputs import embedding_rows
 from gateway.errors import Internal, InvalidRequest
 from gateway.models.text_binding import Binding

@@ -174,3 +174,46 @@ def test_a_call_without_an_end_is_held_to_a_bound_and_is_content_then():
         parts += [parser.feed(text[at : at + size]) for at in range(0, len(text), size)]
         parts.append(parser.end())
         assert joined(*parts) == Delta(text)
+
+
+# Files that an agent writes hold anything, such as the text of its own conversation.
+QUOTED = '<tool_call>{"name": "f", "arguments": {"text": "a </tool_call> b"}}</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("output", "content", "calls"),
+    [
+        (QUOTED, "", [(0, "f", '{"text":"a </tool_call> b"}')]),
+        (QUOTED.removesuffix("</tool_call>"), "", [(0, "f", '{"text":"a </tool_call> b"}')]),
+        # The string has no end: the call that follows is one.
+        (f'<tool_call>{{"a}}</tool_call>{CALL}', '<tool_call>{"a}</tool_call>', 1),
+        ('<tool_call>{"a}</tool_call> b', '<tool_call>{"a}</tool_call> b', []),
+        ('<tool_call>{"a' + "</tool_call>" * 20, '<tool_call>{"a' + "</tool_call>" * 20, []),
+        ('<tool_call>{"name": "f", "arguments": "x"}</tool_call>', None, []),
+        ('<tool_call>{"name": "f", "arguments": null}</tool_call>', "", [(0, "f", "{}")]),
+    ],
+)
+def test_calls_that_other_servers_lose(output, content, calls):
+    data = output.encode()
+    whole = _answer([data])
+    assert whole[0] == (output if content is None else content)
+    assert len(whole[2]) == calls if isinstance(calls, int) else whole[2] == calls
+    for pieces in _cuts(data, 1):
+        assert _answer(pieces) == whole
+    assert _answer([data[at : at + 1] for at in range(len(data))]) == whole
+
+
+def test_a_call_that_is_to_be_the_only_one_ends_the_answer():
+    data = f"<think>Hm.</think>So: {CALL}\n{CALL} and more".encode()
+    expected = ("So: ", "Hm.", 1, "tool_calls")
+    for pieces in _cuts(data, 1):
+        content, reasoning, calls, reason = _answer(pieces, Tools([], "auto", parallel=False))
+        assert (content, reasoning, len(calls), reason) == expected
+    assert len(_answer([data], Tools([], "auto", parallel=True))[2]) == 2
+
+
+def test_end_tags_in_calls_that_are_none_take_linear_time():
+    """Each is read again a bounded number of times."""
+    parser, text = HermesCalls(), '<tool_call>{"</tool_call>' * 5000
+    parts = [parser.feed(text[at : at + 100]) for at in range(0, len(text), 100)]
+    assert joined(*parts, parser.end()) == Delta(text)
