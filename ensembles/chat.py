@@ -34,10 +34,10 @@ GOLDEN = Golden(
     request={
         "text_input": "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by "
         f"Hugging Face<|im_end|>\n<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n",
-        "sampling_parameters": '{"temperature": 0, "max_tokens": 8}',
+        "sampling_parameters": '{"temperature": 0, "max_tokens": 2}',
         "exclude_input_in_output": True,
     },
-    expect={"text_output": ["Je suis bonjour."]},
+    expect={"text_output": ["Je su"]},
     tolerance=0.0,
 )
 

@@ -30,6 +30,9 @@ LATE_S = LEAST_PROBE_S  # a probe without a response for this long counts as lat
 # A probe may queue behind requests, each of which may take as long as its deadline. A model may
 # therefore complete nothing for BUSY_S, or for the deadline if that is longer.
 BUSY_S, LONGEST_BUSY_S = 15.0, 60.0
+# A probe that takes longer than this, as a language model's does, is not sent in every round: so
+# many times as long must pass between two, but no more than LATE_S, within which a fault is found.
+SLOW_PROBE_S, PAUSES = 0.05, 50
 _NO_RESPONSE = "does not answer its golden sample"
 STALE_S = 5.0  # the greatest age of the catalogue
 
@@ -49,6 +52,12 @@ class _Probe:
     @property
     def is_pending(self) -> bool:
         return self.task is not None and not self.task.done()
+
+    @property
+    def pause_s(self) -> float:
+        """The least time from one probe to the next, after one that was answered correctly."""
+        took_s = self.took_s or 0.0
+        return min(PAUSES * took_s, LATE_S) if took_s > SLOW_PROBE_S else 0.0
 
 
 class Background:
@@ -149,9 +158,10 @@ class Background:
         return [replica for replica in replicas if replica.health and replica.serves(name)]
 
     def _start_probe(self, replica: Replica, model: Model) -> asyncio.Task[None] | None:
-        """A new probe, or None if one is in flight."""
+        """A new probe, or None if one is in flight, or it is too early for one."""
         probe = self._probes.setdefault((replica.address, model.name), _Probe())
-        if probe.is_pending:
+        is_healthy = replica.probes.get(model.name) == ""
+        if probe.is_pending or (is_healthy and time.monotonic() < probe.since + probe.pause_s):
             return None
         probe.since = time.monotonic()
         probe.moved = probe.moved or probe.since

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from gateway.background import BUSY_S, Background, readiness
+from gateway.background import BUSY_S, LATE_S, Background, readiness
 from gateway.core import Gateway
 from gateway.errors import NotFound
 from gateway.settings import Settings
@@ -141,6 +141,25 @@ async def test_a_first_answer_that_takes_longer_than_a_round_is_waited_for(
         await background.probe()
         await asyncio.sleep(0.05)
     assert all(fake.inferences <= 2 for fake in pair[0])  # no more than the next probe
+    background._cancel_probes()
+
+
+async def test_a_model_whose_probe_takes_long_is_probed_less_often(pair, gateway):
+    for fake in pair[0]:
+        fake.answer = late(0.2)
+    background = Background(gateway)
+    for _ in range(3):
+        assert await _round(gateway, background) == {}
+    assert [fake.inferences for fake in pair[0]] == [1, 1]
+    for probe in background._probes.values():
+        assert probe.pause_s == LATE_S
+        probe.since -= LATE_S
+    pair[0][0].answer = failing()
+    await _round(gateway, background)
+    assert [fake.inferences for fake in pair[0]] == [2, 2]
+    assert gateway.pool.replicas[0].probes["p"]
+    await _round(gateway, background)  # what has failed is tried in every round
+    assert [fake.inferences for fake in pair[0]] == [3, 2]
     background._cancel_probes()
 
 

@@ -24,7 +24,8 @@ from converters.tasks.causal_lm.samples import (
 )
 
 RANKS = 8  # of the likeliest tokens at each step, to explain a divergence
-GOLDEN_STEPS = 8
+# One of the prompt's step and one of a step that decodes: every few seconds, probes ask for them.
+GOLDEN_STEPS = 2
 
 
 def ask_original(source: Path, passages: list[str], folder: Path) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ ends when it holds half of what it may.
 """
 
 import collections
+import contextlib
 import json
 import queue
 import selectors
@@ -47,11 +48,16 @@ class Child:
     def __init__(self, model: Path, timeout_s: float) -> None:
         self._model, self._timeout_s = model, timeout_s
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_ready = False
 
     def fault(self, structure: Structure) -> tuple[str, int] | None:
         """Why it cannot be compiled, '' if it can, and the bytes that it takes; None if it took too
         long or too much memory. Raises CompilerFailed."""
-        process = self._process or self._start()
+        process = self._process or self.start()
+        if not self._is_ready and self._reply(process, START_S) is None:
+            self.end()
+            raise CompilerFailed("the process that compiles structures did not start")
+        self._is_ready = True
         assert process.stdin  # noqa: S101 - a pipe
         try:
             process.stdin.write(json.dumps(structure).encode() + b"\n")
@@ -69,9 +75,10 @@ class Child:
         if self._process:
             self._process.kill()
             self._process.communicate()
-            self._process = None
+            self._process, self._is_ready = None, False
 
-    def _start(self) -> "subprocess.Popen[bytes]":
+    def start(self) -> "subprocess.Popen[bytes]":
+        """Does not wait for it: it takes seconds to load. Raises CompilerFailed."""
         # Isolated, as Triton's own Python is: the packages are those of the interpreter.
         program = Path(__file__).with_name("lm_compiler.py")
         try:
@@ -82,9 +89,6 @@ class Child:
             )
         except OSError as error:
             raise CompilerFailed(f"no process to compile structures in: {error}") from None
-        if self._reply(self._process, START_S) is None:
-            self.end()
-            raise CompilerFailed("the process that compiles structures did not start")
         return self._process
 
     @staticmethod
@@ -148,6 +152,8 @@ class Structures(threading.Thread):
         self.join()
 
     def run(self) -> None:
+        with contextlib.suppress(CompilerFailed):  # the first structure tries again, and tells
+            self._child.start()
         while (task := self._inbox.get()) is not None:
             error: Exception | None = None
             try:
