@@ -71,6 +71,7 @@ LISTED = {
         "gateway/api/openai/test_better_than_tritons_frontend",
         "gateway/api/openai/test_openai_tokens",
         "gateway/api/openai/test_output_parsers",
+        "gateway/api/openai/test_responses",
         "gateway/api/v2/test_large_bodies",
         "gateway/api/v2/test_v2_request::test_any_json_is_parsed_or_invalid",
         "gateway/audit/test_audit",
@@ -78,7 +79,10 @@ LISTED = {
         "gateway/policy/test_policy_cut",
         "gateway/test_optional_parts",
         "serving/backends/test_openvino_genai_engine",
+        "serving/backends/test_openvino_genai_supervisor",
         "serving/triton/test_children::test_a_child_never_runs_grpcs_fork_handlers",
+        "serving/tuning/test_config_search_samples::"
+        "test_without_a_file_the_conversions_samples_are_used",
         "test_layers",
         "test_suite",
         "tidegate/test_vllm_model",

@@ -1,5 +1,7 @@
 """A small OpenID Connect issuer on loopback, which can be slow, wrong or unreachable."""
 
+import asyncio
+import functools
 import json
 import threading
 import time
@@ -15,22 +17,38 @@ JWKS, DISCOVERY = "/keys", "/.well-known/openid-configuration"
 
 
 class SigningKey:
-    """A private key and the JWK of its public half."""
+    """A private key and the JWK of its public half: the same for the same ``kid``, algorithm and
+    ``owner``."""
 
-    def __init__(self, kid: str, algorithm: str = "RS256", **fields: str) -> None:
+    def __init__(
+        self, kid: str, algorithm: str = "RS256", *, owner: str = "issuer", **fields: str
+    ) -> None:
         self.kid, self.algorithm = kid, algorithm
-        self.private: Any
-        if algorithm.startswith("ES"):
-            self.private = ec.generate_private_key(ec.SECP256R1())
-            jwk = ECAlgorithm.to_jwk(self.private.public_key(), as_dict=True)
-        else:
-            self.private = rsa.generate_private_key(65537, 2048)
-            jwk = RSAAlgorithm.to_jwk(self.private.public_key(), as_dict=True)
+        self.private = _private_key(kid, algorithm, owner)
+        public = ECAlgorithm if algorithm.startswith("ES") else RSAAlgorithm
+        jwk = public.to_jwk(self.private.public_key(), as_dict=True)
         self.jwk: dict[str, Any] = {**jwk, "kid": kid, **fields}
 
 
+@functools.cache
+def _private_key(kid: str, algorithm: str, owner: str) -> Any:
+    """One that is made once: an RSA key takes a tenth of a second."""
+    if algorithm.startswith("ES"):
+        return ec.generate_private_key(ec.SECP256R1())
+    return rsa.generate_private_key(65537, 2048)
+
+
+async def fetches_ended() -> None:
+    """Wait for the keys that are being fetched: a loop that ends before httpx has connected leaves
+    a coroutine that was never awaited."""
+    fetches = [task for task in asyncio.all_tasks() if "Jwks._read" in str(task.get_coro())]
+    if fetches:
+        await asyncio.wait(fetches)
+
+
 class Issuer:
-    """Serves discovery and keys. ``faults`` maps a path to a status, ``delay_s`` slows it down."""
+    """Serves discovery and keys. ``faults`` maps a path to a status, ``delay_s`` slows it down, and
+    while ``may_respond`` is not set it hangs."""
 
     def __init__(self) -> None:
         self.keys = [SigningKey("one")]
@@ -38,12 +56,15 @@ class Issuer:
         self.faults: dict[str, int] = {}
         self.documents: dict[str, Any] = {}
         self.delay_s = 0.0
+        self.may_respond = threading.Event()
+        self.may_respond.set()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
 
     def close(self) -> None:
+        self.may_respond.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -79,6 +100,7 @@ class Issuer:
             def do_GET(self) -> None:
                 issuer.requests.append(self.path)
                 time.sleep(issuer.delay_s)
+                issuer.may_respond.wait()
                 document = issuer.document(self.path)
                 body = document if isinstance(document, bytes) else json.dumps(document).encode()
                 self.send_response(issuer.faults.get(self.path, 200))

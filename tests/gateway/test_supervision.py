@@ -13,6 +13,7 @@ from gateway.supervision import Supervisor, every
 async def watched(monkeypatch):
     """A supervisor that checks often, and its count of restarts per task."""
     monkeypatch.setattr(supervision, "CHECK_S", 0.02)
+    monkeypatch.setattr(supervision, "BACKOFF_S", (0.03,))
     restarts = collections.Counter()
     supervisor = Supervisor(lambda name: restarts.update([name]))
     supervisor.open()

@@ -35,7 +35,7 @@ def gateway():
     answers = {"/readyz": (200, {}), "/v1/models": (200, MODELS)}
     seen = {}
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}", answers, seen
         server.shutdown()

@@ -16,7 +16,7 @@ from gateway.identity.callers import Callers
 from gateway.identity.credentials import refused
 from gateway.identity.keys import KeyRing
 from gateway.policy.gateway_toml import Rules
-from tests.gateway.issuer import JWKS, Issuer, SigningKey
+from tests.gateway.issuer import JWKS, Issuer, SigningKey, fetches_ended
 
 TENANTS = {"acme": {"models": ["text_*"]}, "other": {"models": ["*"]}}
 
@@ -103,6 +103,7 @@ async def test_a_withdrawn_key_invalidates_the_tokens_that_it_verified(
             for _ in range(200):
                 await asyncio.sleep(0.02)
                 await _identify(callers, token)
+        await fetches_ended()
     finally:
         issuer.close()
 
@@ -217,7 +218,7 @@ async def test_no_signature_and_no_hmac_with_the_public_key(issuer, callers_for,
 async def test_a_key_that_the_token_brings_along_is_ignored(issuer, callers_for):
     attacker = Issuer()
     try:
-        evil = SigningKey("one")
+        evil = SigningKey("one", owner="attacker")
         attacker.keys = [evil]
         header = {"jku": attacker.url + JWKS, "x5u": attacker.url + JWKS, "jwk": evil.jwk}
         forged = issuer.token(key=evil, header=header)
