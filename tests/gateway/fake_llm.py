@@ -68,6 +68,7 @@ class FakeLlm(FakeTriton):
         super().__init__(*configs)
         self.write: Writer = lambda prompt, sampling: [b"Hello", b"!"]
         self.delay_s = 0.0  # before each token
+        self.refusal = ""  # what the engine says of every request that it refuses
         self.requests: list[dict[str, Any]] = []  # prompt and sampling parameters
         self.made = self.cancelled = 0
 
@@ -94,6 +95,10 @@ class FakeLlm(FakeTriton):
         prompt = inputs["text_input"].decode()
         sampling = json.loads(inputs["sampling_parameters"])
         self.requests.append({"prompt": prompt, "sampling": sampling})
+        if self.refusal:
+            error = f"[tidegate:invalid_input] {self.refusal}"
+            yield service_pb2.ModelStreamInferResponse(error_message=error)
+            return
         decoder = codecs.getincrementaldecoder("utf-8")()
         tokens = self.write(prompt, sampling)
         most = sampling["max_tokens"]

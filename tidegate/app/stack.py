@@ -288,7 +288,9 @@ class Stack:
             """-d '{"model": "text_embedding", "input": ["I want my money back."]}'""",
         )
         question = [{"role": "user", "content": "What is the capital of France?"}]
-        asked = json.dumps({"model": "chat", "stream": True, "messages": question})
+        asked = json.dumps(
+            {"model": "chat", "stream": True, "temperature": 0, "messages": question}
+        )
         chat = f"  curl -sN {shlex.quote(f'{self.url}/v1/chat/completions')} {header} -d '{asked}'"
         return "\n".join(
             [

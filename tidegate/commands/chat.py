@@ -24,7 +24,11 @@ _AFRESH = "/new"
 )
 @click.option("--system", default="", help="A system message, at the beginning.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="The most tokens of an answer.")
-@click.option("--temperature", type=click.FloatRange(0, 2), help="0 is the likeliest answer.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, 2),
+    help="0 is the likeliest answer. Default: the API's, 1, at which a small model rambles.",
+)
 @click.option(
     "--url",
     envvar="TIDEGATE_URL",

@@ -159,11 +159,14 @@ class _Completion:
     def _named(self, error: InvalidRequest) -> InvalidRequest:
         """The engine's refusal, with the field that caused it: the engine knows only tensors."""
         param = error.param
-        if error.problem.startswith("structured_outputs"):
+        named = error.problem.split(" ")[0].rstrip(":")
+        if error.problem.startswith(("structured_outputs", "json schema")):
             format_field = "text.format" if self._field == "input" else "response_format"
             param = "tools" if self._request.tools else format_field
         elif error.problem.startswith("the prompt"):
             param = self._field
+        elif named in self._request.sampling:
+            param = named
         return InvalidRequest(error.problem, param=param)
 
     def _counts(self, admission: Admission) -> TokenCounts:

@@ -132,9 +132,13 @@ class _Walk:
     def _resolve(self, reference: Any) -> None:
         if not isinstance(reference, str) or not reference.startswith("#"):
             raise self._wrong(f"has a $ref outside of itself, {quoted(reference)}")
+        if reference != "#" and not reference.startswith("#/"):
+            raise self._wrong(f"has a $ref to an anchor, {quoted(reference)}, not to a path")
         target: Any = self._root
         for part in reference[1:].split("/")[1:]:
             key = part.replace("~1", "/").replace("~0", "~")
+            if isinstance(target, list):
+                raise self._wrong(f"has a $ref into a list, {quoted(reference)}: name that schema")
             if not isinstance(target, dict) or key not in target:
                 raise self._wrong(f"has a $ref to nothing, {quoted(reference)}")
             target = target[key]

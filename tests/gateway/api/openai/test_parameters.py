@@ -377,3 +377,32 @@ def test_seeds_of_several_texts_stay_in_range(http, served):
     _ask(http, served, CHAT, seed=2**63 - 1, n=2)
     seeds = {request["sampling"]["seed"] for request in served.llm.requests}
     assert seeds == {2**63 - 1, -(2**63) + 1}
+
+
+FORMAT = {"response_format": {"type": "json_schema", "json_schema": SCHEMA}}
+FLAT_FORMAT = {"text": {"format": {"type": "json_schema", **SCHEMA}}}
+
+
+@pytest.mark.parametrize(
+    ("route", "fields", "refusal", "param"),
+    [
+        (CHAT, FORMAT, "json schema: the keyword 'pattern' is not supported", "response_format"),
+        (CHAT, FORMAT, "structured_outputs cannot be compiled: slow", "response_format"),
+        (RESPONSES, FLAT_FORMAT, "json schema: the keyword 'x' is not supported", "text.format"),
+        (CHAT, {"tools": [TOOL], "tool_choice": "required"}, "json schema: 'x'", "tools"),
+        (CHAT, {}, "the prompt has 9 tokens, and the context holds 5", "messages"),
+        (COMPLETIONS, {}, "the prompt is empty", "prompt"),
+        (CHAT, {"min_p": 0.5}, "min_p must be below 0.4", "min_p"),
+        (CHAT, {}, "something else", None),
+    ],
+)
+def test_what_the_engine_refuses_is_named_as_the_request_names_it(
+    http, served, route, fields, refusal, param
+):
+    served.llm.refusal = refusal
+    try:
+        status, body, _ = _ask(http, served, route, **fields)
+    finally:
+        served.llm.refusal = ""
+    error = json.loads(body)["error"]
+    assert (status, error["param"], error["message"]) == (400, param, refusal)

@@ -24,6 +24,8 @@ def _nested(depth: int) -> dict:
         ({"anyOf": [{"if": {}}]}, "'if'"),
         ({"$ref": "https://example.com/schema"}, "outside of itself"),
         ({"$ref": "#/$defs/none"}, "to nothing"),
+        ({"$ref": "#name"}, "to an anchor"),
+        ({"anyOf": [{"type": "string"}], "$ref": "#/anyOf/0"}, "into a list"),
         ({"type": "strnig"}, "not a JSON Schema"),
         ({"properties": {"a": 5}}, "not an object"),
         ({"description": "x" * 65_536}, "over 65536 bytes"),
