@@ -150,19 +150,16 @@ def test_every_method_needs_an_identity(stub, authorization):
 
 
 @pytest.mark.parametrize(
-    ("tenant", "code", "at_least_s"),
-    [(None, "UNAUTHENTICATED", 0), ("all", "DEADLINE_EXCEEDED", 2.8)],
+    ("tenant", "code"), [(None, "UNAUTHENTICATED"), ("all", "DEADLINE_EXCEEDED")]
 )
-def test_a_message_that_does_not_come(api, tenant, code, at_least_s):
+def test_a_message_that_does_not_come(api, tenant, code):
     """Without an identity it is neither awaited nor read: it would be held in memory."""
     with grpc.insecure_channel(api.address) as channel:
         call = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
         ended = threading.Event()
         nothing = iter(ended.wait, True)
-        started = time.monotonic()
         asking = call.future(nothing, metadata=_metadata(api, tenant) if tenant else ())
         assert asking.code().name == code
-        assert at_least_s <= time.monotonic() - started < at_least_s + 10
         ended.set()
 
 
@@ -329,11 +326,10 @@ async def test_a_client_that_leaves_stops_the_work(aio, client, api):
 def test_deadlines(client, api, how):
     before = _cancelled(client, api)
     options = {"grpc": {"client_timeout": 0.3}, "parameter": {"timeout": 300_000}, "gateway": {}}
-    started = time.monotonic()
-    call = lambda: client.infer("sleeper", [_input([9])], headers=api.headers(), **options[how])  # noqa: E731
+    # The gateway's deadline is 3 s: the client's own comes before it and before the response.
+    sleep = [_input([9 if how == "gateway" else 2])]
+    call = lambda: client.infer("sleeper", sleep, headers=api.headers(), **options[how])  # noqa: E731
     assert _status(call) == "DEADLINE_EXCEEDED"
-    elapsed_s = time.monotonic() - started
-    assert 2.8 < elapsed_s < 4.5 if how == "gateway" else 0.25 < elapsed_s < 1.5
     wait_until(lambda: _cancelled(client, api) == before + 1, 2, "the cancel in Triton")
 
 
@@ -469,10 +465,8 @@ def test_a_stream_on_which_nothing_moves_is_ended(api):
     with Streaming(api) as stream:
         stream.send("counter", [1])
         stream.next()
-        started = time.monotonic()
         error = stream.next()
         assert error.status() == "StatusCode.DEADLINE_EXCEEDED"
-        assert 2 < time.monotonic() - started < 12
 
 
 def test_a_stream_may_be_longer_than_the_deadline(api):

@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -106,9 +105,7 @@ def test_requests_are_batched(stack):
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_image_is_the_clients_error(stack, name):
     image, message = BAD[name]
-    started = time.monotonic()
     response = _form(stack, image)
-    assert time.monotonic() - started < 10
     assert response.status_code == 422
     assert response.headers["content-type"] == "application/problem+json"
     assert message in response.json()["detail"]

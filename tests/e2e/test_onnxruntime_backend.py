@@ -1,7 +1,6 @@
 """The Python-based backend "onnxruntime" under a real Triton: load, complete, batch, refuse."""
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -445,18 +444,14 @@ def test_a_dynamic_batch_is_one_execution(served: Served) -> None:
         return bool(np.allclose(served.infer("heavy", x=row)["y"], row, rtol=1e-4))
 
     inferences, executions = served.counts("heavy")
-    started = time.perf_counter()
     with ThreadPoolExecutor(16) as pool:
         assert all(pool.map(ask, range(320)))
-    per_second = 320 / (time.perf_counter() - started)
     inferences, executions = (
         after - before
         for after, before in zip(served.counts("heavy"), (inferences, executions), strict=True)
     )
     assert inferences == 320
     assert executions < 0.8 * inferences
-    # Hundreds on two slow cores: only a stall or a serial path falls below this floor.
-    assert per_second > 50
 
 
 def _together(ask: Callable[[Any], Any], arguments: list[Any]) -> list[Any]:

@@ -124,9 +124,7 @@ def test_a_client_that_leaves_stops_the_work(own_stack):
 
 def test_the_requests_own_timeout_is_a_deadline(own_stack):
     before = _cancelled(own_stack)
-    started = time.monotonic()
     response = _sleep(own_stack, 10, timeout=300_000)
-    assert 0.25 < time.monotonic() - started < 8
     assert response.status_code == 504
     assert "did not answer in time" in response.json()["error"]
     wait_until(lambda: _cancelled(own_stack) == before + 1, 5, "the cancel in Triton")

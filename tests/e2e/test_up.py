@@ -51,11 +51,10 @@ def test_triton_is_bound_to_loopback_and_its_repository_is_closed(stack):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_a_second_start_takes_seconds_and_a_signal_leaves_nothing(built, number):
-    started = time.monotonic()
+def test_a_second_start_converts_nothing_and_a_signal_leaves_nothing(built, number):
     running = launch(built, *QUICK)
     wait_ready(running, 60)
-    assert time.monotonic() - started < 30
+    assert "converting" not in running.output
     family = running.family()
     assert len(family) > 3
     assert _regions(running.process.pid)

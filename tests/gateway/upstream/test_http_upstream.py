@@ -288,10 +288,10 @@ def test_a_large_answer_with_nan_holds_nobody_up():
     response = Response(200, None, ANSWER.replace(b"[]", output))
     times = []
     for _ in range(5):
-        started = time.perf_counter()
+        started = time.thread_time()
         with pytest.raises(InvalidRequest, match="'y' has NaN or Infinity"):
             to_reply(response)
-        times.append(time.perf_counter() - started)
+        times.append(time.thread_time() - started)
     assert min(times) < 0.1
 
 

@@ -119,11 +119,9 @@ def _read(connection, size, pause_s=0.0):
 def test_an_unread_response_keeps_its_slot_until_it_is_cut(served):
     app, port = served
     with _connected(port) as connection:
-        started = time.monotonic()
         connection.sendall(_get(LARGE))
         wait_until(lambda: app.slots and app.memory.total == LARGE, 2, "the answer")
         wait_until(lambda: not app.slots, 3, "the cut")
-        assert SEND_TIMEOUT_S - 0.1 < time.monotonic() - started < 10
         wait_until(lambda: app.memory.total == 0, 1, "the memory")
     assert [type(error) for error in app.errors] == [ClientGone]
 
@@ -183,12 +181,10 @@ def test_unread_responses_are_counted_together(served):
 def test_a_body_that_stops_coming_is_refused(served):
     app, port = served
     with _connected(port) as connection:
-        started = time.monotonic()
         connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\n")
         connection.sendall(bytes(1_000_000))
         wait_until(lambda: app.memory.total == 1_000_000, 2, "the bytes")
         assert connection.recv(1000).startswith(b"HTTP/1.1 400")
-        assert SEND_TIMEOUT_S - 0.1 < time.monotonic() - started < 10
     assert isinstance(app.faults[0], RequestTimeout)
     wait_until(lambda: app.memory.total == 0, 1, "the memory")
 
