@@ -39,10 +39,10 @@ class PartMissing(AssertionError):
 def wheel(part: str) -> Path:
     """The wheel of this part in the cache; PartMissing."""
     name, _, version = WHEELS[part].partition("==")
-    found = sorted(_cache().glob(f"{name.replace('-', '_')}-{version}-*.whl"))
-    if not found:
+    wheels = sorted(_cache().glob(f"{name.replace('-', '_')}-{version}-*.whl"))
+    if not wheels:
         raise PartMissing(f"{WHEELS[part]} is not in {_cache()}: run {SETUP}")
-    return found[0]
+    return wheels[0]
 
 
 @cache

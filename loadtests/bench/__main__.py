@@ -40,7 +40,7 @@ BENCHMARKS: dict[str, tuple[Benchmark, ...]] = {
 }
 ALONE: dict[str, tuple[Callable[[Effort], Section], ...]] = {
     "growth": (benchmarks_growth.growth, benchmarks_growth.workers),
-    "chat": (benchmarks_chat.relay, benchmarks_chat.streams, benchmarks_chat.beside_llama_cpp),
+    "chat": (benchmarks_chat.events, benchmarks_chat.streams, benchmarks_chat.beside_llama_cpp),
 }
 
 

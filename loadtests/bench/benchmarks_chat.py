@@ -58,8 +58,8 @@ NOTES = (
     "prompt of 30 to 90 tokens, which no cache holds.",
 )
 
-RELAY_STREAMS, RELAY_PIECES = 8, 1000  # a pass: as many pieces of each stream
-RELAY_FLOOR = 10_000  # pieces a second of the gateway's CPU
+EVENT_STREAMS, EVENT_PIECES = 8, 1000  # a pass: as many pieces of each stream
+EVENT_FLOOR = 10_000  # pieces a second of the gateway's CPU
 # Of about 20 to 90 tokens; a number in front makes each a prompt that no cache holds.
 _QUESTIONS = (
     "Where is my parcel?",
@@ -228,22 +228,22 @@ def _peer(file: Path) -> Iterator[OpenAiSource]:
             server.stop()
 
 
-def relay(effort: Effort) -> Section:
-    """Pieces that a core of the gateway relays, from a Triton that sends them as fast as it can."""
+def events(effort: Effort) -> Section:
+    """Pieces that a core of the gateway passes on, from a Triton that sends as fast as it can."""
     config = effort.repository / MODEL / "config.pbtxt"
     if not config.is_file():
         raise BenchError(f"there is no model {MODEL!r} in {effort.repository}")
     with gateway_alone("loadtests.bench.instant_chat", [str(config)], MODEL) as gateway:
-        _relayed(gateway, 100)  # warm
-        passes = [_relayed(gateway, RELAY_PIECES) for _ in range(effort.rounds)]
+        _passed_on(gateway, 100)  # warm
+        passes = [_passed_on(gateway, EVENT_PIECES) for _ in range(effort.rounds)]
     per_core = Ratio.of([one.per_core for one in passes])
     wall = statistics.median(one.pieces / one.wall_s for one in passes)
     return Section(
-        "The gateway's relay of server-sent events",
+        "Server-sent events through the gateway",
         (),
-        [Floor("pieces a second of the gateway's CPU", per_core, RELAY_FLOOR)],
+        [Floor("pieces a second of the gateway's CPU", per_core, EVENT_FLOOR)],
         [
-            f"{RELAY_STREAMS} streams of {RELAY_PIECES:,} pieces; {wall:,.0f} pieces/s on the "
+            f"{EVENT_STREAMS} streams of {EVENT_PIECES:,} pieces; {wall:,.0f} pieces/s on the "
             f"clock, {1e6 / per_core.median:.0f} us of the gateway's CPU a piece. The fake Triton "
             "and the client use the same cores."
         ],
@@ -251,7 +251,7 @@ def relay(effort: Effort) -> Section:
 
 
 @dataclass(frozen=True)
-class _Relayed:
+class _PassedOn:
     pieces: int
     wall_s: float
     cpu_s: float
@@ -261,18 +261,18 @@ class _Relayed:
         return self.pieces / self.cpu_s
 
 
-def _relayed(gateway: GatewayAlone, pieces: int) -> _Relayed:
+def _passed_on(gateway: GatewayAlone, pieces: int) -> _PassedOn:
     before, began = gateway.processes.cpu_s(), time.monotonic()
     counts = asyncio.run(_count_all(gateway, pieces))
     wall_s = time.monotonic() - began
     used = sum(used_between(before, gateway.processes.cpu_s()).values())
-    if counts != [pieces] * RELAY_STREAMS:
+    if counts != [pieces] * EVENT_STREAMS:
         raise BenchError(f"of {pieces} pieces there arrived {counts}")
-    return _Relayed(pieces * RELAY_STREAMS, wall_s, max(used, 1e-3))
+    return _PassedOn(pieces * EVENT_STREAMS, wall_s, max(used, 1e-3))
 
 
 async def _count_all(gateway: GatewayAlone, pieces: int) -> list[int]:
-    return list(await asyncio.gather(*(_count(gateway, pieces) for _ in range(RELAY_STREAMS))))
+    return list(await asyncio.gather(*(_count(gateway, pieces) for _ in range(EVENT_STREAMS))))
 
 
 async def _count(gateway: GatewayAlone, pieces: int) -> int:

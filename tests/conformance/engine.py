@@ -157,10 +157,10 @@ def cancels(folder: Path, settings: Settings, count: int) -> str:
         assert (load.queued, load.running, load.kv_usage) == (0, 0, 0.0), load
         assert load.cancelled == count - phases["ended by itself"] > count / 2, (load, phases)
         assert Asked(driver, PROMPTS[0], greedy(24)).text() == before
-    told = ", ".join(f"{number} {phase}" for phase, number in phases.items())
+    phase_counts = ", ".join(f"{number} {phase}" for phase, number in phases.items())
     return (
-        f"{count} requests that their clients leave ({told}): queued, running and KV use 0; RSS "
-        f"{rss_mib} MiB before, {resident_mib()} MiB after"
+        f"{count} requests that their clients leave ({phase_counts}): queued, running and KV use "
+        f"0; RSS {rss_mib} MiB before, {resident_mib()} MiB after"
     )
 
 
@@ -389,8 +389,8 @@ def main(folder: Path, only: str | None, **sizes: int) -> None:
     for name, proof in PROOFS.items():
         if only in (None, name):
             began = time.monotonic()
-            told = proof(folder, settings, **sizes)
-            click.echo(f"{name}: {told} ({time.monotonic() - began:.0f} s)")
+            report = proof(folder, settings, **sizes)
+            click.echo(f"{name}: {report} ({time.monotonic() - began:.0f} s)")
 
 
 if __name__ == "__main__":

@@ -251,13 +251,13 @@ async def attack(clients: ChatClients, seconds: float, at_once: int) -> collecti
 
 def memory_mb(clients: ChatClients) -> dict[str, int]:
     """Resident, of the stack's larger processes."""
-    found = {}
+    sizes = {}
     for process in clients.stack.family():
         with contextlib.suppress(psutil.Error):
             size = process.memory_info().rss // 2**20
             if size > 30:
-                found[f"{Path(process.cmdline()[-1]).name}:{process.pid}"] = size
-    return found
+                sizes[f"{Path(process.cmdline()[-1]).name}:{process.pid}"] = size
+    return sizes
 
 
 async def _soak(clients: ChatClients, words: int) -> None:

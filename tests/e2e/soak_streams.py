@@ -88,5 +88,5 @@ if __name__ == "__main__":
         Path(folder, "model_repository").mkdir()
         with echoing(Path(folder)) as running:
             began = time.monotonic()
-            found = soak(running, int([*sys.argv, "5000"][1]))
-            sys.stdout.write(f"{dict(found)} in {time.monotonic() - began:.0f} s\n")
+            statuses = soak(running, int([*sys.argv, "5000"][1]))
+            sys.stdout.write(f"{dict(statuses)} in {time.monotonic() - began:.0f} s\n")

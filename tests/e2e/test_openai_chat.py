@@ -90,12 +90,12 @@ def test_length_and_temperature_by_seed(client):
     assert seeded[0] == seeded[1] != seeded[2]
 
 
-@pytest.mark.parametrize("told", ["", "[overrun] "])
+@pytest.mark.parametrize("command", ["", "[overrun] "])
 @pytest.mark.parametrize("stop", ["is my", ["zzz", "s m"], " is"])
-def test_a_stop_text_is_enforced_whether_or_not_the_model_does(client, told, stop):
+def test_a_stop_text_is_enforced_whether_or_not_the_model_does(client, command, stop):
     """Each spans two tokens or starts one; a model that continues is cut off and cancelled."""
     expected = {"is my": "Where ", " is": "Where"}.get(str(stop), "Where i")
-    call = _user(told + TEXT)
+    call = _user(command + TEXT)
     whole = client.chat.completions.create(**call, stop=stop).choices[0]
     assert (whole.message.content, whole.finish_reason) == (expected, "stop")
     assert _text(client.chat.completions.create(**call, stop=stop, stream=True)) == (

@@ -123,17 +123,17 @@ def test_a_conversation_keeps_its_answers_and_forgets_what_was_refused(gateway):
 
 
 @pytest.mark.parametrize(
-    ("models", "wanted", "said"),
+    ("models", "model", "said"),
     [
         ([], "", "serves no chat model"),
         (["a", "b"], "", "one of a, b"),
         (["a", "b"], "c", "no chat model 'c'.* served are a, b"),
     ],
 )
-def test_the_model_must_be_clear(gateway, models, wanted, said):
+def test_the_model_must_be_clear(gateway, models, model, said):
     gateway.models = models
     with pytest.raises(ServingError, match=said):
-        Conversation.open(Paths.current(), gateway.url, ChatOptions(wanted))
+        Conversation.open(Paths.current(), gateway.url, ChatOptions(model))
 
 
 def test_a_talk_goes_on_after_a_refusal_and_begins_afresh(gateway, tmp_path):

@@ -76,14 +76,14 @@ class Asked:
             raise ValueError("when streaming, exclude_input_in_output = False is not allowed")
         self.echoed = "" if exclude else self.prompt
         self.sampling = json.loads(_text(request, "sampling_parameters") or request.parameters())
-        self.wanted = {
+        self.returned = {
             name: _flag(request, f"return_{name}", False)
             for name in ("finish_reason", "num_input_tokens", "num_output_tokens")
         }
-        found = USER.match(self.prompt)
-        told = found.group(1) if found else self.prompt
-        self.commands = {name: float(value or 0) for name, value in COMMAND.findall(told)}
-        self.words = COMMAND.sub("", told)
+        match = USER.match(self.prompt)
+        text = match.group(1) if match else self.prompt
+        self.commands = {name: float(value or 0) for name, value in COMMAND.findall(text)}
+        self.words = COMMAND.sub("", text)
 
     def tokens(self, model):
         """(text, why it ends or "None"), each."""
@@ -120,13 +120,13 @@ class Asked:
 
     def response(self, text, reason, count):
         outputs = [_strings("text_output", text)]
-        if self.wanted["finish_reason"]:
+        if self.returned["finish_reason"]:
             outputs.append(_strings("finish_reason", reason))
         for name, value in (
             ("num_input_tokens", len(TOKEN.findall(self.prompt))),
             ("num_output_tokens", count),
         ):
-            if self.wanted[name]:
+            if self.returned[name]:
                 outputs.append(pb_utils.Tensor(name, np.array([value], dtype=np.uint32)))
         return pb_utils.InferenceResponse(outputs)
 

@@ -26,9 +26,9 @@ def test_every_cut_gives_the_same_text(size, stops):
     pieces = TextPieces(stops)
     sent = [pieces.add(raw[at : at + size]) for at in range(0, len(raw), size)]
     sent.append(pieces.end())
-    found = [TEXT.index(stop) for stop in stops if stop in TEXT]
-    assert "".join(sent) == TEXT[: min(found, default=None)]
-    assert pieces.stopped == bool(found)
+    positions = [TEXT.index(stop) for stop in stops if stop in TEXT]
+    assert "".join(sent) == TEXT[: min(positions, default=None)]
+    assert pieces.stopped == bool(positions)
     assert "\ufffd" not in "".join(sent)
 
 

@@ -48,10 +48,10 @@ def test_schemas_that_are_taken():
 def test_response_formats():
     assert response_grammar({"type": "text"}, ANY) is None
     assert response_grammar({"type": "json_object"}, ANY) == {"json_object": True}
-    described = {"name": "n", "strict": True, "schema": {"type": "object"}}
-    whole = {"type": "json_schema", "json_schema": described}
+    schema_format = {"name": "n", "strict": True, "schema": {"type": "object"}}
+    whole = {"type": "json_schema", "json_schema": schema_format}
     assert response_grammar(whole, ANY) == {"json": {"type": "object"}}
-    for wrong in ({**described, "x": 1}, {**described, "strict": 1}, {"name": "n"}):
+    for wrong in ({**schema_format, "x": 1}, {**schema_format, "strict": 1}, {"name": "n"}):
         with pytest.raises(InvalidRequest):
             response_grammar({"type": "json_schema", "json_schema": wrong}, ANY)
 
