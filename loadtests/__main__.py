@@ -39,7 +39,7 @@ class Options:
     ui_port: int
 
     @property
-    def kinds(self) -> list[str]:
+    def protocols(self) -> list[str]:
         return [self.only] if self.only else list(USER_CLASSES)
 
 
@@ -57,7 +57,7 @@ def locust_arguments(options: Options) -> list[str]:
         arguments += ["--headless", "--only-summary", "--run-time", options.run_time]
     else:
         arguments += ["--web-host", "127.0.0.1", "--web-port", str(options.ui_port)]
-    return [*arguments, *(USER_CLASSES[kind] for kind in options.kinds)]
+    return [*arguments, *(USER_CLASSES[protocol] for protocol in options.protocols)]
 
 
 def check(options: Options) -> None:
@@ -65,13 +65,14 @@ def check(options: Options) -> None:
     if importlib.util.find_spec("locust") is None:
         raise CannotStart("Locust is not installed: pip install 'tidegate[load]'")
     real_texts()
-    if options.users < len(options.kinds):
-        raise CannotStart(f"--users {options.users} is too few for {' and '.join(options.kinds)}")
+    if options.users < len(options.protocols):
+        protocols = " and ".join(options.protocols)
+        raise CannotStart(f"--users {options.users} is too few for {protocols}")
     if not options.headless:
         check_ui_port(options.ui_port)
-    if "rest" in options.kinds:
+    if "rest" in options.protocols:
         check_gateway(options.url, find_key(os.environ))
-    if "grpc" in options.kinds:
+    if "grpc" in options.protocols:
         check_triton(options.grpc_address)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -99,9 +100,12 @@ def _flag(name: str, default: Any, description: str, **options: Any) -> Callable
     envvar="TIDEGATE_TRITON_GRPC_ADDRESS",
 )
 @_flag(
-    "only", None, "Only this kind of user. Default: both.", type=click.Choice(list(USER_CLASSES))
+    "only",
+    None,
+    "Only users of this protocol. Default: both.",
+    type=click.Choice(list(USER_CLASSES)),
 )
-@_flag("users", 16, "Concurrent users, half of each kind.", type=click.IntRange(1))
+@_flag("users", 16, "Concurrent users, half of each protocol.", type=click.IntRange(1))
 @_flag("spawn-rate", 8.0, "Users started per second.", type=click.FloatRange(0, min_open=True))
 @_flag("run-time", "15s", "How long a headless run lasts: 90s, 5m, 1h.", callback=_run_time)
 @_flag("max-p99-ms", None, "Fail if a route's p99 exceeds this.", type=click.FloatRange(0))
@@ -118,7 +122,7 @@ def command(**flags: Any) -> None:
     python -m loadtests --headless --only rest --users 4 --run-time 1m --max-p99-ms 250
 
     \b
-    Exit codes: 0 passed; 1 a request failed, one kind of user made none, or a p99 exceeded
+    Exit codes: 0 passed; 1 a request failed, no user of a protocol made one, or a p99 exceeded
     its limit; 2 could not start.
     """
     options = Options(**{**flags, "url": flags["url"].rstrip("/")})

@@ -68,8 +68,8 @@ def forget_last_run(**_: Any) -> None:
 def record_request(
     request_type: str, name: str, response_time: float, exception: Any, **_: Any
 ) -> None:
-    kind = "grpc" if request_type == "gRPC" else "rest"
-    RECORD.add(kind, name, response_time, failed=exception is not None)
+    protocol = "grpc" if request_type == "gRPC" else "rest"
+    RECORD.add(protocol, name, response_time, failed=exception is not None)
 
 
 def record_crash(exception: BaseException, **_: Any) -> None:
@@ -97,4 +97,4 @@ def _demand(environment: Any) -> Demand:
     """In the UI the operator chooses which users run, so none can be missing there."""
     options = environment.parsed_options
     users = environment.user_classes if options.headless else []
-    return Demand(tuple(sorted(user.kind for user in users)), options.max_p99_ms)
+    return Demand(tuple(sorted(user.protocol for user in users)), options.max_p99_ms)

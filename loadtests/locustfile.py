@@ -43,7 +43,7 @@ BOOK = KnownVectors()
 class RestUser(FastHttpUser):
     """An application behind the gateway: it sends the next request as soon as it has an answer."""
 
-    kind = "rest"
+    protocol = "rest"
     connection_timeout = network_timeout = TIMEOUT_S
 
     def on_start(self) -> None:
@@ -104,7 +104,7 @@ class TritonUser(User):
     """A latency-sensitive client: stock ``tritonclient``, with nothing between it and the
     server."""
 
-    kind = "grpc"
+    protocol = "grpc"
 
     def on_start(self) -> None:
         self.client = TritonClient.take(self.environment.parsed_options.grpc_address)

@@ -18,10 +18,10 @@ BUSY_CLIENT = 0.8
 
 @dataclass(frozen=True)
 class Demand:
-    """What a run needs to pass: requests of each kind, and the p99 of each route under the
+    """What a run needs to pass: requests of each protocol, and the p99 of each route under the
     limit."""
 
-    kinds: tuple[str, ...]
+    protocols: tuple[str, ...]
     max_p99_ms: float | None = None
 
 
@@ -29,7 +29,7 @@ class Demand:
 class RouteFigures:
     """One row. Percentiles cover good answers only: a quick refusal must not flatter them."""
 
-    kind: str
+    protocol: str
     name: str
     requests: int
     failures: int
@@ -57,8 +57,8 @@ class Record:
         self._started, self._cpu_started = time.perf_counter(), time.process_time()
         self.elapsed_s = self.cpu_s = 0.0
 
-    def add(self, kind: str, name: str, response_ms: float, failed: bool) -> None:
-        route = self._routes.setdefault((kind, name), _Route())
+    def add(self, protocol: str, name: str, response_ms: float, failed: bool) -> None:
+        route = self._routes.setdefault((protocol, name), _Route())
         if failed:
             route.failures += 1
         else:
@@ -73,12 +73,12 @@ class Record:
     def figures(self) -> list[RouteFigures]:
         return [self._row(*key, route) for key, route in sorted(self._routes.items())]
 
-    def _row(self, kind: str, name: str, route: _Route) -> RouteFigures:
+    def _row(self, protocol: str, name: str, route: _Route) -> RouteFigures:
         ordered = sorted(route.good_ms)
         requests = len(ordered) + route.failures
         rps = requests / self.elapsed_s if self.elapsed_s else 0.0
         p50, p95, p99 = (percentile(ordered, share) for share in (0.50, 0.95, 0.99))
-        return RouteFigures(kind, name, requests, route.failures, round(rps, 2), p50, p95, p99)
+        return RouteFigures(protocol, name, requests, route.failures, round(rps, 2), p50, p95, p99)
 
     @property
     def client_cpu(self) -> float:
@@ -96,8 +96,12 @@ def percentile(ordered: Sequence[float], share: float) -> float | None:
 def faults(record: Record, demand: Demand) -> list[str]:
     """Why the run fails; empty when it passes."""
     rows = record.figures()
-    active = {row.kind for row in rows}
-    missing = [f"no {kind} user made a request" for kind in demand.kinds if kind not in active]
+    active = {row.protocol for row in rows}
+    missing = [
+        f"no {protocol} user made a request"
+        for protocol in demand.protocols
+        if protocol not in active
+    ]
     failed = [
         f"{row.name}: {row.failures} of {row.requests} requests failed"
         for row in rows

@@ -59,7 +59,7 @@ def test_headless_prints_its_table_and_passes(stack, tmp_path):
         assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
 
 
-def test_one_kind_of_user_and_an_enforced_p99_limit(stack):
+def test_one_protocol_and_an_enforced_p99_limit(stack):
     arguments = ("--only=grpc", "--users=1", "--run-time=2", "--max-p99-ms=0.01")
     code, output, errors = run(stack, *arguments)
     assert code == 1, output + errors

@@ -37,7 +37,7 @@ def value(arguments: list[str], flag: str) -> str:
     return arguments[arguments.index(flag) + 1]
 
 
-def test_headless_runs_both_kinds_for_a_while():
+def test_headless_runs_both_protocols_for_a_while():
     arguments = locust_arguments(HEADLESS)
     assert Path(value(arguments, "-f")).name == "locustfile.py"
     assert value(arguments, "--run-time") == "15s"

@@ -13,11 +13,11 @@ BOTH = Demand(("grpc", "rest"))
 
 @pytest.fixture
 def record():
-    """100 good answers per kind of user, of 1 to 100 ms."""
+    """100 good answers over each protocol, of 1 to 100 ms."""
     filled = Record()
-    for kind, name in (("rest", "/v1/x"), ("grpc", "ModelInfer x")):
+    for protocol, name in (("rest", "/v1/x"), ("grpc", "ModelInfer x")):
         for ms in range(1, 101):
-            filled.add(kind, name, float(ms), failed=False)
+            filled.add(protocol, name, float(ms), failed=False)
     filled.elapsed_s, filled.cpu_s = 10.0, 1.0
     return filled
 
@@ -40,7 +40,7 @@ def test_a_good_run_passes(record):
     assert document["passed"] is True
     assert document["client_cpu"] == 0.1
     assert document["routes"][1] == {
-        "kind": "rest",
+        "protocol": "rest",
         "name": "/v1/x",
         "requests": 100,
         "failures": 0,
@@ -59,7 +59,7 @@ def test_one_failure_fails_the_run_and_is_not_in_the_percentiles(record):
     assert as_text(record, BOTH).startswith("FAIL: ")
 
 
-def test_a_kind_of_user_without_requests_fails_the_run(record):
+def test_a_protocol_without_requests_fails_the_run(record):
     assert faults(Record(), BOTH) == [
         "no grpc user made a request",
         "no rest user made a request",
@@ -74,9 +74,9 @@ def test_a_user_that_crashed_fails_the_run(record):
 
 
 def test_the_p99_limit_is_exact(record):
-    assert faults(record, Demand(BOTH.kinds, 99.0)) == []
-    assert "p99 at most 99 ms" in as_text(record, Demand(BOTH.kinds, 99.0))
-    assert faults(record, Demand(BOTH.kinds, 98.9)) == [
+    assert faults(record, Demand(BOTH.protocols, 99.0)) == []
+    assert "p99 at most 99 ms" in as_text(record, Demand(BOTH.protocols, 99.0))
+    assert faults(record, Demand(BOTH.protocols, 98.9)) == [
         "ModelInfer x: p99 99.0 ms is over 98.9 ms",
         "/v1/x: p99 99.0 ms is over 98.9 ms",
     ]
