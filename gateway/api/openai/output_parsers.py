@@ -5,6 +5,7 @@ tool call is held in memory until it is complete, up to ``MAX_CALL`` characters.
 """
 
 import json
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -14,6 +15,7 @@ import orjson
 MAX_CALL = 128 * 1024
 MAX_QUOTED = 8  # end tags within the strings of a call
 CALL_START, CALL_END = "<tool_call>", "</tool_call>"
+_BEYOND_64_BITS = re.compile(r"[0-9]{19}")  # a number that may be
 _ARGUMENTS = ("arguments", "parameters")  # of a call: what Hermes' models write, and Llama's
 
 
@@ -238,7 +240,7 @@ class RequiredCalls:
     def end(self) -> Delta:
         raw = "".join(self._pieces)
         try:
-            document = orjson.loads(raw)
+            document = _loads(raw)
         except orjson.JSONDecodeError:
             return Delta(raw)
         items = document if isinstance(document, list) else [document]
@@ -336,7 +338,7 @@ def following(first: Delta, second: Delta) -> Delta:
 def read_call(raw: str) -> tuple[str, str] | None:
     """The name and the arguments (JSON text) of a call, None if it is none."""
     try:
-        return _call(orjson.loads(raw))
+        return _call(_loads(raw))
     except orjson.JSONDecodeError:
         return None
 
@@ -347,14 +349,36 @@ def _call(document: Any) -> tuple[str, str] | None:
     arguments: Any = next((document[key] for key in _ARGUMENTS if key in document), {})
     if isinstance(arguments, str):  # JSON in JSON, as OpenAI has it
         try:
-            arguments = orjson.loads(arguments)
+            arguments = _loads(arguments)
         except orjson.JSONDecodeError:
             return None
     if arguments is None:  # of a function that takes none
         arguments = {}
     if not isinstance(arguments, dict):
         return None
-    return document["name"], orjson.dumps(arguments).decode()
+    try:
+        return document["name"], _dumps(arguments)
+    except RecursionError:
+        return None
+
+
+def _loads(raw: str) -> Any:
+    """A JSON document, integers of any size included. Raises orjson.JSONDecodeError."""
+    document = orjson.loads(raw)  # for what ``json`` takes and is no JSON, too
+    if _BEYOND_64_BITS.search(raw):
+        try:
+            return json.loads(raw)
+        except (ValueError, RecursionError):  # over 4,300 digits, 1,000 levels
+            pass
+    return document
+
+
+def _dumps(document: Any) -> str:
+    """Raises RecursionError for about 1,000 levels."""
+    try:
+        return orjson.dumps(document).decode()
+    except orjson.JSONEncodeError:  # an integer of more than 64 bits, or over 254 levels
+        return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
 def _ends_in_string(raw: str) -> bool:

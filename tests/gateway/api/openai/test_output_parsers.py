@@ -190,6 +190,11 @@ QUOTED = '<tool_call>{"name": "f", "arguments": {"text": "a </tool_call> b"}}</t
         ('<tool_call>{"a}</tool_call> b', '<tool_call>{"a}</tool_call> b', []),
         ('<tool_call>{"a' + "</tool_call>" * 20, '<tool_call>{"a' + "</tool_call>" * 20, []),
         ('<tool_call>{"name": "f", "arguments": "x"}</tool_call>', None, []),
+        (
+            f'<tool_call>{{"name": "f", "arguments": {{"é": {10**30}}}}}</tool_call>',
+            "",
+            [(0, "f", f'{{"é":{10**30}}}')],
+        ),
         ('<tool_call>{"name": "f", "arguments": null}</tool_call>', "", [(0, "f", "{}")]),
     ],
 )
@@ -210,6 +215,13 @@ def test_a_call_that_is_to_be_the_only_one_ends_the_answer():
         content, reasoning, calls, reason = _answer(pieces, Tools([], "auto", parallel=False))
         assert (content, reasoning, len(calls), reason) == expected
     assert len(_answer([data], Tools([], "auto", parallel=True))[2]) == 2
+
+
+@pytest.mark.parametrize(("depth", "is_call"), [(300, True), (1010, False), (60_000, False)])
+def test_a_call_may_be_nested_deeply(depth, is_call):
+    text = f'<tool_call>{{"name":"f","arguments":{{"a":{"[" * depth}{"]" * depth}}}}}</tool_call>'
+    content, _, calls, _ = _answer([text.encode()])
+    assert (content, len(calls)) == (("", 1) if is_call else (text, 0))
 
 
 def test_end_tags_in_calls_that_are_none_take_linear_time():
