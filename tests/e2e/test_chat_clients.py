@@ -204,15 +204,15 @@ def _counters(stack: RunningStack) -> dict[str, float]:
     """The engine's own counters, in Triton's metrics."""
     text = httpx.get(f"http://127.0.0.1:{stack.metrics_port}/metrics").text
     lines = [line for line in text.splitlines() if line.startswith("tidegate_")]
-    found = {line.split("{")[0]: float(line.split()[-1]) for line in lines if '"chat"' in line}
-    assert found
-    return found
+    counters = {line.split("{")[0]: float(line.split()[-1]) for line in lines if '"chat"' in line}
+    assert counters
+    return counters
 
 
 def _is_idle(stack: RunningStack) -> bool:
-    found = _counters(stack)
+    counters = _counters(stack)
     busy = ("tidegate_running", "tidegate_queued", "tidegate_kv_usage")
-    return all(found[name] == 0 for name in busy)
+    return all(counters[name] == 0 for name in busy)
 
 
 def test_streams_that_are_left_end_in_the_engine(client, stack):
