@@ -72,7 +72,7 @@ bench-peers: $(VENV)/.load $(PEERS:%=.venv-bench/%/.installed) ## Measure agains
 	@$(BIN)/python -m loadtests.bench peers $(ARGS)
 
 bench-chat: $(VENV)/.load .venv-bench/xllamacpp_server/.installed ## Measure a language model's streams, beside llama.cpp's server
-	@[ -d model_repository/chat ] || $(BIN)/tidegate convert chat
+	@ls -d model_repository/chat/[0-9]* >/dev/null 2>&1 || $(BIN)/tidegate convert chat
 	@$(BIN)/python -m loadtests.bench chat $(ARGS)
 
 bench-growth: $(VENV)/.load ## Measure the gateway with 1,000 models, 10,000 keys, 4 workers

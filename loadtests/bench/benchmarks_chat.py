@@ -152,7 +152,7 @@ def _question(index: int) -> str:
 
 @contextmanager
 def _served(effort: Effort) -> Iterator[BenchStack]:
-    if not (effort.repository / MODEL).is_dir():
+    if not any((effort.repository / MODEL).glob("[0-9]*")):  # its config is committed
         raise BenchError(f"there is no {MODEL} in {effort.repository}: tidegate convert {MODEL}")
     with running(effort.repository, [MODEL]) as stack:
         yield stack
