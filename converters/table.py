@@ -22,25 +22,25 @@ MISSING = "\ufdd0"
 class Column:
     """A column that a model takes. ``categories`` are the texts that it knows; ``open``: it accepts
     others too. ``nullable``: it accepts a missing value (NaN, or the text ``MISSING``);
-    ``blank_missing``: the empty text counts as missing too; ``none``: a missing value was None in
-    training, not NaN. ``centre`` and ``spread`` describe the numbers that the model was trained on,
-    as far as the model itself says. ``words`` are the words that a vectorizer knows."""
+    ``none``: a missing value was None in training, not NaN (None: the model does not say).
+    ``centre`` and ``spread`` describe the numbers that the model was trained on, as far as the
+    model itself says. ``words`` are the words that a vectorizer knows."""
 
     name: str
     is_text: bool = False
     categories: tuple[str, ...] = ()
     open: bool = True
     nullable: bool = False
-    blank_missing: bool = False
-    none: bool = False
+    none: bool | None = None
     words: tuple[str, ...] = ()
     centre: float | None = None
     spread: float | None = None
     values: tuple[float, ...] = ()  # the numbers that an encoder knows, if any
+    are_objects: bool = False  # training had its numbers as Python objects, maybe with None
 
     def metadata(self) -> dict[str, Any]:
         """The fields that the pipeline's declaration holds."""
-        fields = ("name", "is_text", "categories", "open", "nullable", "blank_missing", "values")
+        fields = ("name", "is_text", "categories", "open", "nullable", "values")
         return {key: value for key, value in asdict(self).items() if key in fields}
 
 

@@ -27,7 +27,7 @@ CATEGORY_LIMIT = 200
 @dataclass(frozen=True)
 class Declaration:
     """``columns`` are mappings with name, tensor, is_text, categories, open, nullable,
-    blank_missing, values; ``number`` is the V2 dtype of those that are not texts; ``labels`` is
+    values; ``number`` is the V2 dtype of those that are not texts; ``labels`` is
     empty for a regression."""
 
     name: str
@@ -164,16 +164,13 @@ def _text_field(column: Mapping[str, Any]) -> dict[str, Any]:
     if column["nullable"]:
         json_type = ["string", "null"]
         description = "null: missing (over V2 and gRPC: the text U+FDD0)."
-        if column["blank_missing"]:
-            description = f"An empty text: missing. {description}"
         binding |= {"description": description, "x-null": MISSING_TEXT}
     categories = list(column["categories"])
     if column["open"] or not 0 < len(categories) <= CATEGORY_LIMIT:
         examples = {"examples": categories[:5]} if categories else {}
         return {"type": json_type, "maxLength": 65536, **examples, **binding}
-    blank = [""] if column["blank_missing"] and "" not in categories else []
     null = [None] if column["nullable"] else []
-    return {"type": json_type, "enum": [*categories, *blank, *null], **binding}
+    return {"type": json_type, "enum": [*categories, *null], **binding}
 
 
 _LABELS = {

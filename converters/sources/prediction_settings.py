@@ -7,6 +7,7 @@ applied   it is in the file, or the original is called with its default
 asked     no file holds it: the user gives it (``ConversionRequest.options``), and proof.md records
           it
 refused   it changes a prediction and is not converted; the message says so
+recorded  it changes predict(), not the scores, which are what is served; the card says how
 training  it decides what is learned, and does not affect what the trained model predicts
 """
 
@@ -116,4 +117,23 @@ CENTRES_PARAMETERS: Verdicts = {
         "algorithm batch_size bisecting_strategy compute_labels copy_x init init_size max_iter "
         "max_no_improvement n_init random_state reassignment_ratio tol verbose",
     ),
+}
+NEIGHBORS_PARAMETERS: Verdicts = {
+    **_all("applied", "n_neighbors weights p metric metric_params"),
+    **_all("training", "algorithm leaf_size n_jobs"),
+}
+COLUMN_TRANSFORMER_PARAMETERS: Verdicts = {
+    **_all("applied", "transformers remainder sparse_threshold transformer_weights"),
+    **_all("training", "n_jobs verbose verbose_feature_names_out"),
+}
+FUNCTION_PARAMETERS: Verdicts = {
+    **_all("applied", "func inverse_func validate accept_sparse"),
+    **_all("refused", "kw_args inv_kw_args"),
+    **_all("training", "check_inverse feature_names_out"),
+}
+# FixedThresholdClassifier and TunedThresholdClassifierCV, whose predict_proba is the estimator's.
+THRESHOLD_PARAMETERS: Verdicts = {
+    **_all("applied", "estimator"),
+    **_all("recorded", "threshold pos_label response_method"),
+    **_all("training", "cv n_jobs random_state refit scoring store_cv_results thresholds"),
 }

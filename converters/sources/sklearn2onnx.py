@@ -14,7 +14,7 @@ import onnx
 from converters.errors import ExportFailed, SourceRefused
 from converters.export.graph_names import ALL, OPSET
 from converters.export.trees2onnx import ML_DOMAIN, ML_OPSET
-from converters.sources.sklearn_columns import column_names, selected_columns
+from converters.sources.sklearn_columns import column_names, members_of, selected_columns
 from converters.sources.sklearn_exact import register_exact, register_vectorizers
 from converters.sources.vectorizers import is_vectorizer
 from converters.table import Column
@@ -130,6 +130,15 @@ def _for_skl2onnx(estimator: Any) -> Any:
         ]
         estimator.transformers_ = [
             (name, _for_skl2onnx(part), selected) for name, part, selected in selections if selected
+        ]
+    elif hasattr(estimator, "calibrated_classifiers_"):
+        calibrated = [copy.copy(part) for part in estimator.calibrated_classifiers_]
+        for part in calibrated:
+            part.estimator = _for_skl2onnx(part.estimator)
+        estimator.calibrated_classifiers_ = calibrated
+    elif members_of(estimator):
+        estimator.estimators_ = [
+            part if isinstance(part, str) else _for_skl2onnx(part) for part in estimator.estimators_
         ]
     if hasattr(getattr(estimator, "_fit_X", None), "toarray"):
         estimator._fit_X = estimator._fit_X.toarray()

@@ -6,7 +6,7 @@ columns are text.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,15 @@ from converters.table import Column
 
 # What JSON and V2 can carry as a category.
 CATEGORY_TYPES = (str, bool, int, float, np.bool_, np.integer, np.floating)
+T = TypeVar("T")
+MEMBER_MODELS = (
+    "OneVsOneClassifier",
+    "OneVsRestClassifier",
+    "StackingClassifier",
+    "StackingRegressor",
+    "VotingClassifier",
+    "VotingRegressor",
+)
 
 
 @dataclass(frozen=True)
@@ -111,8 +120,20 @@ def ignored_columns(model: Any) -> set[str]:
 
 
 def takes_columns_by_name(model: Any) -> bool:
-    """Whether a ColumnTransformer at the front selects columns by name."""
-    return _is_column_transformer(_first_step(model))
+    """Whether a ColumnTransformer at the front, or at the front of a member, selects columns by
+    name."""
+    first = _first_step(model)
+    return _is_column_transformer(first) or any(map(takes_columns_by_name, members_of(first)))
+
+
+def members_of(model: Any) -> list[Any]:
+    """The fitted estimators that are each given the model's own rows: of a calibration, a stack, a
+    vote, one for each class."""
+    if hasattr(model, "calibrated_classifiers_"):
+        return [calibrated.estimator for calibrated in model.calibrated_classifiers_]
+    if type(model).__name__ in MEMBER_MODELS:
+        return [member for member in model.estimators_ if not isinstance(member, str)]
+    return []
 
 
 def _first_step(model: Any) -> Any:
@@ -126,6 +147,7 @@ def _is_column_transformer(model: Any) -> bool:
 
 
 def _uses(part: Any, names: Sequence[str], positions: tuple[int, ...]) -> Iterator[TransformerUse]:
+    """``names`` and ``positions`` of the columns that ``part`` reads, in its order."""
     if isinstance(part, str):
         return
     if hasattr(part, "steps"):
@@ -138,10 +160,17 @@ def _uses(part: Any, names: Sequence[str], positions: tuple[int, ...]) -> Iterat
     elif _is_column_transformer(part):
         for _, transformer, selector in part.transformers_:
             selected = _selected_positions(selector, names)
-            yield from _uses(transformer, names, tuple(positions[index] for index in selected))
+            yield from _uses(
+                transformer,
+                [names[index] for index in selected],
+                tuple(positions[index] for index in selected),
+            )
     elif hasattr(part, "transformer_list"):
         for _, transformer in part.transformer_list:
             yield from _uses(transformer, names, positions)
+    elif members := members_of(part):
+        for member in members:
+            yield from _uses(member, names, positions)
     else:
         yield TransformerUse(part, positions)
 
@@ -223,13 +252,7 @@ def _with_transformer(column: Column, transformer: Any, index: int) -> Column:
     if hasattr(transformer, "statistics_"):
         fill_value = np.asarray(transformer.statistics_)[index]
         if isinstance(fill_value, str):
-            missing_value = transformer.missing_values
-            return replace(
-                column,
-                is_text=True,
-                blank_missing=is_missing(missing_value),
-                none=missing_value is None,
-            )
+            return _with_missing(replace(column, is_text=True), [transformer.missing_values])
         return _with_scale(column, fill_value, None)
     for centre_name, spread_name in (
         ("mean_", "scale_"),
@@ -249,11 +272,6 @@ def _with_categories(column: Column, encoder: Any, categories: Any) -> Column:
     present = [category for category in categories if not is_missing(category)]
     missing = [category for category in categories if is_missing(category)]
     texts = tuple(str(category) for category in present if isinstance(category, str))
-    if len(missing) > 1:
-        raise SourceRefused(
-            f"the column {column.name!r} has both None and NaN among its categories, and a client "
-            "can only say that a value is missing: use one of them, and train again"
-        )
     strange = next((value for value in present if not isinstance(value, CATEGORY_TYPES)), None)
     if strange is not None:
         # A client can only send a text or a number, which such an encoder never knows.
@@ -268,10 +286,43 @@ def _with_categories(column: Column, encoder: Any, categories: Any) -> Column:
             "them to text, and train again"
         )
     if texts or np.asarray(categories).dtype.kind in "US":
-        missing_is_none = any(category is None for category in missing)
-        return replace(column, is_text=True, categories=texts, open=is_open, none=missing_is_none)
+        known_texts, is_open = _known_to_all(column, column.categories, texts, is_open=is_open)
+        column = replace(column, is_text=True, categories=known_texts, open=is_open)
+        return _with_missing(column, missing)
     numbers = tuple(float(category) for category in present)
-    return replace(column, values=numbers, open=is_open)
+    known, is_open = _known_to_all(column, column.values, numbers, is_open=is_open)
+    are_objects = column.are_objects or np.asarray(categories).dtype == object
+    column = replace(column, values=known, open=is_open, are_objects=are_objects)
+    return _with_missing(column, missing)
+
+
+def _known_to_all(
+    column: Column, before: tuple[T, ...], categories: tuple[T, ...], *, is_open: bool
+) -> tuple[tuple[T, ...], bool]:
+    """The categories of a column that another encoder may read too, which knows ``before``; and
+    whether both accept others: one that does not decides what a client may send."""
+    if column.open and is_open:
+        return tuple(dict.fromkeys((*before, *categories))), True
+    if column.open:
+        return categories, False
+    if is_open:
+        return before, False
+    return tuple(category for category in before if category in categories), False
+
+
+def _with_missing(column: Column, values: Sequence[Any]) -> Column:
+    """The column, where a step treats these values specially; SourceRefused for one that tells None
+    from NaN."""
+    kinds = {value is None for value in values if is_missing(value)}
+    if column.none is not None:
+        kinds.add(column.none)
+    if len(kinds) > 1:
+        raise SourceRefused(
+            f"the column {column.name!r} has both None and NaN as missing values (categories, or "
+            "missing_values= of a SimpleImputer), and a client can only say that a value is "
+            "missing: use one of them, and train again"
+        )
+    return replace(column, none=kinds.pop() if kinds else None)
 
 
 def is_missing(value: Any) -> bool:

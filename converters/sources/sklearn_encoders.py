@@ -36,7 +36,7 @@ def encoder_columns(encoder: Any) -> list[EncoderColumn]:
 def _columns(encoder: Any) -> Iterator[EncoderColumn]:
     categories = [list(column) for column in encoder.categories_]
     first = [column[0] for column in categories]
-    dtypes = [_dtype_of(column) for column in categories]
+    dtypes = [_dtype_of(column) for column in encoder.categories_]
     start = 0
     for position, column_categories in enumerate(categories):
         known = tuple(value for value in column_categories if not is_missing(value))
@@ -69,10 +69,9 @@ def _unknown(known: tuple[Any, ...]) -> Any:
     return max(float(category) for category in known) + 1
 
 
-def _dtype_of(categories: list[Any]) -> type:
+def _dtype_of(categories: Any) -> type:
     """The NumPy type of a column with these categories."""
-    is_text = any(isinstance(value, str) or value is None for value in categories)
-    return object if is_text else np.float64
+    return object if np.asarray(categories).dtype.kind in "OUS" else np.float64
 
 
 def _encoded(encoder: Any, row: list[Any], dtypes: list[type]) -> np.ndarray | None:

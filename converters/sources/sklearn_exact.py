@@ -65,7 +65,8 @@ def register_exact(*, zero_missing: bool = False) -> None:
     )
 
     # skl2onnx cannot merge adjacent text and number columns into one tensor.
-    _parse.do_not_merge_columns = (*dict.fromkeys((*_parse.do_not_merge_columns, TargetEncoder)),)
+    unmerged = (*_parse.do_not_merge_columns, TargetEncoder, SimpleImputer)
+    _parse.do_not_merge_columns = (*dict.fromkeys(unmerged),)
     classifier = calculate_linear_classifier_output_shapes
     regressor = calculate_linear_regressor_output_shapes
     for model, classifies in (*tree_models(), *booster_classes()):
@@ -105,8 +106,14 @@ def register_exact(*, zero_missing: bool = False) -> None:
         update_registered_converter(
             selector, f"Sklearn{selector.__name__}", _selected_shape, _convert_selection
         )
+    update_registered_converter(
+        SimpleImputer,
+        "SklearnSimpleImputer",
+        _imputed_shape,
+        _convert_imputer,
+        parser=_imputer_parser,
+    )
     for part, shapes, convert in (
-        (SimpleImputer, _imputed_shape, _convert_imputer),
         (MissingIndicator, _flagged_shape, _convert_indicator),
         (MinMaxScaler, calculate_sklearn_scaler_output_shapes, _convert_min_max),
         (MaxAbsScaler, calculate_sklearn_scaler_output_shapes, _convert_max_abs),
@@ -557,7 +564,13 @@ def _function_shape(operator: Any) -> None:
 
 
 def _convert_function(scope: Any, operator: Any, container: Any) -> None:
-    function, source = operator.raw_operator.func, _joined_input(scope, operator, container)
+    transformer, source = operator.raw_operator, _joined_input(scope, operator, container)
+    function = transformer.func
+    if transformer.kw_args:
+        raise NotImplementedError(
+            f"FunctionTransformer(kw_args={transformer.kw_args!r:.60}) has no converter: use a "
+            "function without arguments"
+        )
     dtype, target = _input_dtype(operator), operator.outputs[0].full_name
     parts = function_parts(function, source, target)
     if parts is None:
@@ -593,56 +606,86 @@ def _convert_tfidf(scope: Any, operator: Any, container: Any) -> None:
     _add_norm(scope, operator, container, source, transformer.norm)
 
 
-def _convert_imputer(scope: Any, operator: Any, container: Any) -> None:
-    """Replace missing values with ``statistics_``; in a text column the empty text is missing."""
-    imputer, source = operator.raw_operator, _joined_input(scope, operator, container)
-    statistics = np.asarray(imputer.statistics_)
-    missing_name, target = scope.get_unique_variable_name("missing"), operator.outputs[0].full_name
-    final, indicator = target, imputer.indicator_
-    if indicator is not None:
-        target = scope.get_unique_variable_name("filled")
-    missing_value = imputer.missing_values
-    # A numeric constant is stored as objects.
-    of_texts = any(isinstance(value, str) for value in statistics)
-    if of_texts:
-        keys = ["", MISSING] if is_missing(missing_value) else [str(missing_value)]
-        _add_lookup(scope, container, source, missing_name, dict.fromkeys(keys, 1), 0)
-        flags, missing_name = missing_name, scope.get_unique_variable_name("is_missing")
-        container.add_node("Cast", [flags], [missing_name], to=onnx.TensorProto.BOOL)
-        texts = [str(text).encode() for text in statistics]
-        fill = _constant(scope, container, texts, onnx.TensorProto.STRING)
-    else:
-        dtype, numbers = _input_dtype(operator), statistics.astype(np.float64)
-        fill = _constant(scope, container, numbers, dtype)
-        if not np.isfinite(numbers).all():
-            raise NotImplementedError("a SimpleImputer that drops empty columns has no converter")
-        if is_missing(missing_value):
-            container.add_node("IsNaN", [source], [missing_name])
-        else:
-            value = _constant(scope, container, [float(missing_value)], dtype)
-            container.add_node("Equal", [source, value], [missing_name])
-    container.add_node("Where", [missing_name, fill, source], [target])
-    if indicator is None:
-        return
-    if of_texts:
-        raise NotImplementedError("SimpleImputer(add_indicator=True) for texts has no converter")
-    flag_numbers, flagged = map(str, (scope.get_unique_variable_name("flag") for _ in range(2)))
-    flag_positions = _constant(
-        scope,
-        container,
-        [int(position) for position in indicator.features_],
-        onnx.TensorProto.INT64,
-    )
-    container.add_node("Cast", [missing_name], [flag_numbers], to=_input_dtype(operator))
-    container.add_node("Gather", [flag_numbers, flag_positions], [flagged], axis=1)
-    container.add_node("Concat", [target, flagged], [final], axis=1)
+def _imputer_parser(scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:
+    """A parser for one output, or, if texts and numbers are filled together, one for each input."""
+    operator = scope.declare_local_operator("SklearnSimpleImputer", model)
+    operator.inputs = inputs
+    types = [type(variable.type) for variable in inputs]
+    for tensor_type in types if len(set(types)) > 1 else types[:1]:
+        operator.outputs.append(scope.declare_local_variable("filled", tensor_type()))
+    return operator.outputs
 
 
 def _imputed_shape(operator: Any) -> None:
-    first, imputer = operator.inputs[0], operator.raw_operator
+    imputer, inputs, outputs = operator.raw_operator, operator.inputs, operator.outputs
+    rows = inputs[0].get_first_dimension()
+    if len(outputs) > 1:
+        for source, target in zip(inputs, outputs, strict=True):
+            target.type = type(source.type)([rows, source.type.shape[1]])
+        return
     flags = 0 if imputer.indicator_ is None else len(imputer.indicator_.features_)
-    width = len(imputer.statistics_) + flags
-    operator.outputs[0].type = type(first.type)([first.get_first_dimension(), width])
+    outputs[0].type = type(inputs[0].type)([rows, len(imputer.statistics_) + flags])
+
+
+def _convert_imputer(scope: Any, operator: Any, container: Any) -> None:
+    """Replace missing values with ``statistics_``."""
+    imputer, part = operator.raw_operator, GraphPart(scope, container)
+    statistics = np.asarray(imputer.statistics_)
+    if len(operator.outputs) > 1:
+        if imputer.indicator_ is not None:
+            raise NotImplementedError(
+                "SimpleImputer(add_indicator=True) for texts and numbers together has no converter"
+            )
+        start = 0
+        for source, target in zip(operator.inputs, operator.outputs, strict=True):
+            end = start + source.type.shape[1]
+            filled, _ = _filled(part, source.full_name, source, imputer, statistics[start:end])
+            container.add_node("Identity", [filled], [target.full_name])
+            start = end
+        return
+    source, first = _joined_input(scope, operator, container), operator.inputs[0]
+    filled, is_filled = _filled(part, source, first, imputer, statistics)
+    target = operator.outputs[0].full_name
+    if imputer.indicator_ is None:
+        container.add_node("Identity", [filled], [target])
+        return
+    if any(isinstance(value, str) for value in statistics):
+        raise NotImplementedError("SimpleImputer(add_indicator=True) for texts has no converter")
+    positions = part.constant(imputer.indicator_.features_, dtype=onnx.TensorProto.INT64)
+    flags = part.node("Cast", [is_filled], to=_input_dtype(operator))
+    chosen = part.node("Gather", [flags, positions], axis=1)
+    container.add_node("Concat", [filled, chosen], [target], axis=1)
+
+
+def _filled(
+    part: GraphPart, source: str, variable: Any, imputer: Any, statistics: np.ndarray
+) -> tuple[str, str]:
+    """The tensor with ``statistics`` (one a column) for its missing values, and BOOL where these
+    were."""
+    from skl2onnx.common.data_types import StringTensorType, guess_proto_type
+
+    missing_value = imputer.missing_values
+    if isinstance(variable.type, StringTensorType):
+        key = MISSING if is_missing(missing_value) else str(missing_value)
+        flags = str(part.scope.get_unique_variable_name("missing"))
+        _add_lookup(part.scope, part.container, source, flags, {key: 1}, 0)
+        is_filled = part.node("Cast", [flags], to=onnx.TensorProto.BOOL)
+        texts = [str(text).encode() for text in statistics]
+        fill = _constant(part.scope, part.container, texts, onnx.TensorProto.STRING)
+        return part.node("Where", [is_filled, fill, source]), is_filled
+    # A numeric constant is stored as objects.
+    dtype, numbers = int(guess_proto_type(variable.type)), statistics.astype(np.float64)
+    if not np.isfinite(numbers).all():
+        raise NotImplementedError("a SimpleImputer that drops empty columns has no converter")
+    if is_missing(missing_value):
+        is_filled = part.node("IsNaN", [source])
+    elif isinstance(missing_value, str):
+        return source, ""
+    else:
+        value = part.constant([float(missing_value)], dtype=dtype)
+        is_filled = part.node("Equal", [source, value])
+    fill = part.constant(numbers, dtype=dtype)
+    return part.node("Where", [is_filled, fill, source]), is_filled
 
 
 def _add_lookup(
@@ -743,12 +786,7 @@ def _index_of_number(
 
 
 def _joined_input(scope: Any, operator: Any, container: Any) -> str:
-    """The operator's one input; several are concatenated first."""
-    from skl2onnx.operator_converters.common import concatenate_variables
-
-    if len(operator.inputs) > 1:
-        return str(concatenate_variables(scope, operator.inputs, container))
-    return str(operator.inputs[0].full_name)
+    return GraphPart(scope, container).joined_input(operator)
 
 
 def _input_dtype(operator: Any) -> int:

@@ -26,10 +26,6 @@ FP64 = TensorProto.DOUBLE
 def register_members() -> None:
     """Make skl2onnx use these converters."""
     from skl2onnx import update_registered_converter
-    from skl2onnx.common.shape_calculator import (
-        calculate_linear_classifier_output_shapes,
-        calculate_linear_regressor_output_shapes,
-    )
     from sklearn import calibration, ensemble, multiclass
 
     for model, convert in (
@@ -42,7 +38,7 @@ def register_members() -> None:
         update_registered_converter(
             model,
             f"Sklearn{model.__name__}",
-            calculate_linear_classifier_output_shapes,
+            _shape,
             convert,
             options=SCORES_OPTIONS,
         )
@@ -50,9 +46,27 @@ def register_members() -> None:
         (ensemble.StackingRegressor, _convert_stacking),
         (ensemble.VotingRegressor, _convert_voting),
     ):
-        update_registered_converter(
-            model, f"Sklearn{model.__name__}", calculate_linear_regressor_output_shapes, convert
-        )
+        update_registered_converter(model, f"Sklearn{model.__name__}", _shape, convert)
+
+
+def _shape(operator: Any) -> None:
+    """The outputs' types; skl2onnx's own functions refuse several inputs, and texts, which members
+    that are pipelines take."""
+    from skl2onnx.common.data_types import (
+        DoubleTensorType,
+        FloatTensorType,
+        Int64TensorType,
+        StringTensorType,
+    )
+
+    rows, model = operator.inputs[0].get_first_dimension(), operator.raw_operator
+    is_fp32 = any(isinstance(variable.type, FloatTensorType) for variable in operator.inputs)
+    number = FloatTensorType if is_fp32 else DoubleTensorType
+    width = len(model.classes_) if hasattr(model, "classes_") else 1
+    operator.outputs[-1].type = number([rows, width])
+    if len(operator.outputs) > 1:
+        is_text = np.asarray(model.classes_).dtype.kind in "OUS"
+        operator.outputs[0].type = (StringTensorType if is_text else Int64TensorType)([rows])
 
 
 def _convert_calibrated(scope: Any, operator: Any, container: Any) -> None:

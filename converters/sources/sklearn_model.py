@@ -1,7 +1,7 @@
 """A scikit-learn classifier, regressor, outlier detector or clusterer, or a Pipeline that ends in
 one, from a skops file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,6 +41,8 @@ KIND_REMARKS = {
         "(KMeans), minus the distance to the cluster's centre (transform)",
     ),
 }
+
+THRESHOLDS = ("FixedThresholdClassifier", "TunedThresholdClassifierCV")
 
 
 class SklearnModel(TabularModel):
@@ -94,6 +96,7 @@ class SklearnModel(TabularModel):
                 "scores are margins (decision_function), not probabilities; -d and d for two labels"
             )
             self.remarks = (*self.remarks, remark)
+        self.remarks = (*self.remarks, *_threshold_remarks(self.estimator))
         self.boosters = list(boosters_in(self.inner))
         self.remarks = (*self.remarks, *map(_booster_remark, self.boosters))
         self._require_one_label()
@@ -236,7 +239,7 @@ class SklearnModel(TabularModel):
             for column in self._trained
         }
         if not hasattr(self.inner, "feature_names_in_"):
-            if any(column.is_text for column in self._trained):
+            if any(column.is_text or column.are_objects for column in self._trained):
                 columns = [
                     _objects(column, values_by_name[column.name]) for column in self._trained
                 ]
@@ -248,12 +251,29 @@ class SklearnModel(TabularModel):
             raise SourceMissing(
                 f"{self.path} was trained on named columns, which needs pandas: pip install pandas"
             ) from None
-        texts = {
+        objects = {
             column.name: _objects(column, values_by_name[column.name])
             for column in self._trained
-            if column.is_text
+            if column.is_text or column.are_objects
         }
-        return pd.DataFrame({**values_by_name, **texts})
+        return pd.DataFrame({**values_by_name, **objects})
+
+
+def _threshold_remarks(estimator: Any) -> Iterator[str]:
+    """What predict() of a FixedThresholdClassifier or a TunedThresholdClassifierCV at the end does,
+    which is given the same scores as without it."""
+    wrapper = _last(estimator)
+    if type(wrapper).__name__ not in THRESHOLDS:
+        return
+    tuned = hasattr(wrapper, "best_threshold_")
+    threshold: Any = wrapper.best_threshold_ if tuned else wrapper.threshold
+    if threshold == "auto":
+        return
+    label = wrapper.classes_[1] if wrapper.pos_label is None else wrapper.pos_label
+    yield (
+        f"predict() of the {type(wrapper).__name__} says {str(label)!r} where its score is at "
+        f"least {float(threshold):.6g}; the scores themselves do not depend on that"
+    )
 
 
 def _booster_remark(model: Any) -> str:
@@ -269,9 +289,7 @@ def _booster_remark(model: Any) -> str:
 def _objects(column: Column, values: np.ndarray) -> np.ndarray:
     """The values as Python objects; a missing one is None or NaN, as in training."""
     objects = values.astype(object)
-    is_missing = values == MISSING
-    if column.blank_missing:
-        is_missing |= values == ""
+    is_missing = values == MISSING if column.is_text else np.isnan(values)
     objects[is_missing] = None if column.none else np.nan
     return objects
 

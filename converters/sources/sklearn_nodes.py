@@ -96,12 +96,12 @@ class GraphPart:
         return variable
 
     def joined_input(self, operator: Any) -> str:
-        """The operator's one input; several are concatenated first."""
-        from skl2onnx.operator_converters.common import concatenate_variables
-
-        if len(operator.inputs) > 1:
-            return str(concatenate_variables(self.scope, operator.inputs, self.container))
-        return str(operator.inputs[0].full_name)
+        """The operator's one input; several are concatenated first, as they are (skl2onnx's own
+        function rounds them to FP32)."""
+        if len({type(variable.type) for variable in operator.inputs}) > 1:
+            raise NotImplementedError("texts and numbers in one step have no converter")
+        names = [str(variable.full_name) for variable in operator.inputs]
+        return self.node("Concat", names, axis=1) if len(names) > 1 else names[0]
 
     def scores(self, estimator: Any, inputs: Sequence[Any], method: str) -> str:
         """What the estimator's ``method`` (``predict_proba``, ``decision_function``, or ``predict``

@@ -41,11 +41,12 @@ def without_target(path: Path, estimator: Any) -> tuple[Any, InverseTransform | 
 
         inner, inverse = without_target(path, estimator.estimator_)
         return Pipeline([("columns", estimator), ("answer", inner)]), inverse
-    if hasattr(estimator, "steps") and hasattr(estimator.steps[-1][1], "regressor_"):
+    if hasattr(estimator, "steps"):
         from sklearn.pipeline import Pipeline
 
-        inner, inverse = without_target(path, estimator.steps[-1][1])
-        return Pipeline([*estimator.steps[:-1], (estimator.steps[-1][0], inner)]), inverse
+        *before, (name, last) = estimator.steps
+        inner, inverse = without_target(path, last)
+        return (estimator if inner is last else Pipeline([*before, (name, inner)])), inverse
     if type(estimator).__name__ != "TransformedTargetRegressor":
         return estimator, None
     inner, inner_inverse = without_target(path, estimator.regressor_)
@@ -58,6 +59,11 @@ def _inverse_of(path: Path, transformer: Any) -> InverseTransform:
     name = type(transformer).__name__
     if name == "FunctionTransformer":
         function = transformer.inverse_func
+        if transformer.inv_kw_args:
+            raise SourceRefused(
+                f"{path}: inv_kw_args= of the target's FunctionTransformer has no converter: use "
+                "an inverse_func without arguments"
+            )
         if function_parts(function, "a", "b") is not None:
             return function, (1.0, 0.0)
         raise SourceRefused(

@@ -119,7 +119,7 @@ def _text_values(
 ) -> Iterator[tuple[str, str]]:
     if column.nullable:
         yield "missing", MISSING
-    if column.open or column.blank_missing:
+    if column.open:
         yield "empty text in", ""
     if column.words or model.is_free_text(column):
         for text in sample_texts(column.words, rng, MAX_TEXTS):

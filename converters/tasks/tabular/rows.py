@@ -189,8 +189,6 @@ def _random_texts(column: Column, rng: np.random.Generator, count: int) -> np.nd
         texts = np.array([" ".join(rng.choice(known, length)) for length in lengths], np.str_)
     if column.open:
         texts = np.where(rng.random(count) < 0.05, "never seen: 新", texts)
-    if column.blank_missing:
-        texts = np.where(rng.random(count) < 0.05, "", texts)
     return np.where(rng.random(count) < 0.05, MISSING, texts) if column.nullable else texts
 
 

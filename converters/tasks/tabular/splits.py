@@ -153,7 +153,7 @@ def _probes(
     if column.is_text:
         texts = [*column.categories[:MAX_CATEGORIES], *([UNKNOWN] if column.open else [])]
         texts += [MISSING] if column.nullable else []
-        texts += [""] if column.open or column.blank_missing else []
+        texts += [""] if column.open else []
         return np.array(list(dict.fromkeys(texts)) or ["a"], dtype=np.str_)
     missing = [np.nan] if column.nullable else []
     if column.values:

@@ -4,11 +4,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import skops.io
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
-from sklearn.ensemble import RandomForestRegressor
+from sklearn.ensemble import (
+    RandomForestClassifier,
+    RandomForestRegressor,
+    StackingClassifier,
+    VotingClassifier,
+)
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler, TargetEncoder
+from sklearn.svm import LinearSVC
 
 from converters.errors import SourceRefused
 from converters.table import MISSING
@@ -102,6 +112,154 @@ def test_none_and_nan_in_one_column_are_refused(tmp_path):
     skops.io.dump(make_pipeline(columns, Ridge()).fit(frame, values), tmp_path / "m.skops")
     with pytest.raises(SourceRefused, match="both None and NaN"):
         open_task(tmp_path / "m.skops")
+
+
+@pytest.mark.parametrize("missing", [None, np.nan], ids=["None", "NaN"])
+@pytest.mark.parametrize("fill", ["basic", "nothing said"])
+def test_an_imputer_fills_what_scikit_learn_fills(tmp_path, missing, fill):
+    """A missing text, of the kind that training met, and not the empty text."""
+    frame, new_rows = _frame(0, missing), _frame(1, missing)
+    new_rows.loc[:20, "plan"] = ""
+    imputer = SimpleImputer(strategy="constant", fill_value=fill, missing_values=missing)
+    steps = make_pipeline(imputer, OneHotEncoder(handle_unknown="ignore"))
+    churns = (frame["plan"].isna() | (frame["plan"] == "é")).astype(int)
+    columns = ColumnTransformer([("texts", steps, ["plan"])])
+    model = make_pipeline(columns, LogisticRegression()).fit(frame, churns)
+    skops.io.dump(model, tmp_path / "m.skops")
+    task = open_task(tmp_path / "m.skops")
+    reference = build_reference(task, tmp_path / "c")
+    assert failed_checks(task, reference) == []
+    assert _fields(task, reference)["plan"]["type"] == ["string", "null"]
+    columns = {"plan": _columns_of(new_rows)["plan"]}
+    assert graph_scores(reference, columns) == pytest.approx(
+        model.predict_proba(new_rows), abs=1e-6
+    )
+
+
+def test_an_imputer_of_nan_before_an_encoder_of_none_is_refused(tmp_path):
+    frame = _frame(0, None)
+    steps = make_pipeline(SimpleImputer(strategy="constant", fill_value="?"), OneHotEncoder())
+    columns = ColumnTransformer([("texts", steps, ["plan"])])
+    skops.io.dump(make_pipeline(columns, Ridge()).fit(frame, frame["age"]), tmp_path / "m.skops")
+    with pytest.raises(SourceRefused, match="both None and NaN as missing values"):
+        open_task(tmp_path / "m.skops")
+
+
+def _served_like_the_library(model, folder, new_rows, columns):
+    skops.io.dump(model, folder / "m.skops")
+    task = open_task(folder / "m.skops")
+    reference = build_reference(task, folder / "c")
+    assert failed_checks(task, reference) == []
+    assert graph_scores(reference, columns) == pytest.approx(
+        model.predict_proba(new_rows), abs=1e-6
+    )
+    return task
+
+
+def test_texts_and_numbers_are_filled_together(tmp_path):
+    frame, new_rows = _frame(0, np.nan), _frame(1, np.nan)
+    frame["age"] = frame["age"].where(frame["age"] > 25)
+    steps = make_pipeline(
+        SimpleImputer(strategy="most_frequent"), OneHotEncoder(handle_unknown="ignore")
+    )
+    columns = ColumnTransformer([("c", steps, ["plan", "code"])], remainder=SimpleImputer())
+    model = make_pipeline(columns, LogisticRegression()).fit(frame, frame["plan"] == "plus")
+    _served_like_the_library(model, tmp_path, new_rows, _columns_of(new_rows))
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        OneHotEncoder(handle_unknown="ignore"),
+        OrdinalEncoder(
+            handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-7
+        ),
+    ],
+)
+@pytest.mark.parametrize("values", [[1, 5, None], [True, False, None], [2, 7, np.nan]], ids=str)
+def test_numbers_that_were_objects_in_training(tmp_path, encoder, values):
+    """pandas keeps numbers beside None as objects, and the encoder its categories."""
+
+    def frame(seed):
+        rng = np.random.default_rng(seed)
+        picked = np.array(values, dtype=object)[rng.integers(0, 3, COUNT)]
+        return pd.DataFrame({"code": picked, "age": rng.normal(40, 9, COUNT)})
+
+    rows, new_rows = frame(0), frame(1)
+    columns = ColumnTransformer([("c", encoder, ["code"])], remainder="passthrough")
+    outcome = rows["code"].isna() | (rows["age"] > 45)
+    model = make_pipeline(columns, RandomForestClassifier(5, random_state=0)).fit(rows, outcome)
+    new_columns = {"code": new_rows["code"].astype(float), "age": new_rows["age"]}
+    _served_like_the_library(model, tmp_path, new_rows, new_columns)
+
+
+def test_a_column_transformer_inside_another(tmp_path):
+    frame, new_rows = _frame(0, np.nan), _frame(1, np.nan)
+    inner = ColumnTransformer(
+        [("plan", OneHotEncoder(handle_unknown="ignore"), ["plan"])], remainder=SimpleImputer()
+    )
+    columns = ColumnTransformer(
+        [("age", StandardScaler(), ["age"]), ("inner", inner, ["code", "plan"])]
+    )
+    model = make_pipeline(columns, LogisticRegression()).fit(frame, frame["plan"] == "plus")
+    task = _served_like_the_library(model, tmp_path, new_rows, _columns_of(new_rows))
+    assert [column.is_text for column in task.explored.columns] == [True, False, False]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_stricter_of_two_encoders_decides_what_a_client_may_send(tmp_path, first):
+    frame, new_rows = _frame(0, np.nan), _frame(1, np.nan)
+    loose = OrdinalEncoder(
+        handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-2
+    )
+    parts = [("loose", loose, ["plan"]), ("strict", OneHotEncoder(), ["plan"])]
+    columns = ColumnTransformer([*parts[first:], *parts[:first]])
+    forest = RandomForestClassifier(3, max_depth=4, random_state=0)
+    model = make_pipeline(columns, forest).fit(frame, frame["plan"] == "plus")
+    task = _served_like_the_library(
+        model, tmp_path, new_rows, {"plan": _columns_of(new_rows)["plan"]}
+    )
+    assert not task.explored.columns[0].open
+
+
+def _columns_and_a_model(head):
+    columns = ColumnTransformer(
+        [("plan", OneHotEncoder(handle_unknown="ignore", min_frequency=3), ["plan"])],
+        remainder=make_pipeline(SimpleImputer(), StandardScaler()),
+    )
+    return make_pipeline(columns, head)
+
+
+WHOLE_PIPELINES = {
+    "calibrated": CalibratedClassifierCV(_columns_and_a_model(LinearSVC()), cv=3),
+    "a vote": VotingClassifier(
+        [
+            ("one", _columns_and_a_model(LogisticRegression())),
+            ("other", _columns_and_a_model(GaussianNB())),
+        ],
+        voting="soft",
+        weights=[1, 3],
+    ),
+    "a stack": StackingClassifier(
+        [
+            ("one", _columns_and_a_model(LogisticRegression())),
+            ("other", _columns_and_a_model(LinearSVC())),
+        ],
+        cv=2,
+    ),
+    "one against the rest": OneVsRestClassifier(_columns_and_a_model(LogisticRegression())),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_PIPELINES)
+def test_estimators_around_pipelines_that_take_columns_by_name(tmp_path, name):
+    frame, new_rows = _frame(0, np.nan), _frame(1, np.nan)
+    new_rows.loc[:20, "plan"] = "never seen"
+    classes = np.where(frame["plan"] == "plus", "p", np.where(frame["age"] > 40, "old", "young"))
+    model = WHOLE_PIPELINES[name].fit(frame, classes)
+    task = _served_like_the_library(model, tmp_path, new_rows, _columns_of(new_rows))
+    plan = task.explored.columns[0]
+    assert plan.is_text and set(plan.categories) == {"basic", "plus", "专业", "é", "rare"}
 
 
 def test_numbers_that_a_strict_encoder_does_not_know_are_refused_by_the_schema(tmp_path):

@@ -146,6 +146,24 @@ REFUSED = {
         DIABETES,
         "a target transformed by a PowerTransformer has no converter",
     ),
+    "a target whose way back has arguments": (
+        TransformedTargetRegressor(
+            linear_model.Ridge(),
+            transformer=preprocessing.FunctionTransformer(
+                np.log1p, np.expm1, inv_kw_args={"dtype": np.float32}
+            ),
+        ),
+        DIABETES,
+        "inv_kw_args= of the target",
+    ),
+    "a function with arguments": (
+        make_pipeline(
+            preprocessing.FunctionTransformer(np.exp, kw_args={"dtype": np.float32}),
+            linear_model.Ridge(),
+        ),
+        DIABETES,
+        "kw_args=.* has no converter: use a function without",
+    ),
     "no neighbours": (
         neighbors.RadiusNeighborsClassifier(1e-9),
         WINE,

@@ -13,7 +13,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.mixture import GaussianMixture
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import (
     Binarizer,
@@ -91,6 +91,21 @@ def test_wrappers_around_an_estimator(tmp_path, name):
     _, reference = _prove(model, tmp_path)
     actual = graph_scores(reference, named_columns(NEW_ROWS, [f"f{index}" for index in range(13)]))
     assert actual == pytest.approx(model.predict_proba(NEW_ROWS), abs=1e-5)
+
+
+@pytest.mark.parametrize("in_a_pipeline", [False, True])
+def test_the_threshold_of_a_decision_is_said(tmp_path, in_a_pipeline):
+    """The scores are predict_proba, which no threshold changes; the card says what predict() does
+    with them."""
+    rows, classes = WINE[0], WINE[1] > 0
+    threshold = FixedThresholdClassifier(LogisticRegression(max_iter=50), threshold=0.8)
+    model = make_pipeline(StandardScaler(), threshold) if in_a_pipeline else threshold
+    model.fit(rows, classes)
+    task, reference = _prove(model, tmp_path)
+    actual = graph_scores(reference, named_columns(NEW_ROWS, [f"f{index}" for index in range(13)]))
+    assert actual == pytest.approx(model.predict_proba(NEW_ROWS), abs=1e-5)
+    assert "says 'True' where its score is at least 0.8" in "\n".join(task.card()["remarks"])
+    assert ((actual[:, 1] >= 0.8) == model.predict(NEW_ROWS)).all()
 
 
 TEXTS = ["good thing", "bad thing here", "so so", "quite good indeed"] * 20

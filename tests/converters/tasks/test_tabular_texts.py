@@ -10,7 +10,7 @@ import pytest
 import skops.io
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import RandomForestClassifier, VotingClassifier
 from sklearn.feature_extraction.text import (
     CountVectorizer,
     HashingVectorizer,
@@ -117,6 +117,34 @@ def test_heads_of_text_pipelines(tmp_path, name):
     else:
         margins = model.decision_function(NEW_TEXTS)
         assert actual == pytest.approx(np.stack([-margins, margins], 1), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        CalibratedClassifierCV(make_pipeline(TfidfVectorizer(min_df=2), LinearSVC()), cv=3),
+        VotingClassifier(
+            [
+                ("words", make_pipeline(CountVectorizer(), LogisticRegression())),
+                ("letters", make_pipeline(TfidfVectorizer(analyzer="char"), MultinomialNB())),
+            ],
+            voting="soft",
+        ),
+    ],
+    ids=["calibrated", "a vote"],
+)
+def test_estimators_around_text_pipelines(tmp_path, model):
+    model.fit(TEXTS, CLASSES)
+    skops.io.dump(model, tmp_path / "m.skops")
+    task = open_task(tmp_path / "m.skops")
+    reference = build_reference(task, tmp_path / "c")
+    assert failed_checks(task, reference) == []
+    expected = model.predict_proba(NEW_TEXTS)
+    actual = graph_scores(reference, {"text": np.array(NEW_TEXTS)})
+    assert actual == pytest.approx(expected, abs=1e-6)
+    assert _scores_through_the_step(reference, NEW_TEXTS) == pytest.approx(
+        expected.max(axis=1), abs=1e-6
+    )
 
 
 def test_three_classes_and_a_union_of_vectorizers(tmp_path):
