@@ -63,7 +63,11 @@ def export_module(
                 verbose=False,
             )
     except Exception as error:  # torch raises many types, which all mean the same to a user
-        raise ExportFailed(f"torch could not export the module: {_cause(error)}") from error
+        raise ExportFailed(
+            "torch could not export the module; write the operation that it names in another way "
+            "(torch.where instead of an if over values), or export it to ONNX yourself: "
+            f"{_cause(error)}"
+        ) from error
     if program is None:
         raise ExportFailed("torch exported nothing")
     program.save(str(target), external_data=False)

@@ -42,12 +42,12 @@ def convert_estimator(
     """
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 
-    register_exact(zero_missing=zero_missing)
     register_vectorizers(vectorizers)
     estimator = _for_skl2onnx(estimator)
     reasons = []
     # Some of ONNX Runtime's operators (support vectors, AdaBoost) support FP32 only.
     for number in (DoubleTensorType, FloatTensorType):
+        register_exact(number, zero_missing=zero_missing)
         try:
             graph = _converted(estimator, columns, width, kind, number)
             if not vectorizers:

@@ -36,8 +36,9 @@ from converters.table import MISSING
 ML_DOMAIN = "ai.onnx.ml"
 
 
-def register_exact(*, zero_missing: bool = False) -> None:
-    """Make skl2onnx use these converters. ``zero_missing``: boosters are given sparse rows, in
+def register_exact(number: Any, *, zero_missing: bool = False) -> None:
+    """Make skl2onnx use these converters. ``number`` is the type of the graph's numbers
+    (DoubleTensorType or FloatTensorType). ``zero_missing``: boosters are given sparse rows, in
     which XGBoost reads the omitted values, which are 0, as missing."""
     from skl2onnx import _parse, update_registered_converter
     from skl2onnx.common.shape_calculator import (
@@ -65,6 +66,7 @@ def register_exact(*, zero_missing: bool = False) -> None:
     )
 
     # skl2onnx cannot merge adjacent text and number columns into one tensor.
+    _parse.guess_tensor_type = _type_guess(number)
     unmerged = (*_parse.do_not_merge_columns, TargetEncoder, SimpleImputer)
     _parse.do_not_merge_columns = (*dict.fromkeys(unmerged),)
     classifier = calculate_linear_classifier_output_shapes
@@ -117,9 +119,9 @@ def register_exact(*, zero_missing: bool = False) -> None:
         (MissingIndicator, _flagged_shape, _convert_indicator),
         (MinMaxScaler, calculate_sklearn_scaler_output_shapes, _convert_min_max),
         (MaxAbsScaler, calculate_sklearn_scaler_output_shapes, _convert_max_abs),
-        (OneHotEncoder, _encoded_shape, _convert_encoder),
-        (OrdinalEncoder, _encoded_shape, _convert_encoder),
-        (TargetEncoder, _encoded_shape, _convert_encoder),
+        (OneHotEncoder, _encoded_shape(number), _convert_encoder),
+        (OrdinalEncoder, _encoded_shape(number), _convert_encoder),
+        (TargetEncoder, _encoded_shape(number), _convert_encoder),
         (KBinsDiscretizer, _binned_shape, _convert_bins),
         (Binarizer, _same_shape, _convert_binarizer),
         (PolynomialFeatures, _polynomial_shape, _convert_polynomial),
@@ -129,6 +131,17 @@ def register_exact(*, zero_missing: bool = False) -> None:
         (FunctionTransformer, _function_shape, _convert_function),
     ):
         update_registered_converter(part, f"Sklearn{part.__name__}", shapes, convert)
+
+
+def _type_guess(number: Any) -> Any:
+    """A replacement for skl2onnx's guess of an output's type from the first input's: it takes texts
+    for FP32, and then the outputs of all that follows a column of texts."""
+    from skl2onnx.common.data_types import StringTensorType, guess_tensor_type
+
+    def guess(data_type: Any) -> Any:
+        return number() if isinstance(data_type, StringTensorType) else guess_tensor_type(data_type)
+
+    return guess
 
 
 def _selectors() -> Iterator[type]:
@@ -711,13 +724,15 @@ def _add_lookup(
     )
 
 
-def _encoded_shape(operator: Any) -> None:
-    from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+def _encoded_shape(number: Any) -> Any:
+    """A function for the type of an encoder's output, which its inputs, if they are texts, do not
+    say."""
 
-    types = [type(variable.type) for variable in operator.inputs]
-    tensor_type = FloatTensorType if FloatTensorType in types else DoubleTensorType
-    width = sum(column.rows.shape[1] for column in encoder_columns(operator.raw_operator))
-    operator.outputs[0].type = tensor_type([operator.inputs[0].get_first_dimension(), width])
+    def shape(operator: Any) -> None:
+        width = sum(column.rows.shape[1] for column in encoder_columns(operator.raw_operator))
+        operator.outputs[0].type = number([operator.inputs[0].get_first_dimension(), width])
+
+    return shape
 
 
 def _convert_encoder(scope: Any, operator: Any, container: Any) -> None:

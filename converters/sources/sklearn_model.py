@@ -269,7 +269,8 @@ def _threshold_remarks(estimator: Any) -> Iterator[str]:
     threshold: Any = wrapper.best_threshold_ if tuned else wrapper.threshold
     if threshold == "auto":
         return
-    label = wrapper.classes_[1] if wrapper.pos_label is None else wrapper.pos_label
+    positive = getattr(wrapper, "pos_label", None)
+    label = wrapper.classes_[1] if positive is None else positive
     yield (
         f"predict() of the {type(wrapper).__name__} says {str(label)!r} where its score is at "
         f"least {float(threshold):.6g}; the scores themselves do not depend on that"
@@ -338,7 +339,7 @@ def _kind(path: Path, estimator: Any) -> str:
     ):
         remedy = (
             "train it with voting='soft'"
-            if name == "VotingClassifier"
+            if type(_last(estimator)).__name__ == "VotingClassifier"
             else "use an estimator that has one of them"
         )
         raise SourceRefused(

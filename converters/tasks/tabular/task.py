@@ -138,7 +138,13 @@ class TabularTask(Task):
         outputs = ["label", "score"] if metadata["labels"] else ["value"]
         remedy = "train with another estimator or step instead"
         with no_traceback(ExportFailed, failure, remedy):
-            session.run(outputs, column_feeds(self.rows.rows(slice(0, TRIAL_ROWS)), metadata))
+            trial = self.rows.rows(slice(0, TRIAL_ROWS))
+            answers = session.run(outputs, column_feeds(trial, metadata))
+        if any(len(answer) != len(trial) for answer in answers):
+            raise ExportFailed(
+                f"{self.request.source} has a graph that does not give one answer for each row: "
+                f"{remedy}"
+            )
 
     @cached_property
     def rows(self) -> Table:

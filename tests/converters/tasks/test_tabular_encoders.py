@@ -7,6 +7,7 @@ import skops.io
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import (
+    BaggingClassifier,
     RandomForestClassifier,
     RandomForestRegressor,
     StackingClassifier,
@@ -16,6 +17,8 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler, TargetEncoder
 from sklearn.svm import LinearSVC
@@ -220,6 +223,23 @@ def test_the_stricter_of_two_encoders_decides_what_a_client_may_send(tmp_path, f
         model, tmp_path, new_rows, {"plan": _columns_of(new_rows)["plan"]}
     )
     assert not task.explored.columns[0].open
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        GaussianNB(),
+        KNeighborsClassifier(3),
+        MLPClassifier((4,), max_iter=20, random_state=0),
+        BaggingClassifier(LogisticRegression(), 3, random_state=0),
+    ],
+    ids=lambda head: type(head).__name__,
+)
+def test_estimators_of_skl2onnx_after_a_column_of_texts(tmp_path, head):
+    """The first column's type is not the numbers' type."""
+    frame, new_rows = _frame(0, np.nan), _frame(1, np.nan)
+    model = _columns_and_a_model(head).fit(frame, frame["plan"] == "plus")
+    _served_like_the_library(model, tmp_path, new_rows, _columns_of(new_rows))
 
 
 def _columns_and_a_model(head):

@@ -13,7 +13,11 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.mixture import GaussianMixture
-from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV
+from sklearn.model_selection import (
+    FixedThresholdClassifier,
+    GridSearchCV,
+    TunedThresholdClassifierCV,
+)
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import (
     Binarizer,
@@ -106,6 +110,14 @@ def test_the_threshold_of_a_decision_is_said(tmp_path, in_a_pipeline):
     assert actual == pytest.approx(model.predict_proba(NEW_ROWS), abs=1e-5)
     assert "says 'True' where its score is at least 0.8" in "\n".join(task.card()["remarks"])
     assert ((actual[:, 1] >= 0.8) == model.predict(NEW_ROWS)).all()
+
+
+def test_a_tuned_threshold_is_said(tmp_path):
+    tuned = TunedThresholdClassifierCV(LogisticRegression(max_iter=50), cv=2)
+    model = make_pipeline(StandardScaler(), tuned).fit(WINE[0], WINE[1] > 0)
+    skops.io.dump(model, tmp_path / "m.skops")
+    remarks = "\n".join(open_task(tmp_path / "m.skops").model.remarks)
+    assert f"'True' where its score is at least {model[-1].best_threshold_:.6g}" in remarks
 
 
 TEXTS = ["good thing", "bad thing here", "so so", "quite good indeed"] * 20
