@@ -19,7 +19,7 @@ from converters.sources.sklearn_boosters import XGBOOST, booster_classes
 from converters.sources.sklearn_columns import is_missing
 from converters.sources.sklearn_encoders import EncoderColumn, encoder_columns
 from converters.sources.sklearn_functions import FUNCTIONS, function_parts
-from converters.sources.sklearn_kernels import register_kernels
+from converters.sources.sklearn_kernels import convert_decision, register_kernels
 from converters.sources.sklearn_members import register_members
 from converters.sources.sklearn_neighbors import register_neighbors
 from converters.sources.sklearn_nodes import (
@@ -46,7 +46,7 @@ def register_exact(number: Any, *, zero_missing: bool = False) -> None:
         calculate_linear_regressor_output_shapes,
     )
     from skl2onnx.shape_calculators.scaler import calculate_sklearn_scaler_output_shapes
-    from sklearn import cluster
+    from sklearn import cluster, svm
     from sklearn.ensemble import IsolationForest
     from sklearn.feature_extraction.text import TfidfTransformer
     from sklearn.impute import MissingIndicator, SimpleImputer
@@ -93,6 +93,13 @@ def register_exact(number: Any, *, zero_missing: bool = False) -> None:
         update_registered_converter(
             model, f"Sklearn{model.__name__}", classifier, _convert_linear, options=SCORES_OPTIONS
         )
+    update_registered_converter(
+        svm.OneClassSVM,
+        "SklearnOneClassSVM",
+        _decision_shape,
+        convert_decision,
+        parser=_single_output_parser,
+    )
     register_members()
     register_kernels()
     register_neighbors()
@@ -213,6 +220,12 @@ def _single_output_parser(scope: Any, model: Any, inputs: Any, custom_parsers: A
     tensor_type = FloatTensorType if is_fp32 else DoubleTensorType
     operator.outputs.append(scope.declare_local_variable("answer", tensor_type()))
     return operator.outputs
+
+
+def _decision_shape(operator: Any) -> None:
+    from skl2onnx.common.data_types import DoubleTensorType
+
+    operator.outputs[0].type = DoubleTensorType([operator.inputs[0].get_first_dimension(), 1])
 
 
 def _distances_shape(operator: Any) -> None:

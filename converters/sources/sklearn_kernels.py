@@ -33,7 +33,7 @@ def register_kernels() -> None:
             model,
             f"Sklearn{model.__name__}",
             calculate_linear_regressor_output_shapes,
-            _convert_regressor,
+            convert_decision,
         )
     for model in (svm.SVC, svm.NuSVC):
         update_registered_converter(
@@ -45,7 +45,8 @@ def register_kernels() -> None:
         )
 
 
-def _convert_regressor(scope: Any, operator: Any, container: Any) -> None:
+def convert_decision(scope: Any, operator: Any, container: Any) -> None:
+    """The prediction of a regressor, or ``decision_function`` of a OneClassSVM."""
     part = GraphPart(scope, container)
     add_output(part, operator, _decisions(part, operator))
 
