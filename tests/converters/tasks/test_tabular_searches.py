@@ -25,6 +25,7 @@ from sklearn.preprocessing import (
     PolynomialFeatures,
     StandardScaler,
 )
+from sklearn.svm import OneClassSVM
 
 from tests.tables_in_process import (
     build_reference,
@@ -45,6 +46,10 @@ DETECTORS = {
         **SMALL, max_features=0.5, max_samples=64, contamination=0.1
     ),
     "outliers behind a scaler": make_pipeline(StandardScaler(), IsolationForest(**SMALL)),
+    **{
+        f"one class, {kernel}": make_pipeline(StandardScaler(), OneClassSVM(kernel=kernel, nu=0.2))
+        for kernel in ("rbf", "poly", "sigmoid", "linear")
+    },
     "clusters": KMeans(4, n_init=1),
     "clusters behind a scaler": make_pipeline(StandardScaler(), MiniBatchKMeans(3, n_init=1)),
     "a mixture": GaussianMixture(3),
