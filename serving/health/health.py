@@ -20,6 +20,9 @@ from serving.triton.stubs import Stub, live_stubs
 PROBE_EVERY_S = 5.0
 # A model that has not answered its probe for this long is checked for progress.
 LATE_S = LEAST_PROBE_S
+# Between two looks at all processes of the machine, which may be thousands, while those that are
+# known live.
+SCAN_EVERY_S = 1.0
 # One wrong answer may be a reload under way; two in a row are not.
 FAULTS_NEEDED = 2
 
@@ -42,6 +45,7 @@ class Health:
         self._progress = Progress(longest_request_s, control.load_timeout_s)
         self._work = Work(control, self._progress.hung_s)
         self._probing = Probing(self._probe)
+        self._next_scan = 0.0
         self._next_probe = 0.0
         self._next_late = 0.0
 
@@ -69,7 +73,7 @@ class Health:
     def dead_models(self, server_pid: int) -> list[str]:
         """Models that have too few processes now. Reported for as long as that is so: a death that
         could not be acted on is reported again."""
-        now = live_stubs(server_pid)
+        now = self._live(server_pid)
         self._retired &= now
         counts = _per_version(now - self._retired)
         self._known |= set(counts)
@@ -88,6 +92,15 @@ class Health:
             elif state in {READY, UNAVAILABLE}:
                 self._doubted.discard(pair)
         return sorted(dead)
+
+    def _live(self, server_pid: int) -> set[Stub]:
+        """The processes that live now. New ones may be missing for ``SCAN_EVERY_S``, unless one has
+        ended or a model is in doubt: its new process may be there already."""
+        is_calm = not self._doubted and all(stub.is_alive for stub in self._stubs)
+        if is_calm and time.monotonic() < self._next_scan:
+            return set(self._stubs)
+        self._next_scan = time.monotonic() + SCAN_EVERY_S
+        return live_stubs(server_pid)
 
     def hung(self) -> dict[Stub, str]:
         """The processes that hang, each with a description; their siblings may work."""

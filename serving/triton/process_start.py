@@ -6,10 +6,19 @@ virtual machine resumes. A process would then no longer be recognized as the one
 
 from pathlib import Path
 
-_START_FIELD = 22 - 3  # of proc_pid_stat(5), after the name, which may contain anything
+_STATE_FIELD, _START_FIELD = 3 - 3, 22 - 3  # of proc_pid_stat(5), after the name
 
 
 def start_ticks(pid: int) -> int:
     """Clock ticks from the machine's boot to the process's start; OSError if it has ended."""
+    return int(_fields(pid)[_START_FIELD])
+
+
+def is_zombie(pid: int) -> bool:
+    """Whether the process has ended and its parent has not noticed yet; OSError if it is gone."""
+    return _fields(pid)[_STATE_FIELD] == "Z"
+
+
+def _fields(pid: int) -> list[str]:
     stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    return int(stat.rpartition(")")[2].split()[_START_FIELD])
+    return stat.rpartition(")")[2].split()  # the name before may contain anything

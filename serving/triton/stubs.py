@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from serving.triton.process_start import start_ticks
+from serving.triton.process_start import is_zombie, start_ticks
 
 NAME = "triton_python_backend_stub"
 
@@ -25,6 +25,15 @@ class Stub:
     started: int = 0  # clock ticks since the machine's boot: a pid may be reused
     region: str = ""  # its shared memory, in /dev/shm
     parent: int = field(default=0, compare=False)  # pid; changes when the parent ends
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process still runs. Takes 0.1 ms, where ``live_stubs`` reads every process
+        of the machine."""
+        try:
+            return start_ticks(self.pid) == self.started and not is_zombie(self.pid)
+        except OSError:
+            return False
 
     def end(self) -> None:
         """End the process if it still runs."""
