@@ -369,7 +369,10 @@ class _Walk:
     def _nearest(self, candidates: np.ndarray, number: np.ndarray, threshold: float) -> int | None:
         if not len(candidates):
             return None
-        away = np.abs(number - threshold)
+        # LightGBM's thresholds between a number and a missing one are infinite.
+        away = np.zeros(len(number))
+        np.subtract(number, threshold, out=away, where=number != threshold)
+        away = np.abs(away)
         return int(self._rng.choice(candidates[away == away.min()]))
 
     def _choices(self, reached: Mapping[int, np.ndarray]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Faults in single splits of trees: a threshold that is 0.5 % off, swapped children, the other way
 for missing numbers. The proof detects each that any row shows."""
 
+import re
 from dataclasses import dataclass
 
 import lightgbm
@@ -162,6 +163,21 @@ def test_the_record_says_that_every_split_was_taken_both_ways(proved):
     taken, total = map(int, note.partition(" took ")[2].partition(" splits")[0].split(" of "))
     assert taken == total or (taken > 0.7 * total and "not both ways: tree " in note)
     assert note in proved.task.exercised(proved.reference)
+
+
+def test_a_split_between_any_number_and_a_missing_one(tmp_path):
+    """Its threshold is infinite in LightGBM, and so are numbers beside it."""
+    rng = np.random.default_rng(3)
+    numbers = np.where(rng.random((600, 2)) < 0.3, np.nan, rng.lognormal(12, 1, (600, 2)))
+    numbers[rng.random((600, 2)) < 0.3] = 0
+    target = np.isnan(numbers) @ [5.0, 4.0] + np.nan_to_num(numbers[:, 1]) / 1e5
+    model = lightgbm.LGBMRegressor(n_estimators=20, num_leaves=12, verbose=-1, n_jobs=1)
+    model.fit(numbers, target).booster_.save_model(tmp_path / "m.txt")
+    assert re.search("^threshold=.*inf", (tmp_path / "m.txt").read_text(), re.MULTILINE)
+    task = open_task(tmp_path / "m.txt")
+    reference = build_reference(task, tmp_path / "converted")
+    assert "splits" in task.split_rows.note
+    assert failed_checks(task, reference) == []
 
 
 def test_a_lightgbm_file_that_lost_its_end_is_refused_or_the_same(tmp_path):
