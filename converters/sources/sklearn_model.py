@@ -129,7 +129,10 @@ class SklearnModel(TabularModel):
         rows, last = self._last_input(table), self.last
         if hasattr(last, "final_estimator_"):
             rows, last = last.transform(rows), last.final_estimator_
-        rows = rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows, np.float64)
+        try:
+            rows = rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows, np.float64)
+        except ValueError:  # texts, which the last step's members encode themselves
+            return None
         return self._scores_of(last, rows * by[np.arange(rows.shape[1]) % len(by)], len(table))
 
     def _scores_of(self, estimator: Any, rows: Any, count: int) -> np.ndarray:

@@ -59,7 +59,7 @@ class TabularModel(ABC):
 
     def moved(self, table: Table, by: np.ndarray) -> np.ndarray | None:
         """The prediction if what the last step reads were off by the factors ``by`` FP64 [k], in
-        turn, FP64 [n, ...]; None if nothing precedes it."""
+        turn, FP64 [n, ...]; None if nothing precedes it, or if it reads texts."""
         return None
 
     @abstractmethod

@@ -219,6 +219,23 @@ def test_columns_selected_otherwise_than_by_name(columns, tmp_path):
     require_equal(estimator, sent, estimator.predict_proba(fresh), tmp_path)
 
 
+def test_a_vote_of_pipelines_that_read_texts(tmp_path):
+    table, fresh = people(300, 1), people(60, 2)
+    labels = np.where((table["age"] > 40) ^ (table["plan"] == "plus"), "high", "low")
+
+    def pipeline(last):
+        columns = make_column_transformer((StandardScaler(), ["age"]), (OneHotEncoder(), ["plan"]))
+        return make_pipeline(columns, last)
+
+    members = [("line", pipeline(LogisticRegression())), ("trees", pipeline(boosted()))]
+    estimator = ensemble.VotingClassifier(members, voting="soft").fit(table, labels)
+    sent = {
+        "age": fresh["age"].to_numpy(),
+        "plan": np.array([MISSING if plan is None else plan for plan in fresh["plan"]]),
+    }
+    require_equal(estimator, sent, estimator.predict_proba(fresh), tmp_path)
+
+
 def refusal(path):
     with pytest.raises(SourceRefused) as caught:
         task = open_task(path)
