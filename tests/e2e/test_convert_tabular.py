@@ -91,31 +91,29 @@ def test_values_that_do_not_fit_the_columns_are_refused(served):
     assert served.post("/v1/risk", json={**row, "country": ""}).status_code == 200
 
 
-def test_a_missing_number_is_nan_over_grpc_and_null_in_json(served, models):
+def test_missing_values_over_grpc_and_in_json(served, models):
+    """NaN and U+FDD0 over gRPC, null in JSON; an empty text is none of them."""
+    original = load_skops(models / "risk.skops")[0]
+    sent = {"age": np.nan, "income (k€)": 30.0, "plan": "plus", "country": "\ufdd0"}
     tensors = []
-    for name, value in (
-        ("age", np.nan),
-        ("income (k€)", 30.0),
-        ("plan", b"plus"),
-        ("country", b""),
-    ):
-        is_text = isinstance(value, bytes)
+    for name, value in sent.items():
+        is_text = isinstance(value, str)
         tensor = triton.InferInput(name, [1, 1], "BYTES" if is_text else "FP64")
-        tensor.set_data_from_numpy(np.array([[value]], dtype=object if is_text else np.float64))
+        value = np.array([[value.encode()]], dtype=object) if is_text else np.array([[value]])
+        tensor.set_data_from_numpy(value)
         tensors.append(tensor)
     with triton.InferenceServerClient(served.grpc_address) as client:
         result = client.infer("risk", tensors)
-    row = (
-        customers()[0]
-        .head(1)
-        .assign(age=np.nan, **{"income (k€)": 30.0}, plan="plus", country=np.nan)
-    )
-    original = load_skops(models / "risk.skops")[0].predict_proba(row)[0]
-    expected = pytest.approx(sorted(original, reverse=True))
+    row = customers()[0].head(1).assign(**{**sent, "country": np.nan})
+    expected = pytest.approx(sorted(original.predict_proba(row)[0], reverse=True))
     assert result.as_numpy("score")[0] == expected
-    body = {"age": None, "income (k€)": 30.0, "plan": "plus", "country": ""}
+    body = {**sent, "age": None, "country": None}
     response = served.post("/v1/risk", json=body)
     assert [label["score"] for label in response.json()["labels"]] == expected
+    empty = served.post("/v1/risk", json={**body, "country": ""}).json()["labels"]
+    of_empty = original.predict_proba(row.assign(country=""))[0]
+    assert [label["score"] for label in empty] == pytest.approx(sorted(of_empty, reverse=True))
+    assert [label["score"] for label in empty] != expected
 
 
 def test_the_proof_is_kept_and_a_planted_fault_is_found(served, models):

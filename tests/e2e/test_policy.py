@@ -54,11 +54,11 @@ def governed(built):
         limited = running.keys["limited"].split("_")[1]
         policy.write_text(POLICY.format(limited=limited))
         wait_until(
-            lambda: _call(running, "stranger", "GET", "/v1/models").status_code == 403, 10, "policy"
+            lambda: _call(running, "stranger", "GET", "/v1/models").status_code == 403, 60, "policy"
         )
         # What it grants beyond no policy: a role that nobody had.
         wait_until(
-            lambda: _call(running, "reader", "GET", "/v1/models").status_code == 200, 10, "roles"
+            lambda: _call(running, "reader", "GET", "/v1/models").status_code == 200, 60, "roles"
         )
         yield running
 
