@@ -218,9 +218,10 @@ COUNTED = {
 
 
 @pytest.mark.parametrize("what", COUNTED)
-def test_ten_times_the_count_takes_ten_times_as_long_at_most(what):
+def test_time_is_linear_in_the_count(what):
+    """Quadratic would be a hundred times as long; caches make it more than ten."""
     few, many = (best_of(COUNTED[what](count)) for count in (20_000, 200_000))
-    assert many <= 12 * max(few, 0.003)
+    assert many <= 30 * max(few, 0.003)
 
 
 def best_of(body: bytes, times: int = 8) -> float:
