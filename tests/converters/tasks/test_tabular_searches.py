@@ -50,9 +50,11 @@ DETECTORS = {
         f"one class, {kernel}": make_pipeline(StandardScaler(), OneClassSVM(kernel=kernel, nu=0.2))
         for kernel in ("rbf", "poly", "sigmoid", "linear")
     },
-    "clusters": KMeans(4, n_init=1),
-    "clusters behind a scaler": make_pipeline(StandardScaler(), MiniBatchKMeans(3, n_init=1)),
-    "a mixture": GaussianMixture(3),
+    "clusters": KMeans(4, n_init=1, random_state=0),
+    "clusters behind a scaler": make_pipeline(
+        StandardScaler(), MiniBatchKMeans(3, n_init=1, random_state=0)
+    ),
+    "a mixture": GaussianMixture(3, random_state=0),
 }
 
 
