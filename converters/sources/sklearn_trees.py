@@ -10,6 +10,7 @@ import numpy as np
 from converters.errors import SourceRefused
 from converters.export.trees2onnx import Tree, thresholds_by_feature
 from converters.sources.sklearn_boosters import booster_model, is_booster
+from converters.sources.sklearn_columns import MEMBER_MODELS, members_of
 from converters.sources.xgboost_model import XgboostModel
 
 
@@ -43,18 +44,13 @@ def tree_sum(model: Any) -> TreeSum:
     return TreeSum(trees, np.zeros(trees[0].value.shape[1]), "identity", narrow=True)
 
 
-# Models whose members read the same columns as they do.
+# Models whose members read the same columns as they do, or some of them.
 COMPOUNDS = frozenset((
+    *MEMBER_MODELS,
     "AdaBoostClassifier",
     "AdaBoostRegressor",
     "BaggingClassifier",
     "BaggingRegressor",
-    "OneVsOneClassifier",
-    "OneVsRestClassifier",
-    "StackingClassifier",
-    "StackingRegressor",
-    "VotingClassifier",
-    "VotingRegressor",
 ))  # fmt: skip
 
 
@@ -64,11 +60,10 @@ def tree_sums(model: Any) -> list[TreeSum]:
     name = type(model).__name__
     if name == "FrozenEstimator":
         return tree_sums(model.estimator)
-    if name == "CalibratedClassifierCV":
-        members = [member.estimator for member in model.calibrated_classifiers_]
-    elif name in COMPOUNDS:
+    members = members_of(model)
+    if not members and name in COMPOUNDS:
         members = list(model.estimators_)
-    else:
+    if not members:
         try:
             return [tree_sum(model)]
         except (AttributeError, SourceRefused):

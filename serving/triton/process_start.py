@@ -14,9 +14,14 @@ def start_ticks(pid: int) -> int:
     return int(_fields(pid)[_START_FIELD])
 
 
-def is_zombie(pid: int) -> bool:
-    """Whether the process has ended and its parent has not noticed yet; OSError if it is gone."""
-    return _fields(pid)[_STATE_FIELD] == "Z"
+def is_running(pid: int, started: int) -> bool:
+    """Whether the process that was started at this tick still runs: it is not gone, its id is not
+    another's, and it is no zombie, which its parent has not noticed yet."""
+    try:
+        fields = _fields(pid)
+    except OSError:
+        return False
+    return int(fields[_START_FIELD]) == started and fields[_STATE_FIELD] != "Z"
 
 
 def _fields(pid: int) -> list[str]:

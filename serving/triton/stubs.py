@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from serving.triton.process_start import is_zombie, start_ticks
+from serving.triton.process_start import is_running, start_ticks
 
 NAME = "triton_python_backend_stub"
 
@@ -30,10 +30,7 @@ class Stub:
     def is_alive(self) -> bool:
         """Whether the process still runs. Takes 0.1 ms, where ``live_stubs`` reads every process
         of the machine."""
-        try:
-            return start_ticks(self.pid) == self.started and not is_zombie(self.pid)
-        except OSError:
-            return False
+        return is_running(self.pid, self.started)
 
     def end(self) -> None:
         """End the process if it still runs."""

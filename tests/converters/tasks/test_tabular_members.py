@@ -195,6 +195,12 @@ def people(count, seed):
     return pd.DataFrame({"age": rng.normal(40, 9, count), "plan": plans})
 
 
+def sent(table):
+    """The columns as a client sends them."""
+    plans = [MISSING if plan is None else plan for plan in table["plan"]]
+    return {"age": table["age"].to_numpy(), "plan": np.array(plans)}
+
+
 @pytest.mark.parametrize(
     "columns",
     [
@@ -212,11 +218,7 @@ def test_columns_selected_otherwise_than_by_name(columns, tmp_path):
     table, fresh = people(200, 1), people(50, 2)
     labels = np.where((table["age"] > 40) ^ (table["plan"] == "plus"), "high", "low")
     estimator = make_pipeline(columns, LogisticRegression()).fit(table, labels)
-    sent = {
-        "age": fresh["age"].to_numpy(),
-        "plan": np.array([MISSING if plan is None else plan for plan in fresh["plan"]]),
-    }
-    require_equal(estimator, sent, estimator.predict_proba(fresh), tmp_path)
+    require_equal(estimator, sent(fresh), estimator.predict_proba(fresh), tmp_path)
 
 
 def test_a_vote_of_pipelines_that_read_texts(tmp_path):
@@ -229,11 +231,7 @@ def test_a_vote_of_pipelines_that_read_texts(tmp_path):
 
     members = [("line", pipeline(LogisticRegression())), ("trees", pipeline(boosted()))]
     estimator = ensemble.VotingClassifier(members, voting="soft").fit(table, labels)
-    sent = {
-        "age": fresh["age"].to_numpy(),
-        "plan": np.array([MISSING if plan is None else plan for plan in fresh["plan"]]),
-    }
-    require_equal(estimator, sent, estimator.predict_proba(fresh), tmp_path)
+    require_equal(estimator, sent(fresh), estimator.predict_proba(fresh), tmp_path)
 
 
 def refusal(path):

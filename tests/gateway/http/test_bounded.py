@@ -70,11 +70,17 @@ def _all(connection) -> bytes:
     return received
 
 
-def _answered(connection) -> bool:
-    """Whether a whole response with the body ``ok`` comes; its head may come alone at first."""
+def _received(connection, end: bytes) -> bytes:
+    """A response up to ``end`` of its body; its head may come alone at first."""
     received = b""
-    while not received.endswith(b"ok") and (part := connection.recv(1000)):
+    while not received.endswith(end) and (part := connection.recv(1000)):
         received += part
+    return received
+
+
+def _answered(connection) -> bool:
+    """Whether a whole response with the body ``ok`` comes."""
+    received = _received(connection, b"ok")
     return received.startswith(b"HTTP/1.1 200 ") and received.endswith(b"ok")
 
 
@@ -95,10 +101,7 @@ def test_a_whole_response(port, version):
         for _ in range(2 if version == "1.1" else 1):
             connection.sendall(head + b"ab")
             connection.sendall(b"cd")
-            received = b""
-            while not received.endswith(b"abcd") and (part := connection.recv(1000)):
-                received += part
-            head_and_body = received.split(b"\r\n\r\n")
+            head_and_body = _received(connection, b"abcd").split(b"\r\n\r\n")
             assert head_and_body[1] == b"abcd"
             lines = head_and_body[0].split(b"\r\n")
             assert lines[0] == b"HTTP/1.1 200 OK"
