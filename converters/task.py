@@ -148,7 +148,7 @@ class Task(ABC):
     def exercised(self, reference: Reference) -> list[str]:
         """What the samples reached of the model, in readable lines: how many there are and whose,
         how much the original's answers vary, how many were clear, what no sample reached."""
-        return [self.whose(len(next(iter(reference.answers.values()))))]
+        return [self.whose(len(next(iter(reference.outputs.values()))))]
 
     def whose(self, samples: int) -> str:
         """The first of these lines."""

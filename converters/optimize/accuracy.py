@@ -83,7 +83,7 @@ def _failed(checks: list[Check]) -> Iterator[str]:
 
 def _rows(reference: Reference) -> int:
     """The number of samples that the original answered: the length of its longest array."""
-    names = [name for name in ("texts", "names") if name in reference.answers]
+    names = [name for name in ("texts", "names") if name in reference.outputs]
     if names:
-        return len(reference.answers[names[0]])
-    return max((len(array) for array in reference.answers.values() if array.ndim), default=0)
+        return len(reference.outputs[names[0]])
+    return max((len(array) for array in reference.outputs.values() if array.ndim), default=0)

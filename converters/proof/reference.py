@@ -11,19 +11,19 @@ from converters.proof.checks import Check
 from converters.proof.tolerance import Tolerance
 
 Metadata = Mapping[str, Any]
-Answers = Mapping[str, np.ndarray]
+Outputs = Mapping[str, np.ndarray]
 Feed = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Reference:
     """An original and its answers. ``folder`` contains the files of the pipeline's steps (``pre/``,
-    ``post/``) and whatever ``Task.ask`` wrote there; ``answers`` is what ``Task.ask`` returned."""
+    ``post/``) and whatever ``Task.ask`` wrote there; ``outputs`` is what ``Task.ask`` returned."""
 
     name: str
     folder: Path
     metadata: Metadata
-    answers: Answers
+    outputs: Outputs
     tolerance: Tolerance
 
 

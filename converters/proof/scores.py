@@ -35,9 +35,9 @@ FUNCTIONS: dict[str, Scores] = {"softmax": softmax, "sigmoid": sigmoid, "none": 
 
 def parity(scores: np.ndarray, reference: Reference, texts: Sequence[str]) -> list[Check]:
     """The same scores, and the same likeliest label, for every text."""
-    original, tolerance = reference.answers["scores"], reference.tolerance
+    original, tolerance = reference.outputs["scores"], reference.tolerance
     function = reference.metadata["function"]
-    scores = beyond_noise(scores, original, reference.answers.get("scores_noise"))
+    scores = beyond_noise(scores, original, reference.outputs.get("scores_noise"))
     spread = score_spread_checks(
         "parity: score", scores, original, function, tolerance.shares, texts
     )

@@ -60,8 +60,8 @@ class Doubling(Task):
 
     def prove_graph(self, engine, reference, runner=onnx_runner):
         session = runner(engine)
-        actual = session.run(None, {"x": reference.answers["x"]})[0]
-        expected, tolerance = reference.answers["y"], reference.tolerance
+        actual = session.run(None, {"x": reference.outputs["x"]})[0]
+        expected, tolerance = reference.outputs["y"], reference.tolerance
         names = [f"row {index}" for index in range(len(actual))]
         return [
             worst_difference("parity", actual, expected, tolerance.difference, names),

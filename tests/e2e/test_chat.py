@@ -115,7 +115,7 @@ def _active(home) -> int:
 def test_the_gateway_renders_conversations_as_transformers_does(source, served):
     task = CausalLm(ConversionRequest("tiny_chat", str(source)))
     reference = convert(task, ConversionOptions("f16"), lambda line: None).reference
-    answers, metadata = reference.answers, reference.metadata
+    answers, metadata = reference.outputs, reference.metadata
     compared = 0
     for text, expected, refused in zip(
         answers["conversations"], answers["rendered"], answers["refused"], strict=True

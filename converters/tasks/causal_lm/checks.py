@@ -21,7 +21,7 @@ FEW = 4  # passages that a faulty file is asked
 
 def file_checks(path: Path, reference: Reference) -> list[Check]:
     """All checks of a file that is loaded in this process."""
-    engine, answers = OpenVinoEngine(path), reference.answers
+    engine, answers = OpenVinoEngine(path), reference.outputs
     file, prompts = GgufFile(path), ragged(answers, "prompt_ids")
     alone = [engine.greedy([prompt], STEPS)[0] for prompt in prompts]
     together = engine.greedy(prompts, STEPS)
@@ -41,7 +41,7 @@ def passage_checks(
     engine: OpenVinoEngine, reference: Reference, most: int | None = None
 ) -> list[Check]:
     """How near the probabilities of real text are, on at most ``most`` of the passages."""
-    answers = reference.answers
+    answers = reference.outputs
     ids = ragged(answers, "passage_ids")[:most]
     expected = np.concatenate(ragged(answers, "log_probs")[:most])
     actual = np.concatenate(engine.log_probs(ids))
@@ -67,7 +67,7 @@ def score_checks(actual: np.ndarray, expected: np.ndarray, reference: Reference)
 
 def greedy_checks(generated: Sequence[Generated], reference: Reference) -> list[Check]:
     """Whether the likeliest continuation is the original's, and what made it another one."""
-    answers, limits = reference.answers, reference.tolerance
+    answers, limits = reference.outputs, reference.tolerance
     worst, label, equal, total = 0.0, "", 0, 0
     wrong_ends = []
     for index, output in enumerate(generated):
@@ -101,15 +101,15 @@ def greedy_checks(generated: Sequence[Generated], reference: Reference) -> list[
 
 def original_ids(reference: Reference, index: int) -> tuple[int, ...]:
     """The original's continuation of a prompt, the end token left out."""
-    ends = set(reference.answers["end_ids"].tolist())
-    row = reference.answers["greedy_ids"][index].tolist()
+    ends = set(reference.outputs["end_ids"].tolist())
+    row = reference.outputs["greedy_ids"][index].tolist()
     return tuple(token for token in row if token >= 0 and token not in ends)
 
 
 def has_ended(reference: Reference, index: int) -> bool:
     """Whether the original ended its continuation of this prompt by itself."""
-    row = reference.answers["greedy_ids"][index]
-    return bool((row < 0).any()) or int(row[-1]) in set(reference.answers["end_ids"])
+    row = reference.outputs["greedy_ids"][index]
+    return bool((row < 0).any()) or int(row[-1]) in set(reference.outputs["end_ids"])
 
 
 def first_difference(actual: Sequence[object], expected: Sequence[object]) -> int:
@@ -121,8 +121,8 @@ def first_difference(actual: Sequence[object], expected: Sequence[object]) -> in
 def lead(reference: Reference, index: int, step: int, token: int) -> float:
     """By how much (nats) the original preferred its own token to ``token`` at this step; infinite
     if that one was not among its likeliest."""
-    ids = reference.answers["top_ids"][index, min(step, STEPS - 1)]
-    log_probs = reference.answers["top_log_probs"][index, min(step, STEPS - 1)]
+    ids = reference.outputs["top_ids"][index, min(step, STEPS - 1)]
+    log_probs = reference.outputs["top_log_probs"][index, min(step, STEPS - 1)]
     ranks = np.flatnonzero(ids == token)
     return float(log_probs[0] - log_probs[ranks[0]]) if len(ranks) else float("inf")
 
@@ -130,14 +130,14 @@ def lead(reference: Reference, index: int, step: int, token: int) -> float:
 def _same(
     name: str, alone: Sequence[Generated], together: Sequence[Generated], reference: Reference
 ) -> Check:
-    pairs = zip(reference.answers["prompts"], alone, together, strict=True)
+    pairs = zip(reference.outputs["prompts"], alone, together, strict=True)
     different = [str(prompt)[-60:] for prompt, one, other in pairs if one != other]
     return at_most(name, len(different), reference.tolerance.invariance, "; ".join(different))
 
 
 def token_check(token_ids: Callable[[str], list[int]], reference: Reference) -> Check:
     """The tokenizer in the file against the original's."""
-    texts, rows = reference.answers["token_texts"], ragged(reference.answers, "token_ids")
+    texts, rows = reference.outputs["token_texts"], ragged(reference.outputs, "token_ids")
     different = [
         f"{text[:40]!r}: {token_ids(str(text))[:12]}, original {row[:12].tolist()}"
         for text, row in zip(texts, rows, strict=True)
@@ -157,8 +157,8 @@ class Declared:
 
 def declared_checks(declared: Declared, reference: Reference) -> list[Check]:
     """The end tokens and the chat template, exactly."""
-    original = frozenset(reference.answers["end_ids"].tolist())
-    template = str(reference.answers["template"][0])
+    original = frozenset(reference.outputs["end_ids"].tolist())
+    template = str(reference.outputs["template"][0])
     return [
         at_most(
             "end tokens: missing or added",
@@ -175,10 +175,10 @@ def _metadata_self_test(engine: OpenVinoEngine, file: GgufFile, reference: Refer
     declared = Declared(engine.end_ids, file.template)
     greedy = [
         Generated(original_ids(reference, i), False)
-        for i in range(len(reference.answers["prompts"]))
+        for i in range(len(reference.outputs["prompts"]))
     ]
     shifted = [Generated(g.ids[1:], g.ended) for g in greedy]
-    score = np.concatenate(ragged(reference.answers, "log_probs"))
+    score = np.concatenate(ragged(reference.outputs, "log_probs"))
     faults: dict[str, list[Check]] = {
         "another end token": declared_checks(Declared(frozenset({0, 5}), file.template), reference),
         "another chat template": declared_checks(

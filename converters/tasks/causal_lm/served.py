@@ -34,7 +34,7 @@ class Completion:
 def served_checks(address: str, reference: Reference) -> list[Check]:
     """Checks of the model at ``address``: the original's prompts, whole and as streams, one after
     the other and together."""
-    prompts = [str(prompt) for prompt in reference.answers["prompts"]]
+    prompts = [str(prompt) for prompt in reference.outputs["prompts"]]
     served = _Served(address, reference.name)
     whole = [served.complete(prompt, stream=False) for prompt in prompts]
     streamed = [served.complete(prompt, stream=True) for prompt in prompts]
@@ -48,7 +48,7 @@ def served_checks(address: str, reference: Reference) -> list[Check]:
 
 
 def _original_checks(completions: Sequence[Completion], reference: Reference) -> list[Check]:
-    original = reference.answers
+    original = reference.outputs
     worst, label = 0.0, ""
     counts, reasons = [], []
     for index, completion in enumerate(completions):

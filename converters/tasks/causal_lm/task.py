@@ -106,10 +106,10 @@ class CausalLm(Task):
         else:
             write_gguf(file, target, precision)
         settings: dict[str, Any] = {"context_length": reference.metadata["context_length"]}
-        others = set(reference.answers["end_ids"].tolist()) - {file.end_token}
+        others = set(reference.outputs["end_ids"].tolist()) - {file.end_token}
         if others:
             settings["stop_token_ids"] = sorted(others)
-        if reference.answers["is_nfc"]:
+        if reference.outputs["is_nfc"]:
             settings["normalize_nfc"] = True
         target.with_name(SETTINGS_FILE).write_text(json.dumps(settings) + "\n", encoding="utf-8")
 
@@ -140,7 +140,7 @@ class CausalLm(Task):
     def golden(self, reference: Reference) -> Golden:
         """The prompt of ``golden_question``, or the one whose first tokens are the least in doubt,
         continued greedily."""
-        answers = reference.answers
+        answers = reference.outputs
         first, second = np.moveaxis(answers["top_log_probs"][:, :GOLDEN_STEPS, :2], -1, 0)
         # After the end there is nothing to choose; a character cut in the middle is no text.
         leads = np.subtract(first, second, out=np.full(first.shape, np.inf), where=second > -np.inf)
@@ -168,7 +168,7 @@ class CausalLm(Task):
         )
 
     def exercised(self, reference: Reference) -> list[str]:
-        answers = reference.answers
+        answers = reference.outputs
         ended = int((answers["greedy_ids"] < 0).any(axis=1).sum())
         lines = [
             f"{len(answers['log_probs'])} tokens of real text in "
@@ -183,7 +183,7 @@ class CausalLm(Task):
                 f"{', '.join(sorted(self.file.matrix_types))} dequantized: what that quantization "
                 "cost the model it was made from is not measured here"
             )
-        if reference.answers["is_nfc"]:
+        if reference.outputs["is_nfc"]:
             lines.append(
                 "The original's tokenizer normalizes text to NFC, which OpenVINO's does not: "
                 "model.json says so, and the backend normalizes each prompt"

@@ -33,7 +33,7 @@ def graph_checks(graph: TokenGraph, texts: list[str], reference: Reference) -> l
     return [
         *parity(vectors, reference, texts),
         *answers_self_test(
-            lambda faulty: parity(faulty, reference, texts), reference.answers["vectors"]
+            lambda faulty: parity(faulty, reference, texts), reference.outputs["vectors"]
         ),
         *invariance_checks(graph, few, buckets, limit),
     ]
@@ -49,13 +49,13 @@ def vectors_closeness(graph: TokenGraph, reference: Reference) -> Closeness:
     """Closeness of the vectors, one text at a time; agreement is the share of texts with the same
     nearest neighbour."""
     vectors = _vectors(graph, reference_texts(reference))
-    original, unit = reference.answers["vectors"], typical_length(reference)
+    original, unit = reference.outputs["vectors"], typical_length(reference)
     return closeness(vectors / unit, original / unit, same_neighbour(vectors, original))
 
 
 def typical_length(reference: Reference) -> float:
     """The mean length of the original's vectors: 1 where the model normalises."""
-    return float(np.linalg.norm(reference.answers["vectors"], axis=1).mean())
+    return float(np.linalg.norm(reference.outputs["vectors"], axis=1).mean())
 
 
 def _vectors(graph: TokenGraph, texts: Sequence[str]) -> np.ndarray:
@@ -64,9 +64,9 @@ def _vectors(graph: TokenGraph, texts: Sequence[str]) -> np.ndarray:
 
 def parity(vectors: np.ndarray, reference: Reference, texts: Sequence[str]) -> list[Check]:
     """The same vectors, and the same nearest neighbour for every text that has a clear one."""
-    original, tolerance = reference.answers["vectors"], reference.tolerance
+    original, tolerance = reference.outputs["vectors"], reference.tolerance
     unit = typical_length(reference)
-    vectors = beyond_noise(vectors, original, reference.answers.get("vectors_noise"))
+    vectors = beyond_noise(vectors, original, reference.outputs.get("vectors_noise"))
     name = "parity: largest difference"
     largest = worst_difference(name, vectors, original, tolerance.difference * unit, texts)
     if vectors.shape != original.shape:

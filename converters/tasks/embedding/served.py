@@ -40,16 +40,16 @@ def checks_of(served: ServedText, reference: Reference) -> list[Check]:
 
 
 def _counts(name: str, counts: np.ndarray, reference: Reference, texts: Sequence[str]) -> Check:
-    expected = reference.answers["token_count"][:, None]
+    expected = reference.outputs["token_count"][:, None]
     return worst_difference(name, counts.astype(np.float64), expected, 0, texts)
 
 
 def _truncated(served: ServedText, reference: Reference) -> list[Check]:
     """A text that is too long is cut as the original cuts it, and counted after the cut."""
-    texts = [str(text) for text in reference.answers["too_long"]]
+    texts = [str(text) for text in reference.outputs["too_long"]]
     response = served.infer(texts, (VECTOR, COUNT), truncate=True)
     limit = reference.tolerance.difference * typical_length(reference)
-    expected = reference.answers["long_vectors"]
+    expected = reference.outputs["long_vectors"]
     bucket_lengths = np.full((len(texts), 1), reference.metadata["buckets"][-1])
     return [
         worst_difference("parity: a text that is cut", response[VECTOR], expected, limit, texts),

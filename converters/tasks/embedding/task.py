@@ -91,7 +91,7 @@ class Embedding(TextTask):
         return embedding_proof.graph_checks(graph, reference_texts(reference), reference)
 
     def answer_lines(self, reference: Reference) -> list[str]:
-        return list(spread_lines("vectors", reference.answers["vectors"], reference.tolerance))
+        return list(spread_lines("vectors", reference.outputs["vectors"], reference.tolerance))
 
     def parity_checks(self, engine: Path, reference: Reference) -> list[Check]:
         return embedding_proof.parity_checks(self.graph(engine, reference), reference)
@@ -100,7 +100,7 @@ class Embedding(TextTask):
         return embedding_proof.vectors_closeness(self.graph(engine, reference), reference)
 
     def golden(self, reference: Reference) -> Golden:
-        vector, count = reference.answers["vectors"][0], reference.answers["token_count"][0]
+        vector, count = reference.outputs["vectors"][0], reference.outputs["token_count"][0]
         unit = embedding_proof.typical_length(reference)
         return Golden(
             request={"text": reference_texts(reference)[0]},

@@ -39,7 +39,7 @@ class Graph:
 
 def graph_checks(graph: Graph, reference: Reference) -> list[Check]:
     """All checks against the original's ``logits`` for its ``pixels``."""
-    pixels, names = reference.answers["pixels"], image_names(reference)
+    pixels, names = reference.outputs["pixels"], image_names(reference)
     try:
         logits = np.concatenate([graph(row[None]) for row in pixels])
     except Exception as error:  # ONNX Runtime's errors share no base class
@@ -62,19 +62,19 @@ def graph_checks(graph: Graph, reference: Reference) -> list[Check]:
 
 def parity_checks(graph: Graph, reference: Reference) -> list[Check]:
     """Only the checks of parity."""
-    logits = np.concatenate([graph(row[None]) for row in reference.answers["pixels"]])
+    logits = np.concatenate([graph(row[None]) for row in reference.outputs["pixels"]])
     return _parity(logits, reference, image_names(reference))
 
 
 def _parity(actual: np.ndarray, reference: Reference, names: Sequence[str]) -> list[Check]:
-    expected = reference.answers["logits"]
+    expected = reference.outputs["logits"]
     limit = logit_limit(reference, reference.tolerance.difference)
     largest = worst_difference(
         "parity: largest difference of a logit", actual, expected, limit, names
     )
     if actual.shape != expected.shape:
         return [largest]
-    actual = beyond_noise(actual, expected, reference.answers.get("logits_noise"))
+    actual = beyond_noise(actual, expected, reference.outputs.get("logits_noise"))
     spread = spread_checks(
         "parity: logit",
         _compared(actual, reference),
@@ -94,35 +94,35 @@ def _compared(logits: np.ndarray, reference: Reference) -> np.ndarray:
 
 def _self_test(reference: Reference, names: Sequence[str]) -> list[Check]:
     return answers_self_test(
-        lambda faulty: _parity(faulty, reference, names), reference.answers["logits"]
+        lambda faulty: _parity(faulty, reference, names), reference.outputs["logits"]
     )
 
 
 def scores_closeness(graph: Graph, reference: Reference) -> Closeness:
     """Closeness of the scores, one image at a time; agreement is the share of images with the same
     likeliest label."""
-    logits = np.concatenate([graph(row[None]) for row in reference.answers["pixels"]]).astype(
+    logits = np.concatenate([graph(row[None]) for row in reference.outputs["pixels"]]).astype(
         np.float64
     )
     scores = FUNCTIONS[reference.metadata["function"]](logits)
-    expected = reference.answers["scores"]
+    expected = reference.outputs["scores"]
     return closeness(scores, expected, same_decision(scores, expected))
 
 
 def image_names(reference: Reference) -> list[str]:
-    """The images' names, in the order of all other arrays of ``reference.answers``."""
-    return [str(name) for name in reference.answers["names"]]
+    """The images' names, in the order of all other arrays of ``reference.outputs``."""
+    return [str(name) for name in reference.outputs["names"]]
 
 
 def logit_limit(reference: Reference, score: float) -> float:
     """How much a logit may differ where a score may differ by ``score``."""
-    logits = reference.answers["logits"].astype(np.float64)
+    logits = reference.outputs["logits"].astype(np.float64)
     spread = np.abs(logits - logits.mean(axis=0)).max()
     return float(LOGITS_PER_SCORE * score * spread + NOISE * np.abs(logits).max() + LEAST)
 
 
 def _score_parity(logits: np.ndarray, reference: Reference, names: Sequence[str]) -> list[Check]:
-    if logits.shape != reference.answers["scores"].shape:
+    if logits.shape != reference.outputs["scores"].shape:
         return []  # the check of the logits has failed already
     return parity(
         FUNCTIONS[reference.metadata["function"]](logits.astype(np.float64)), reference, names
@@ -145,14 +145,14 @@ def failed(name: str, error: Exception) -> Check:
 def _batch_invariance(name: str, graph: Graph, expected: np.ndarray, reference: Reference) -> Check:
     """An image's logits must not depend on the rest of its batch: shuffled batches against one
     image at a time."""
-    pixels, names = reference.answers["pixels"], image_names(reference)
+    pixels, names = reference.outputs["pixels"], image_names(reference)
     limit = logit_limit(reference, reference.tolerance.invariance)
     permutation = np.random.default_rng(0).permutation(len(pixels))
     actual = np.empty_like(expected)
     for start in range(0, len(pixels), ROWS):
         rows = permutation[start : start + ROWS]
         actual[rows] = graph(pixels[rows])
-    actual = beyond_noise(actual, expected, reference.answers.get("logits_noise"))
+    actual = beyond_noise(actual, expected, reference.outputs.get("logits_noise"))
     return worst_difference(name, actual, expected, limit, names)
 
 
@@ -165,8 +165,8 @@ def _batch_of(
     names = [image_names(reference)[position] for position in positions]
 
     def measure(name: str) -> Check:
-        actual = graph(reference.answers["pixels"][positions])
-        actual = beyond_noise(actual, expected[positions], reference.answers.get("logits_noise"))
+        actual = graph(reference.outputs["pixels"][positions])
+        actual = beyond_noise(actual, expected[positions], reference.outputs.get("logits_noise"))
         return worst_difference(name, actual, expected[positions], limit, names)
 
     return measure

@@ -69,7 +69,7 @@ class ImageClassification(ImageTask):
     def prove_graph(
         self, engine: Path, reference: Reference, runner: OpenRunner = onnx_runner
     ) -> list[Check]:
-        logits, names = reference.answers["logits"], image_names(reference)
+        logits, names = reference.outputs["logits"], image_names(reference)
         known = known_photos(logits, names, self.labels, KNOWN)
         return [*super().prove_graph(engine, reference, runner), known]
 

@@ -118,7 +118,7 @@ class ImageTask(Task):
         return {"names": names, "duplicates": duplicates, **original}
 
     def feeds(self, reference: Reference) -> Iterator[Feed]:
-        for pixels in reference.answers["pixels"]:
+        for pixels in reference.outputs["pixels"]:
             yield {"pixels": pixels[None]}
 
     def prove_graph(
@@ -131,7 +131,7 @@ class ImageTask(Task):
         return graph_checks(graph, reference)
 
     def exercised(self, reference: Reference) -> list[str]:
-        answers, tolerance = reference.answers, reference.tolerance
+        answers, tolerance = reference.outputs, reference.tolerance
         return [
             self.whose(len(answers["names"])),
             *spread_lines("logits", answers["logits"], tolerance),
@@ -139,12 +139,12 @@ class ImageTask(Task):
         ]
 
     def few(self, reference: Reference, rows: int) -> Reference:
-        indexes = np.unique(np.linspace(0, len(reference.answers["names"]) - 1, rows).astype(int))
+        indexes = np.unique(np.linspace(0, len(reference.outputs["names"]) - 1, rows).astype(int))
         answers = {
             name: values if name.endswith("_noise") else values[indexes]
-            for name, values in reference.answers.items()
+            for name, values in reference.outputs.items()
         }
-        return replace(reference, answers=answers)
+        return replace(reference, outputs=answers)
 
     def parity_checks(self, engine: Path, reference: Reference) -> list[Check]:
         return parity_checks(Graph(engine), reference)
@@ -157,14 +157,14 @@ class ImageTask(Task):
 
     def golden(self, reference: Reference) -> Golden:
         """The small image that the original is surest of, with its label if that leads clearly."""
-        images, scores = sample_images(reference), np.sort(reference.answers["scores"], axis=1)
+        images, scores = sample_images(reference), np.sort(reference.outputs["scores"], axis=1)
         margins = scores[:, -1] - scores[:, -2] if scores.shape[1] > 1 else np.ones(len(scores))
         small = [row for row, image in enumerate(images) if len(image) <= GOLDEN_LIMIT_BYTES]
         row = max(small, key=lambda candidate: margins[candidate])
         tolerance = max(GOLDEN_TOLERANCE, reference.tolerance.difference)
         expect: dict[str, list[Any]] = {"score": [float(scores[row, -1])]}
         if margins[row] > 2 * tolerance:
-            best = int(reference.answers["scores"][row].argmax())
+            best = int(reference.outputs["scores"][row].argmax())
             expect = {"label": [reference.metadata["labels"][best]], **expect}
         image = {"b64": base64.b64encode(images[row]).decode()}
         return Golden({"image": image}, expect, tolerance)
@@ -174,9 +174,9 @@ class ImageTask(Task):
 
 
 def sample_images(reference: Reference) -> list[bytes]:
-    """The contents of the sample files, in the order of the arrays of ``reference.answers``."""
+    """The contents of the sample files, in the order of the arrays of ``reference.outputs``."""
     folder = reference.folder / SAMPLES
-    return [(folder / str(row)).read_bytes() for row in range(len(reference.answers["names"]))]
+    return [(folder / str(row)).read_bytes() for row in range(len(reference.outputs["names"]))]
 
 
 def _written(samples: Sequence[Sample], folder: Path) -> list[Path]:

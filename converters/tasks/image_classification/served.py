@@ -75,7 +75,7 @@ def _duplicates(scores: np.ndarray, reference: Reference) -> list[Check]:
     """The same pixels in another file (turned by EXIF, lossless WebP, 16 bits, with alpha) get the
     same scores."""
     names = image_names(reference)
-    duplicates = [str(duplicate) for duplicate in reference.answers["duplicates"]]
+    duplicates = [str(duplicate) for duplicate in reference.outputs["duplicates"]]
     pairs = [(row, names.index(duplicate)) for row, duplicate in enumerate(duplicates) if duplicate]
     if not pairs:
         return []

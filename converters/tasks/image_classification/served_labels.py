@@ -62,7 +62,7 @@ def label_parity(predictions: Sequence[Prediction], reference: Reference, mode: 
     """Compare each label's score with the original's for it, the scores with the original's
     highest, and the likeliest label."""
     names, tolerance = image_names(reference), reference.tolerance
-    original, actual = reference.answers["scores"], scores_of(predictions, reference)
+    original, actual = reference.outputs["scores"], scores_of(predictions, reference)
     original_scores = np.array(
         [_original_scores(*row, reference) for row in zip(predictions, original, strict=True)]
     )
@@ -105,7 +105,7 @@ def _original_scores(
 def _likeliest(predictions: Sequence[Prediction], reference: Reference, mode: str) -> Check:
     """The share of images with the original's likeliest label, of those where it leads clearly."""
     names, labels = image_names(reference), reference.metadata["labels"]
-    scores = reference.answers["scores"]
+    scores = reference.outputs["scores"]
     ordered = np.sort(scores, axis=1)
     margin = ordered[:, -1] - ordered[:, -2] if scores.shape[1] > 1 else np.ones(len(scores))
     clear = np.flatnonzero(margin > clear_margin(reference.tolerance))

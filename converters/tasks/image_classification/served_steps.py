@@ -31,7 +31,7 @@ def _pixels(
     client: ServedClient, reference: Reference, images: Sequence[bytes], rows: int
 ) -> Callable[[str], Check]:
     def measure(name: str) -> Check:
-        expected, names = reference.answers["pixels"], image_names(reference)
+        expected, names = reference.outputs["pixels"], image_names(reference)
         limit = PIXEL * max(1.0, float(np.abs(expected).max()))
         checks = [
             worst_difference(

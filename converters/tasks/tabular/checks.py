@@ -28,14 +28,14 @@ NUMBERS = {"FP32": np.float32, "FP64": np.float64}
 
 def reference_table(reference: Reference) -> Table:
     """The rows that the original predicted."""
-    return Table.from_arrays(reference.answers)
+    return Table.from_arrays(reference.outputs)
 
 
 def rows_together(reference: Reference) -> Table | None:
     """The rows for the splits of trees, which the original predicted together; None without."""
     arrays = {
         name.removeprefix(TOGETHER): array
-        for name, array in reference.answers.items()
+        for name, array in reference.outputs.items()
         if name.startswith(TOGETHER)
     }
     return Table.from_arrays(arrays) if arrays else None
@@ -44,7 +44,7 @@ def rows_together(reference: Reference) -> Table | None:
 def steady_rows(reference: Reference) -> np.ndarray:
     """The indices of the rows at which the original's own answer does not depend on how the
     last bits are rounded: sums are rounded otherwise in a batch. All but those beside a jump."""
-    noise, answers = reference.answers.get("answers_noise"), reference.answers["answers"]
+    noise, answers = reference.outputs.get("answers_noise"), reference.outputs["answers"]
     if noise is None or noise.shape != answers.shape:
         return np.arange(len(answers))
     limit = SPLIT_DIFFERENCE * np.abs(answers).max(initial=0.0)
@@ -141,7 +141,7 @@ def graph_checks(graph: TableGraph, table: Table, reference: Reference) -> list[
         *_same_outputs("determinism", graph.run(table), together, table, None),
         *answers_self_test(
             lambda answers: answer_checks(answers, table.labels, reference),
-            reference.answers["answers"],
+            reference.outputs["answers"],
         ),
     ]
 
@@ -151,16 +151,16 @@ def split_checks(graph: TableGraph, reference: Reference) -> list[Check]:
     table = rows_together(reference)
     if table is None:
         return []
-    expected, labels = reference.answers[f"{TOGETHER}answers"], reference.metadata["labels"]
+    expected, labels = reference.outputs[f"{TOGETHER}answers"], reference.metadata["labels"]
     outputs = graph.run(table)
     if labels:
         answers, _ = scores_by_label(outputs[0], outputs[1], labels)
     else:
         answers = outputs[0].astype(float)
-    answers = beyond_noise(answers, expected, reference.answers.get(f"{TOGETHER}answers_noise"))
+    answers = beyond_noise(answers, expected, reference.outputs.get(f"{TOGETHER}answers_noise"))
     limits = (SPLIT_DIFFERENCE, SPLIT_DIFFERENCE)
     # The spread is that of all rows: a few beside one split may have nearly the same answer.
-    others = reference.answers["answers"]
+    others = reference.outputs["answers"]
     names = [*table.labels, *("another row" for _ in others)]
     return relative_checks(
         "parity beside splits of trees",
@@ -183,8 +183,8 @@ def parity(outputs: Sequence[np.ndarray], table: Table, reference: Reference) ->
 def answer_checks(answers: np.ndarray, rows: Sequence[str], reference: Reference) -> list[Check]:
     """Check answers FP64 [n, labels] or [n, 1], in the order of the labels, against the
     original's."""
-    original, allowed = reference.answers["answers"], reference.tolerance
-    answers = beyond_noise(answers, original, reference.answers.get("answers_noise"))
+    original, allowed = reference.outputs["answers"], reference.tolerance
+    answers = beyond_noise(answers, original, reference.outputs.get("answers_noise"))
     limits = (allowed.difference, allowed.mean)
     name = "parity: score" if reference.metadata["labels"] else "parity: value"
     checks = relative_checks(name, answers, original, limits, rows)

@@ -231,13 +231,13 @@ class TabularTask(Task):
 
     def exercised(self, reference: Reference) -> list[str]:
         table = reference_table(reference)
-        notes = exercised(self.explored, table, reference.answers["answers"])
+        notes = exercised(self.explored, table, reference.outputs["answers"])
         splits = [self.split_rows.note] if self.split_rows.note else []
         return [*super().exercised(reference), *self.remarks, *notes, *splits]
 
     def golden(self, reference: Reference) -> Golden:
         """The first row without a missing value, which every client can express in JSON."""
-        table, answers = reference_table(reference), reference.answers["answers"]
+        table, answers = reference_table(reference), reference.outputs["answers"]
         row = next((index for index in range(len(table)) if _is_complete(table, index)), 0)
         magnitude = max(1.0, float(np.abs(answers[row]).max()))
         return Golden(

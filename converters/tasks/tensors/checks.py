@@ -80,7 +80,7 @@ def joined(batches: Sequence[Batch]) -> dict[str, np.ndarray]:
 
 def graph_checks(graph: TensorGraph, reference: Reference) -> list[Check]:
     """All checks of the graph, for each group of rows."""
-    executor, checks = str(reference.answers["executor"]), []
+    executor, checks = str(reference.outputs["executor"]), []
     groups = reference_batches(reference)
     for group, original, noise in groups:
         note = shape_note(group, len(groups))
@@ -107,8 +107,8 @@ def parity_checks(graph: TensorGraph, reference: Reference) -> list[Check]:
 def reference_batches(reference: Reference) -> list[tuple[Batch, Batch, Batch]]:
     """For each group of rows: the inputs, the original's outputs, and what FP32 rounds off these
     (``ReferenceOutputs.noise``)."""
-    inputs, outputs = (unpack_batches(reference.answers, part) for part in ("in", "out"))
-    noise = unpack_batches(reference.answers, "noise") or [{} for _ in outputs]
+    inputs, outputs = (unpack_batches(reference.outputs, part) for part in ("in", "out"))
+    noise = unpack_batches(reference.outputs, "noise") or [{} for _ in outputs]
     return list(zip(inputs, outputs, noise, strict=True))
 
 
@@ -136,8 +136,8 @@ def outputs_closeness(graph: TensorGraph, reference: Reference) -> Closeness:
     vary: the worst of all floating-point outputs. Agreement is the share of rows with the same
     largest element."""
     results = []
-    originals = unpack_batches(reference.answers, "out")
-    for group, original in zip(unpack_batches(reference.answers, "in"), originals, strict=True):
+    originals = unpack_batches(reference.outputs, "out")
+    for group, original in zip(unpack_batches(reference.outputs, "in"), originals, strict=True):
         alone = graph.alone(group)
         for name, expected in original.items():
             if expected.dtype.kind == "f" and expected.size:

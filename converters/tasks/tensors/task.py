@@ -65,9 +65,9 @@ class Tensors(Task):
         return self.feeds(reference)
 
     def exercised(self, reference: Reference) -> list[str]:
-        groups = unpack_batches(reference.answers, INPUTS)
+        groups = unpack_batches(reference.outputs, INPUTS)
         count = sum(map(_rows, groups))
-        lines = [f"{self.whose(count)}, answered by {reference.answers['executor']}"]
+        lines = [f"{self.whose(count)}, answered by {reference.outputs['executor']}"]
         for name, counts in self.source.ids().items():
             lines += _id_lines(name, counts, [group[name] for group in groups])
         graph = reference.folder / "model.onnx"
@@ -75,7 +75,7 @@ class Tensors(Task):
             lines += unreached(graph, self.feeds(reference))
         for group in groups:
             lines += self._input_lines(group)
-        for outputs in unpack_batches(reference.answers, OUTPUTS):
+        for outputs in unpack_batches(reference.outputs, OUTPUTS):
             for name, values in outputs.items():
                 lines += spread_lines(f"output {name}", values, reference.tolerance)
         return list(dict.fromkeys(lines))
@@ -117,7 +117,7 @@ class Tensors(Task):
         }
 
     def feeds(self, reference: Reference) -> Iterator[Feed]:
-        for group in unpack_batches(reference.answers, INPUTS):
+        for group in unpack_batches(reference.outputs, INPUTS):
             for row in range(_rows(group)):
                 yield to_feed({name: values[row : row + 1] for name, values in group.items()})
 
@@ -139,8 +139,8 @@ class Tensors(Task):
         return served_checks(address, reference)
 
     def golden(self, reference: Reference) -> Golden:
-        inputs = unpack_batches(reference.answers, INPUTS)[0]
-        outputs = unpack_batches(reference.answers, OUTPUTS)[0]
+        inputs = unpack_batches(reference.outputs, INPUTS)[0]
+        outputs = unpack_batches(reference.outputs, OUTPUTS)[0]
         expect = {name: _flat(values[0])[:GOLDEN_ELEMENTS] for name, values in outputs.items()}
         return Golden(
             request={

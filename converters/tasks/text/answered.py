@@ -6,8 +6,8 @@ from converters.proof.reference import Reference
 
 
 def reference_texts(reference: Reference) -> list[str]:
-    """The texts, in the order of all other arrays of ``reference.answers``."""
-    return [str(text) for text in reference.answers["texts"]]
+    """The texts, in the order of all other arrays of ``reference.outputs``."""
+    return [str(text) for text in reference.outputs["texts"]]
 
 
 def few_of_each_length(texts: list[str], buckets: int) -> list[str]:

@@ -19,11 +19,11 @@ IDS, LONG_IDS = "token_ids", "long_token_ids"
 def token_checks(served: ServedText, reference: Reference) -> list[Check]:
     """The ids, padding and mask of every text, in batches, and those of the texts that are cut."""
     texts = reference_texts(reference)
-    too_long = [str(text) for text in reference.answers["too_long"]]
-    ends = np.cumsum(reference.answers["token_count"])[:-1]
-    long_ids = np.split(reference.answers[LONG_IDS], len(too_long))
+    too_long = [str(text) for text in reference.outputs["too_long"]]
+    ends = np.cumsum(reference.outputs["token_count"])[:-1]
+    long_ids = np.split(reference.outputs[LONG_IDS], len(too_long))
     return [
-        _same("tokens", served, reference, texts, np.split(reference.answers[IDS], ends), False),
+        _same("tokens", served, reference, texts, np.split(reference.outputs[IDS], ends), False),
         _same("tokens of a text that is cut", served, reference, too_long, long_ids, True),
     ]
 

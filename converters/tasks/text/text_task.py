@@ -111,7 +111,7 @@ class TextTask(Task):
         return {} if self.table is None else {TABLE: row_products(self.table.float().numpy())}
 
     def table_checks(self, graph: Path, reference: Reference) -> list[Check]:
-        products = reference.answers.get(TABLE)
+        products = reference.outputs.get(TABLE)
         return [] if products is None else table_checks(graph, products)
 
     def _require_known_tokens(self) -> None:
@@ -186,7 +186,7 @@ class TextTask(Task):
         return [
             self.whose(len(texts)),
             f"{non_ascii} texts are not plain ASCII; the longest has "
-            f"{int(reference.answers['token_count'].max())} of "
+            f"{int(reference.outputs['token_count'].max())} of "
             f"{reference.metadata['buckets'][-1]} tokens",
             *rows_lines("tokens", ids, tokenizer.get_vocab_size()),
             *self.answer_lines(reference),
@@ -207,8 +207,8 @@ class TextTask(Task):
         """About ``rows`` texts, evenly from short ones to the longest."""
         texts = reference_texts(reference)
         indexes = np.unique(np.linspace(0, len(texts) - 1, rows).astype(int))
-        answers = {name: reference.answers[name][indexes] for name in self.per_text}
-        return replace(reference, answers={**reference.answers, **answers})
+        answers = {name: reference.outputs[name][indexes] for name in self.per_text}
+        return replace(reference, outputs={**reference.outputs, **answers})
 
     def mask_checks(self, engine: Path, reference: Reference) -> list[Check]:
         graph, texts = self.graph(engine, reference), reference_texts(reference)

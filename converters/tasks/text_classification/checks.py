@@ -27,7 +27,7 @@ def graph_checks(graph: TokenGraph, texts: list[str], reference: Reference) -> l
     scores = FUNCTIONS[reference.metadata["function"]](logits)
     buckets = reference.metadata["buckets"]
     few = few_of_each_length(texts, len(buckets))
-    original, function = reference.answers["scores"], reference.metadata["function"]
+    original, function = reference.outputs["scores"], reference.metadata["function"]
     return [
         *parity(scores, reference, texts),
         *answers_self_test(lambda faulty: parity(faulty, reference, texts), original, function),
@@ -55,7 +55,7 @@ def score_unit(reference: Reference) -> float:
     they lie apart (or, where that is more, how much FP32 rounds off them)."""
     if reference.metadata["function"] != "none":
         return 1.0
-    spread, shares = spread_of(reference.answers["scores"]), reference.tolerance.shares
+    spread, shares = spread_of(reference.outputs["scores"]), reference.tolerance.shares
     rounded = float(spread.floor.max()) / reference.tolerance.difference
     return max(float(spread.size.max()) * shares.largest / reference.tolerance.difference, rounded)
 
@@ -64,7 +64,7 @@ def scores_closeness(graph: TokenGraph, reference: Reference) -> Closeness:
     """Closeness of the scores, one text at a time; agreement is the share of texts with the same
     likeliest label."""
     actual = _scores(graph, reference_texts(reference), reference)
-    expected = reference.answers["scores"]
+    expected = reference.outputs["scores"]
     return closeness(actual, expected, same_label(actual, expected))
 
 

@@ -47,10 +47,10 @@ def served_checks(address: str, reference: Reference) -> list[Check]:
 
 def _truncated(served: ServedText, reference: Reference) -> Check:
     """A text that is too long is cut as the original cuts it."""
-    texts = [str(text) for text in reference.answers["too_long"]]
+    texts = [str(text) for text in reference.outputs["too_long"]]
     response = served.infer(texts, OUTPUTS, truncate=True)
     scores = _in_order(response, reference.metadata["labels"])
-    expected = reference.answers["long_scores"]
+    expected = reference.outputs["long_scores"]
     limit = reference.tolerance.difference * score_unit(reference)
     return worst_difference("parity: a text that is cut", scores, expected, limit, texts)
 
@@ -79,5 +79,5 @@ def _token_counts(
     responses: Sequence[Mapping[str, np.ndarray]], reference: Reference, texts: Sequence[str]
 ) -> Check:
     actual = np.concatenate([response["token_count"] for response in responses]).astype(np.float64)
-    expected = reference.answers["token_count"][:, None]
+    expected = reference.outputs["token_count"][:, None]
     return worst_difference("token counts", actual, expected, 0, texts)

@@ -51,7 +51,7 @@ class TextClassification(TextTask):
         return classification_proof.graph_checks(graph, reference_texts(reference), reference)
 
     def answer_lines(self, reference: Reference) -> list[str]:
-        scores, labels = reference.answers["scores"], reference.metadata["labels"]
+        scores, labels = reference.outputs["scores"], reference.metadata["labels"]
         lines = list(spread_lines("scores", scores, reference.tolerance))
         if reference.metadata["function"] != "none":
             lines += label_lines(scores, labels, reference.tolerance)
@@ -64,7 +64,7 @@ class TextClassification(TextTask):
         return classification_proof.scores_closeness(self.graph(engine, reference), reference)
 
     def golden(self, reference: Reference) -> Golden:
-        scores, labels = reference.answers["scores"][0], reference.metadata["labels"]
+        scores, labels = reference.outputs["scores"][0], reference.metadata["labels"]
         best = int(scores.argmax())
         unit = classification_proof.score_unit(reference)
         return Golden(

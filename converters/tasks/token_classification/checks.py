@@ -25,7 +25,7 @@ def graph_checks(graph: TokenGraph, texts: list[str], reference: Reference) -> l
     few = few_of_each_length(texts, len(buckets))
     limit = reference.tolerance.invariance * _unit(reference)
     tokens = _tokens(texts, reference)
-    original = reference.answers["logits"]
+    original = reference.outputs["logits"]
     return [
         *_parity(logits, reference, tokens),
         *answers_self_test(lambda faulty: _parity(faulty, reference, tokens), original),
@@ -42,9 +42,9 @@ def parity_checks(graph: TokenGraph, reference: Reference) -> list[Check]:
 def spans_closeness(graph: TokenGraph, reference: Reference) -> Closeness:
     """Closeness of the scores, one text at a time; agreement is the F1 of the spans of equally
     labelled tokens."""
-    logits, original = _logits(graph, reference_texts(reference)), reference.answers["logits"]
-    ends = np.cumsum(reference.answers["token_count"])[:-1]
-    labels, of_text = reference.metadata["labels"], reference.answers["of_text"]
+    logits, original = _logits(graph, reference_texts(reference)), reference.outputs["logits"]
+    ends = np.cumsum(reference.outputs["token_count"])[:-1]
+    labels, of_text = reference.metadata["labels"], reference.outputs["of_text"]
     parts = np.split(of_text, ends)
     predicted, expected = (
         _spans([row[part] for row, part in zip(rows, parts, strict=True)], labels)
@@ -81,15 +81,15 @@ def _entity(label: str) -> str:
 
 def _parity(logits: np.ndarray, reference: Reference, tokens: Sequence[str]) -> list[Check]:
     """The same scores, and the same likeliest label, for every token of a text."""
-    original, tolerance = reference.answers["logits"], reference.tolerance
+    original, tolerance = reference.outputs["logits"], reference.tolerance
     name = "parity: largest difference of a token's score"
     if logits.shape != original.shape:
         return [worst_difference(name, logits, original, tolerance.difference, tokens)]
     # The labels of special tokens are neither trained nor served.
-    of_text = reference.answers["of_text"]
+    of_text = reference.outputs["of_text"]
     logits, original = logits[of_text], original[of_text]
     tokens = [token for token, counts in zip(tokens, of_text, strict=True) if counts]
-    logits = beyond_noise(logits, original, reference.answers.get("logits_noise"))
+    logits = beyond_noise(logits, original, reference.outputs.get("logits_noise"))
     scores, original_scores = token_scores(logits), token_scores(original)
     limit = tolerance.difference * _unit(reference)
     return [
@@ -116,12 +116,12 @@ def _centred(logits: np.ndarray) -> np.ndarray:
 def _unit(reference: Reference) -> float:
     """The unit of a difference of logits, which have no scale of their own: the largest of them, at
     least 1."""
-    return max(1.0, float(np.abs(reference.answers["logits"]).max()))
+    return max(1.0, float(np.abs(reference.outputs["logits"]).max()))
 
 
 def _tokens(texts: Sequence[str], reference: Reference) -> list[str]:
     """A name for each token of each text."""
-    counts = reference.answers["token_count"].tolist()
+    counts = reference.outputs["token_count"].tolist()
     return [
         f"token {index} of {text[:40]}"
         for text, count in zip(texts, counts, strict=True)

@@ -26,9 +26,9 @@ class TextEntities:
 
 def original_entities(reference: Reference, texts: int, prefix: str = "") -> list[TextEntities]:
     """The entities that the original found in each of so many ``texts``. ``prefix`` is that of the
-    arrays in ``reference.answers``: "" or "long_"."""
+    arrays in ``reference.outputs``: "" or "long_"."""
     row, start, end, label, score = (
-        reference.answers[prefix + name] for name in ("row", "start", "end", "label", "score")
+        reference.outputs[prefix + name] for name in ("row", "start", "end", "label", "score")
     )
     entities = []
     for index in range(texts):
@@ -130,7 +130,7 @@ def undecided_characters(
 ) -> list[np.ndarray]:
     """For each text the characters, BOOL [characters], of tokens that are not clear and of their
     neighbours: a span with any of these may as well begin or end elsewhere, or be the mean of other
-    tokens. ``prefix`` is that of the arrays in ``reference.answers``: "" or "long_"."""
+    tokens. ``prefix`` is that of the arrays in ``reference.outputs``: "" or "long_"."""
     tokenizer = Tokenizer.from_file(str(reference.folder / "pre" / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(int(reference.metadata["buckets"][-1]))
@@ -151,11 +151,11 @@ def undecided_characters(
 def _clear_tokens(reference: Reference, tolerance: Tolerance, prefix: str) -> list[np.ndarray]:
     """For each text the tokens, BOOL [tokens], that are special or whose likeliest label leads by
     more than the tolerance of a score."""
-    scores = token_scores(reference.answers[f"{prefix}logits"])
+    scores = token_scores(reference.outputs[f"{prefix}logits"])
     ordered = np.sort(scores, axis=1)
     margins = ordered[:, -1] - ordered[:, -2] if scores.shape[1] > 1 else np.ones(len(scores))
-    is_clear = (margins > clear_margin(tolerance)) | ~reference.answers[f"{prefix}of_text"]
-    return np.split(is_clear, np.cumsum(reference.answers[f"{prefix}token_count"])[:-1])
+    is_clear = (margins > clear_margin(tolerance)) | ~reference.outputs[f"{prefix}of_text"]
+    return np.split(is_clear, np.cumsum(reference.outputs[f"{prefix}token_count"])[:-1])
 
 
 def clear_entities(

@@ -64,8 +64,8 @@ def _last_step(served: ServedText, reference: Reference) -> list[Check]:
     """The last step by itself, given the original's own logits: whatever a precision rounds off,
     it must find the original's entities and scores."""
     texts = reference_texts(reference)
-    ends = np.cumsum(reference.answers["token_count"])[:-1]
-    logits = np.split(reference.answers["logits"], ends)
+    ends = np.cumsum(reference.outputs["token_count"])[:-1]
+    logits = np.split(reference.outputs["logits"], ends)
     outputs = [name for name in OUTPUTS if name != "token_count"]
     predicted = served_entities(
         [
@@ -87,13 +87,13 @@ def _enough(original: Sequence[TextEntities]) -> Check:
 
 
 def _counts(name: str, counts: np.ndarray, reference: Reference, texts: Sequence[str]) -> Check:
-    expected = reference.answers["token_count"][:, None]
+    expected = reference.outputs["token_count"][:, None]
     return worst_difference(name, counts.astype(np.float64), expected, 0, texts)
 
 
 def _truncated(served: ServedText, reference: Reference) -> list[Check]:
     """A text that is too long is cut as the original cuts it."""
-    texts, tolerance = [str(text) for text in reference.answers["too_long"]], reference.tolerance
+    texts, tolerance = [str(text) for text in reference.outputs["too_long"]], reference.tolerance
     predicted = served_entities([served.infer(texts, OUTPUTS, truncate=True)])
     undecided = undecided_characters(reference, tolerance, texts, "long_")
     expected = clear_entities(original_entities(reference, len(texts), "long_"), undecided)

@@ -62,26 +62,26 @@ class TokenClassification(TextTask):
         return entity_proof.graph_checks(graph, reference_texts(reference), reference)
 
     def answer_lines(self, reference: Reference) -> list[str]:
-        scores, labels = token_scores(reference.answers["logits"]), reference.metadata["labels"]
+        scores, labels = token_scores(reference.outputs["logits"]), reference.metadata["labels"]
         return [
             "of tokens: " + line
             for line in (
-                *spread_lines("logits", reference.answers["logits"], reference.tolerance),
+                *spread_lines("logits", reference.outputs["logits"], reference.tolerance),
                 *label_lines(scores, labels, reference.tolerance),
             )
         ]
 
     def few(self, reference: Reference, rows: int) -> Reference:
         reduced = super().few(reference, rows)
-        ends = np.cumsum(reference.answers["token_count"])[:-1]
+        ends = np.cumsum(reference.outputs["token_count"])[:-1]
         indexes = [reference_texts(reference).index(text) for text in reference_texts(reduced)]
         parts = {
             name: np.concatenate(
-                [np.split(reference.answers[name], ends)[index] for index in indexes]
+                [np.split(reference.outputs[name], ends)[index] for index in indexes]
             )
             for name in ("logits", "of_text")
         }
-        return replace(reduced, answers={**reduced.answers, **parts})
+        return replace(reduced, outputs={**reduced.outputs, **parts})
 
     def parity_checks(self, engine: Path, reference: Reference) -> list[Check]:
         return entity_proof.parity_checks(self.graph(engine, reference), reference)

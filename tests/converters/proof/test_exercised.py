@@ -330,7 +330,7 @@ def test_local_response_normalisation_is_proved_by_onnx_runtime(tmp_path):
     onnx.save(model, tmp_path / "m.onnx")
     converted = _proved(Tensors(ConversionRequest("t", str(tmp_path / "m.onnx"))))
     assert converted.record.passed
-    assert str(converted.reference.answers["executor"]) == "ONNX Runtime without optimisation"
+    assert str(converted.reference.outputs["executor"]) == "ONNX Runtime without optimisation"
 
 
 def test_the_ids_that_a_graph_accepts_are_found_by_trying(tmp_path):

@@ -69,7 +69,7 @@ def test_a_folder_of_many_modules_is_converted_as_it_says(task, reference):
     """Lower case, the length limit, every pooling, a dense layer and the normalisation."""
     assert reference.metadata["buckets"] == list(BUCKETS)
     assert (reference.metadata["width"], reference.metadata["normalised"]) == (24, True)
-    assert np.linalg.norm(reference.answers["vectors"], axis=1) == pytest.approx(1, abs=1e-5)
+    assert np.linalg.norm(reference.outputs["vectors"], axis=1) == pytest.approx(1, abs=1e-5)
     assert _failed(task.prove_graph(reference.folder / "model.onnx", reference)) == {}
     assert _served(task, reference) == {}
     assert task.card()["pooling"] == "Pooling then Dense then Normalize"
@@ -258,23 +258,23 @@ def test_a_planted_fault_is_caught_by_its_check(task, reference, fault, caught):
 def test_vectors_that_are_not_normalised_may_differ_in_proportion(reference):
     """Vectors 100 times as long, with one element off by 9e-6 or 1e-3 of their length."""
     long = replace(
-        reference, answers={**reference.answers, "vectors": reference.answers["vectors"] * 100}
+        reference, outputs={**reference.outputs, "vectors": reference.outputs["vectors"] * 100}
     )
     texts = reference_texts(reference)
     for gap, passes in ((9e-6, True), (1e-3, False)):
-        vectors = long.answers["vectors"].copy()
+        vectors = long.outputs["vectors"].copy()
         vectors[3, 5] += 100 * gap
         checks = {check.name: check.passed for check in parity(vectors, long, texts)}
         assert checks["parity: largest difference"] is passes
 
 
 def test_another_neighbour_is_caught_and_a_tie_has_none(reference):
-    texts, vectors = reference_texts(reference), reference.answers["vectors"]
+    texts, vectors = reference_texts(reference), reference.outputs["vectors"]
     rolled = vectors[np.roll(np.arange(len(vectors)), 1)]
     failed = _failed(parity(rolled, reference, texts))
     assert "task: same nearest neighbour" in failed
     tied = np.tile(vectors[:1], (len(vectors), 1))
-    same = replace(reference, answers={**reference.answers, "vectors": tied})
+    same = replace(reference, outputs={**reference.outputs, "vectors": tied})
     assert _failed(parity(tied, same, texts)) == {}
 
 

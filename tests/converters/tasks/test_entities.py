@@ -192,7 +192,7 @@ def test_a_fault_in_the_graph_is_caught(task, reference, tmp_path, fault, caught
 
 
 def test_a_model_that_finds_nothing_cannot_be_proved(task, reference, monkeypatch):
-    answers = {**reference.answers, "row": reference.answers["row"][:0]}
+    answers = {**reference.outputs, "row": reference.outputs["row"][:0]}
     monkeypatch.setattr(
         "converters.tasks.token_classification.task.find_entities", lambda *_: answers
     )
@@ -217,13 +217,13 @@ def test_spans_must_be_exact():
 
 def test_a_span_beside_an_undecided_token_does_not_count(reference):
     texts = reference_texts(reference)
-    counts = reference.answers["token_count"]
+    counts = reference.outputs["token_count"]
     row = next(row for row, text in enumerate(texts) if text.isascii() and counts[row] > 8)
     first = int(counts[:row].sum())
     sure = np.eye(len(reference.metadata["labels"]), dtype=np.float32)[0] * 9
-    logits = np.tile(sure, (len(reference.answers["logits"]), 1))
+    logits = np.tile(sure, (len(reference.outputs["logits"]), 1))
     logits[first + 4] = 0  # the fourth token after <s>
-    unsure = replace(reference, answers={**reference.answers, "logits": logits})
+    unsure = replace(reference, outputs={**reference.outputs, "logits": logits})
     undecided = undecided_characters(unsure, tolerance("token-classification", "fp32"), texts)
     offsets = (
         Tokenizer.from_file(str(reference.folder / "pre" / "tokenizer.json"))

@@ -120,7 +120,7 @@ def test_an_engine_that_is_not_a_graph_fails(converted, reference, tmp_path):
 
 def test_labels_out_of_order_are_caught(reference):
     known = {"coffee-rgb": {"espresso"}}
-    arguments = reference.answers["logits"], image_names(reference)
+    arguments = reference.outputs["logits"], image_names(reference)
     labels = reference.metadata["labels"]
     assert known_photos(*arguments, labels, known).passed
     check = known_photos(*arguments, labels[1:] + labels[:1], known)

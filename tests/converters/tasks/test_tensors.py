@@ -67,7 +67,7 @@ def test_a_graph_is_served_as_it_is_and_proved_by_an_independent_executor(tmp_pa
     reference, checks = _proved(task, tmp_path / "c")
     assert [check.line() for check in checks if not check.passed] == []
     assert (tmp_path / "c" / "model.onnx").read_bytes() == path.read_bytes()
-    assert str(reference.answers["executor"]) == "onnx.reference"
+    assert str(reference.outputs["executor"]) == "onnx.reference"
     assert any("largest of y" in check.name for check in checks)
     golden = task.golden(reference)
     assert len(golden.request["x"]) == 4
