@@ -3,7 +3,7 @@
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from loadtests.bench import (
     benchmarks_engine,
     benchmarks_gateway,
     benchmarks_growth,
+    benchmarks_large,
     benchmarks_peers,
     benchmarks_perf_analyzer,
 )
@@ -21,7 +22,7 @@ from loadtests.bench.errors import BenchError
 from loadtests.bench.machine import describe
 from loadtests.bench.report import Section, Verdict, as_json, floors_with, markdown, save
 from loadtests.bench.settings import REPOSITORY, RESULTS, ROOT, Effort
-from loadtests.bench.stack import BenchStack, running
+from loadtests.bench.stack import IMAGES, MODELS, BenchStack, running
 from loadtests.bench.wrk import require_wrk
 from loadtests.texts import CorpusMissing
 
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, tuple[Benchmark, ...]] = {
         benchmarks_engine.backend_overhead,
         benchmarks_perf_analyzer.perf_analyzer,
     ),
+    "large": (benchmarks_large.many_rows, benchmarks_large.large_bodies),
     "peers": (benchmarks_peers.same_model,),
     "optimized": (benchmarks_peers.optimized,),
 }
@@ -78,9 +80,9 @@ ALONE: dict[str, tuple[Callable[[Effort], Section], ...]] = {
 def command(
     what: str, only: str | None, no_floors: bool, as_document: bool, budget: str, **effort: Any
 ) -> None:
-    """Measure our own stack (``ours``), or compare it with its peers (``peers``), after ``tidegate
-    optimize`` too (``optimized``), or gateways alone as their work grows (``growth``), or the
-    streams of a language model (``chat``).
+    """Measure our own stack (``ours``), or its large requests (``large``), or compare it with its
+    peers (``peers``), after ``tidegate optimize`` too (``optimized``), or gateways alone as their
+    work grows (``growth``), or the streams of a language model (``chat``).
 
     Exit codes: 0 every floor held; 1 one was missed; 2 the measurement failed; 3 none was missed,
     but the noise was too large to judge some (``--rounds`` makes it smaller).
@@ -97,7 +99,8 @@ def command(
                 sections.append(benchmark(measured))
         else:
             budget = budget if what == "optimized" else ""
-            sections = _measure(_chosen(BENCHMARKS[what], only), measured, budget)
+            models = (*MODELS, IMAGES) if what == "large" else MODELS
+            sections = _measure(_chosen(BENCHMARKS[what], only), measured, models, budget)
     except (BenchError, CorpusMissing) as error:
         click.secho(f"bench: {error}", fg="red", err=True)
         sys.exit(2)
@@ -119,10 +122,12 @@ def _chosen(benchmarks: tuple[C, ...], only: str | None) -> tuple[C, ...]:
     return chosen
 
 
-def _measure(benchmarks: tuple[Benchmark, ...], effort: Effort, budget: str) -> list[Section]:
+def _measure(
+    benchmarks: tuple[Benchmark, ...], effort: Effort, models: Sequence[str], budget: str
+) -> list[Section]:
     require_wrk()
     click.echo("starting the stack ...", err=True)
-    with running(effort.repository, optimize_budget=budget) as stack:
+    with running(effort.repository, models, budget) as stack:
         sections = []
         for benchmark in benchmarks:
             click.echo(f"measuring {benchmark.__name__} ...", err=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 PROC = Path("/proc")
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _STUB = "triton_python_backend_stub"
+_VM_HWM = re.compile(r"VmHWM:\s+(\d+) kB")
 _INSTANCE = re.compile(r"([^/]+)_\d+_\d+")
 
 
@@ -36,8 +37,22 @@ class ProcessTree:
             totals[name] = totals.get(name, 0.0) + processes[pid].cpu_s
         return totals
 
-    def pids(self) -> list[int]:
-        return [*self._names(running_processes())]
+    def pids(self, name: str = "") -> list[int]:
+        """Its processes, or those of this name."""
+        names = self._names(running_processes())
+        return [pid for pid in names if not name or names[pid] == name]
+
+    def reset_peaks(self, name: str) -> None:
+        """Count the peak memory of the processes of this name from now on."""
+        for pid in self.pids(name):
+            (PROC / str(pid) / "clear_refs").write_text("5")
+
+    def peak_mib(self, name: str) -> float:
+        """The peak of their resident memory; what they share counts for each."""
+        peaks = (
+            _VM_HWM.search((PROC / str(pid) / "status").read_text()) for pid in self.pids(name)
+        )
+        return sum(int(peak[1]) for peak in peaks if peak) / 1024
 
     def _names(self, processes: Mapping[int, Process]) -> dict[int, str]:
         """The tree's processes and their names."""

@@ -21,6 +21,7 @@ from modelspec.names import Role, member_name
 
 START_S = 600.0  # a cold machine converts the models first
 IDENTITY, IDENTITY_ONNX, EMBEDDING = "identity_fp32", "bench_identity_onnx", "text_embedding"
+IMAGES = "image_classification"
 MODELS = (IDENTITY, EMBEDDING, IDENTITY_ONNX)
 _CONFIG = 'backend: "onnxruntime"\nmax_batch_size: 64\ndynamic_batching { }\n'
 _FLAGS = (

@@ -126,9 +126,11 @@ def carried(published: ModelConfig, staged: ModelConfig) -> ModelConfig:
         return config
     config.ClearField("instance_group")
     config.instance_group.extend(published.instance_group)
-    if config.HasField("dynamic_batching") and published.HasField("dynamic_batching"):
+    if published.HasField("dynamic_batching"):
         delay_us = published.dynamic_batching.max_queue_delay_microseconds
         config.dynamic_batching.max_queue_delay_microseconds = delay_us
+    else:
+        config.ClearField("dynamic_batching")
     for key in CARRIED_PARAMETERS:
         if key in published.parameters and key in config.parameters:
             config.parameters[key].CopyFrom(published.parameters[key])

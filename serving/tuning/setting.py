@@ -17,12 +17,14 @@ Configs = Mapping[str, ModelConfig]
 @dataclass(frozen=True)
 class Setting:
     """The serving parameters; None for one that the pipeline does not have. ``instances``,
-    ``threads`` and ``queue_delay_us`` are the engine's, ``buckets`` (tokens) and ``pre_instances``
-    the first step's; ``max_batch`` (rows) applies to the whole pipeline."""
+    ``threads``, ``dynamic_batching`` and ``queue_delay_us`` are the engine's, ``buckets`` (tokens)
+    and ``pre_instances`` the first step's; ``max_batch`` (rows) applies to the whole pipeline.
+    Without dynamic batching there is no queue delay."""
 
     instances: int | None = None
     threads: int | None = None
     max_batch: int | None = None
+    dynamic_batching: bool | None = None
     queue_delay_us: int | None = None
     buckets: tuple[int, ...] | None = None
     pre_instances: int | None = None
@@ -76,6 +78,7 @@ def setting_of(configs: Configs) -> Setting:
         instances=_instances(engine),
         threads=int(_parameter(engine, INTRA_OP_THREADS)) or None,
         max_batch=configs[role.public].max_batch_size or None,
+        dynamic_batching=_has_dynamic_batching(engine),
         queue_delay_us=_queue_delay_us(engine),
         buckets=_buckets(pre),
         pre_instances=_instances(pre),
@@ -103,6 +106,10 @@ def _set_engine(config: ModelConfig, setting: Setting) -> None:
         config.instance_group[0].count = setting.instances
     if setting.threads is not None:
         config.parameters[INTRA_OP_THREADS].string_value = str(setting.threads)
+    if setting.dynamic_batching:
+        config.dynamic_batching.SetInParent()
+    elif setting.dynamic_batching is not None:
+        config.ClearField("dynamic_batching")
     if setting.queue_delay_us is not None:
         # Its other fields stay unset: any of them makes Triton 2.51's batcher wake up late.
         config.dynamic_batching.max_queue_delay_microseconds = setting.queue_delay_us
@@ -128,6 +135,13 @@ def _parameter(config: ModelConfig | None, key: str) -> str:
     return str(config.parameters[key].string_value)
 
 
+def _has_dynamic_batching(config: ModelConfig | None) -> bool | None:
+    """None if Triton could not merge its requests anyway: it has no batch axis, or sequences."""
+    if config is None or config.max_batch_size < 1 or config.HasField("sequence_batching"):
+        return None
+    return bool(config.HasField("dynamic_batching"))
+
+
 def _queue_delay_us(config: ModelConfig | None) -> int | None:
     if config is None or not config.HasField("dynamic_batching"):
         return None
@@ -141,4 +155,6 @@ def _buckets(config: ModelConfig | None) -> tuple[int, ...] | None:
 
 
 def _formatted(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)

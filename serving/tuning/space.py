@@ -31,7 +31,8 @@ class Space:
             "buckets": self._buckets(),
             "instances x threads": self._parallel(setting),
             "max batch": self._max_batch(),
-            "queue delay": self._queue_delay(),
+            "dynamic batching": self._dynamic_batching(),
+            "queue delay": self._queue_delay(setting),
             "pre instances": self._pre_instances(),
         }
         moves = {}
@@ -65,10 +66,16 @@ class Space:
         sizes = [size for size in _doubling(most) if size >= min(SMALLEST_BATCH, most)]
         return [{"max_batch": size} for size in reversed(sizes)]
 
-    def _queue_delay(self) -> list[dict[str, Any]]:
-        if self.default.queue_delay_us is None:
+    def _dynamic_batching(self) -> list[dict[str, Any]]:
+        if self.default.dynamic_batching is None:
             return []
-        delays = sorted({0, self.default.queue_delay_us, *QUEUE_DELAYS_US})
+        on = {"dynamic_batching": True, "queue_delay_us": self.default.queue_delay_us or 0}
+        return [on, {"dynamic_batching": False, "queue_delay_us": None}]
+
+    def _queue_delay(self, setting: Setting) -> list[dict[str, Any]]:
+        if setting.queue_delay_us is None:
+            return []
+        delays = sorted({0, self.default.queue_delay_us or 0, *QUEUE_DELAYS_US})
         return [{"queue_delay_us": delay} for delay in delays]
 
     def _buckets(self) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from serving.tuning.trial import FAILED, MEASURED, Trial
 from serving.tuning.tune import Result
 from tidegate.app.config_search_report import ConfigSearchReport
 
-DEFAULT = Setting(2, 1, 64, 0, (16, 256), 1)
+DEFAULT = Setting(2, 1, 64, True, 0, (16, 256), 1)
 BEST = dataclasses.replace(DEFAULT, max_batch=8)
 SLOW, FAST = Figures(100.0, 5, 8, 20.0, 900, 0.1), Figures(150.0, 4, 6, 19.0, 900, 0.9)
 WINNER = Trial(BEST, MEASURED, "", 1.5, 0.01, SLOW, FAST)

@@ -8,7 +8,7 @@ from serving.tuning.trial import FAILED, MEASURED, Trial
 
 FIGURES = Figures(100.0, 1.0, 2.0, 3.0, 50, 0.1)
 ONE = Trial(Setting(instances=1), FAILED, "no such file")
-TWO = Trial(Setting(2, 1, 8, 0, (8, 16), 1), MEASURED, "", 1.25, 0.01, FIGURES, FIGURES)
+TWO = Trial(Setting(2, 1, 8, True, 0, (8, 16), 1), MEASURED, "", 1.25, 0.01, FIGURES, FIGURES)
 
 
 def test_trials_are_read_back_unchanged(tmp_path):

@@ -8,7 +8,7 @@ from serving.tuning.search import Score, concluded, finalists, search_state, win
 from serving.tuning.setting import Setting
 from serving.tuning.space import THREADS_PER_CORE, Space, proposals
 
-DEFAULT = Setting(2, 1, 64, 0, (16, 32, 64, 128, 256), 1)
+DEFAULT = Setting(2, 1, 64, True, 0, (16, 32, 64, 128, 256), 1)
 
 
 def test_every_move_changes_one_serving_parameter_to_a_valid_value():
@@ -17,7 +17,8 @@ def test_every_move_changes_one_serving_parameter_to_a_valid_value():
     for serving_parameter, others in space.moves(DEFAULT).items():
         for setting in others:
             count += 1
-            changed = {k for k, v in setting.as_dict().items() if v != DEFAULT.as_dict()[k]}
+            mine, theirs = setting.as_dict(), DEFAULT.as_dict()
+            changed = {k for k in theirs if mine.get(k) != theirs[k]}
             expected = (
                 {"instances", "threads"}
                 if "threads" in serving_parameter
@@ -30,6 +31,18 @@ def test_every_move_changes_one_serving_parameter_to_a_valid_value():
                 set(setting.buckets)
             )
     assert count > 10
+
+
+def test_without_dynamic_batching_there_is_no_queue_delay_to_try():
+    space = Space(DEFAULT, 2)
+    (off,) = space.moves(DEFAULT)["dynamic batching"]
+    assert off.changes(DEFAULT) == "dynamic_batching on -> off"
+    assert "queue delay" not in space.moves(off)
+    assert space.moves(off)["dynamic batching"] == [DEFAULT]
+    never = Setting(instances=1, dynamic_batching=False)
+    (on,) = Space(never, 2).moves(never)["dynamic batching"]
+    assert (on.dynamic_batching, on.queue_delay_us) == (True, 0)
+    assert len(Space(never, 2).moves(on)["queue delay"]) == 3
 
 
 def test_a_pipeline_only_has_moves_for_its_serving_parameters():
