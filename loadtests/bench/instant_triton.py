@@ -41,7 +41,7 @@ class InstantTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
 
 
 async def serve(port: int, servicer: InstantTriton) -> None:
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()

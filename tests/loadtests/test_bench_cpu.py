@@ -34,6 +34,32 @@ def test_the_tree_has_the_process_and_its_children_by_name():
     assert tree.cpu_s() == {}  # it has ended
 
 
+HUNGRY = """
+import sys
+sys.stdin.readline()
+block = bytearray(64 * 2**20)
+del block
+print("done", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_peak_of_memory_is_that_since_it_was_reset():
+    with subprocess.Popen(
+        [sys.executable, "-c", HUNGRY], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        tree = ProcessTree(process.pid, lambda line: "hungry")
+        before = tree.peak_mib("hungry")
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"done\n"
+        assert tree.peak_mib("hungry") > before + 60
+        assert tree.peak_mib("another") == 0
+        tree.reset_peaks("hungry")
+        assert tree.peak_mib("hungry") < before + 30
+        process.communicate(b"")
+
+
 def test_a_process_that_ended_counts_as_nothing_and_a_new_one_from_its_start():
     before = {"gateway": 2.0, "stub old": 5.0}
     assert used_between(before, {"gateway": 2.5, "stub new": 0.2}) == {
