@@ -22,8 +22,10 @@ from gateway.models.sequences import not_begun
 # A step's error that is meant for the client starts with this, and may name the faulty row of its
 # batch; any other text of Triton's may name paths or shared-memory regions and is not passed on.
 FOR_CLIENT = re.compile(r"\[tidegate:invalid_input(?: row=(\d{1,9}))?\] ")
-# In a model's error that says it is full: errors in a stream carry no status.
+# In a model's error that says it is full: errors in a stream carry no status. It may say how many
+# seconds later another try is worth it.
 NO_CAPACITY = "[tidegate:no_capacity]"
+_RETRY_AFTER = re.compile(re.escape(NO_CAPACITY) + r" retry after (\d{1,4}) s\b")
 # In the error for a request that continues a sequence unknown to Triton, whatever the status.
 NOT_BEGUN = "must specify the START flag"
 log = logging.getLogger("gateway")
@@ -110,7 +112,9 @@ def translate(status: grpc.StatusCode, details: str = "", whose: str = "") -> Ga
         text = details[match.end() :].strip()
         return InvalidRequest(text, row=int(match[1]) if match[1] else None)
     if NO_CAPACITY in details:
-        return NoCapacity("the model is full: try again shortly", retry_after_s=1)
+        retry = _RETRY_AFTER.search(details)
+        retry_after_s = int(retry[1]) if retry else 1
+        return NoCapacity("the model is full: try again shortly", retry_after_s=retry_after_s)
     if NOT_BEGUN in details:
         return not_begun()
     if status is grpc.StatusCode.INVALID_ARGUMENT:

@@ -26,12 +26,14 @@ from lm_sampling import WHAT_FITS, Refused, Sampling
 from lm_settings import BLOCK, Settings, model_path
 from lm_structures import Structures
 from lm_text import TextPieces, is_byte_level
+from lm_waiting import Claim, Pace, first_token_waits
 
 PROBE = "Größe 日本語 😀 a  b\n"  # text that a byte-level tokenizer gives back from its tokens
 REPORT_S = 0.25
 ALMOST_ONE = 0.999999  # openvino-genai 2026.4.1 ignores a min_p of 1
 MOST_TOKENS = 8192  # OpenVINO's tokenizer of a GGUF file returns the last so many of a text
 BEAT_S = 1.0  # between two reports while there is nothing to do: they say that the thread is alive
+WAITS_S = 0.25  # between two looks at how long those that wait will wait
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Piece:
     logprob_sum: float = 0.0  # of the whole sequence so far
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """One request. The driver calls ``send`` (a Piece a sequence, and whether it is the last time)
     and ``fail`` from its thread; exactly one of them ends the request."""
@@ -58,7 +60,9 @@ class Job:
     fail: Callable[["Job", Exception], None]
     is_cancelled: Callable[[], bool]
     prompt_ids: list[int] = field(default_factory=list)  # instead of ``prompt``, if given
+    asked_at: float = field(default_factory=time.monotonic)
     prompt_tokens: int = 0
+    unread: int = 0  # tokens of the prompt, for all its sequences, that no step has read
     reserved: int = 0  # tokens of KV cache, at most, for all its sequences
     max_tokens: int = 0
     sequences: list["Sequence"] = field(default_factory=list)
@@ -97,7 +101,10 @@ class Driver(threading.Thread):
         self._ready = threading.Event()
         self.context_length = settings.context_length
         self.token_bytes: dict[int, bytes] = {}
-        self._compiling = 0  # jobs that wait for their structure
+        self._compiling: list[Job] = []  # they wait for their structure
+        self._pace = Pace()
+        self._looked_at_waits = 0.0
+        self._next_place_s = 0.0  # until the first in the queue begins
         self._next_id = 0
         self._reported = 0.0
         self._cancelled = self._generated = 0
@@ -115,14 +122,16 @@ class Driver(threading.Thread):
         with self._changed:
             if self._error or self._is_stopping:
                 raise EngineDied("the engine has stopped")
-            waiting = self._waiting()
-            if waiting >= self._settings.max_queue_requests:
-                raise Busy(f"{waiting} requests are waiting")
+            waiting, settings = self._waiting(), self._settings
+            if waiting >= settings.max_queue_requests + max(0, self._places()):
+                raise Busy(f"{waiting} requests are waiting", self._next_place_s)
             structure = job.sampling.structure
             if structure and not self._structures.is_good(structure):
-                self._compiling += 1
+                self._compiling.append(job)
                 self._structures.compile(
-                    structure, job.is_cancelled, functools.partial(self._compiled, job)
+                    structure,
+                    functools.partial(self._has_left, job),
+                    functools.partial(self._compiled, job),
                 )
             else:
                 self._inbox.append(job)
@@ -136,13 +145,22 @@ class Driver(threading.Thread):
         self.join()
         self._structures.stop()
 
+    def _places(self) -> int:
+        """For further sequences."""
+        return self._settings.max_running - sum(job.sampling.n for job in self._running)
+
     def _waiting(self) -> int:
-        return len(self._inbox) + len(self._queue) + self._compiling
+        return len(self._inbox) + len(self._queue) + len(self._compiling)
+
+    def _has_left(self, job: Job) -> bool:
+        return job not in self._compiling or job.is_cancelled()
 
     def _compiled(self, job: Job, error: Exception | None) -> None:
         """Called from the thread that compiles."""
         with self._changed:
-            self._compiling -= 1
+            if job not in self._compiling:  # it has been told that it waited for too long
+                return
+            self._compiling.remove(job)
             if error is None and not self._is_stopping:
                 self._inbox.append(job)
                 self._changed.notify()
@@ -242,14 +260,18 @@ class Driver(threading.Thread):
                     return False
                 if self._inbox or self._queue or self._running:
                     return True
+            self._look_for_cancelled()
+            self._refuse_late()
             self._report_load()
 
     def _turn(self) -> None:
         self._take()
         self._look_for_cancelled()
         self._admit()
+        self._refuse_late()
+        self._refuse_many()
         if self._running:
-            self._pipeline.step()
+            self._step()
             for job in tuple(self._running):
                 self._read(job)
         if not self._running:
@@ -260,11 +282,25 @@ class Driver(threading.Thread):
                 self._reopen()
         self._report_load()
 
+    def _step(self) -> None:
+        """Make one, and measure it. It generates a token a sequence whose prompt has been read, and
+        reads of the other prompts, in order, what then fits."""
+        sequences = [one for job in self._running for one in job.sequences]
+        generating = sum(one.made > 0 and one.finish_reason is None for one in sequences)
+        room = most = max(0, self._settings.max_num_batched_tokens - generating)
+        for job in self._running:
+            read = min(job.unread, room)
+            job.unread, room = job.unread - read, room - read
+        began = time.monotonic()
+        self._pipeline.step()
+        self._pace.step_took(time.monotonic() - began, most - room)
+
     def _take(self) -> None:
         while True:
             with self._changed:
                 if not self._inbox:
                     return
+                self._looked_at_waits = 0.0
                 job = self._inbox.popleft()
                 self._queue.append(job)
             try:
@@ -313,7 +349,7 @@ class Driver(threading.Thread):
         return self.encode(text, may_cut=bool(keep))
 
     def _look_for_cancelled(self) -> None:
-        for job in [*self._queue, *self._running]:
+        for job in [*self._compiling, *self._queue, *self._running]:
             if job.is_cancelled():
                 for sequence in job.sequences:
                     sequence.handle.cancel()
@@ -323,17 +359,16 @@ class Driver(threading.Thread):
 
     def _forget(self, job: Job) -> None:
         with self._changed:
-            if job in self._queue:
-                self._queue.remove(job)
-            else:
-                self._running.remove(job)
+            for jobs in (self._compiling, self._queue, self._running):
+                if job in jobs:
+                    jobs.remove(job)
 
     def _admit(self) -> None:
         """In order, as long as the worst case of all that run fits into the KV cache."""
         if self._structures.is_full:  # the engine is opened anew when those that run have ended
             return
         free = self._settings.num_kv_blocks * BLOCK - sum(job.reserved for job in self._running)
-        places = self._settings.max_running - sum(job.sampling.n for job in self._running)
+        places = self._places()
         while self._queue:
             job = self._queue[0]
             if job.reserved > free or (job.sampling.n > places and self._running):
@@ -343,10 +378,48 @@ class Driver(threading.Thread):
                 self._queue.popleft()
             try:
                 job.sequences = [self._begin(job, number) for number in range(job.sampling.n)]
+                job.unread = job.prompt_tokens * job.sampling.n
             except RuntimeError as error:
                 job.fail(job, error)
             else:
                 self._running.append(job)
+
+    def _refuse_many(self) -> None:
+        """What came together with those that have begun, and is more than may wait."""
+        while len(self._queue) > self._settings.max_queue_requests:
+            waiting = len(self._queue)
+            self._refuse(
+                self._queue[-1], Busy(f"{waiting} requests are waiting", self._next_place_s)
+            )
+
+    def _refuse_late(self) -> None:
+        """Those that have waited for their first token for too long, or will have."""
+        now, most_s = time.monotonic(), self._settings.max_queue_s
+        if now - self._looked_at_waits < WAITS_S:
+            return
+        self._looked_at_waits = now
+        for job in self._compiling.copy():
+            if now - job.asked_at > most_s:
+                self._refuse(job, Busy("its structure was not compiled in time"))
+        queue = list(self._queue)
+        waits = first_token_waits(
+            self._pace,
+            [_claim(job, now) for job in self._running],
+            [_claim(job, now) for job in queue],
+            self._settings.num_kv_blocks * BLOCK,
+            self._settings.max_running,
+            most_s,
+        )
+        self._next_place_s = waits[0] if waits else 0.0
+        for job, wait_s in zip(queue, waits, strict=True):
+            total_s = now - job.asked_at + wait_s
+            if total_s > most_s:
+                words = f"its first token is expected {total_s:.0f} s after it came"
+                self._refuse(job, Busy(words, total_s - most_s))
+
+    def _refuse(self, job: Job, error: Busy) -> None:
+        self._forget(job)
+        job.fail(job, error)
 
     def _begin(self, job: Job, number: int) -> Sequence:
         sampling = job.sampling
@@ -391,8 +464,12 @@ class Driver(threading.Thread):
                 self._read_sequence(job, sequence)
         is_last = all(sequence.finish_reason for sequence in job.sequences)
         is_news = any(one.piece.text or one.piece.finish_reason for one in job.sequences)
+        if any(sequence.made for sequence in job.sequences):
+            job.unread = 0
         if is_last:
             self._forget(job)
+            for sequence in job.sequences:
+                self._pace.ended(sequence.made, job.max_tokens)
         if is_last or (job.is_stream and is_news):
             pieces = [sequence.piece for sequence in job.sequences]
             for sequence in job.sequences:
@@ -465,6 +542,7 @@ class Driver(threading.Thread):
             kv_usage=self._pipeline.get_metrics().cache_usage / 100,
             cancelled=self._cancelled,
             generated=self._generated,
+            next_place_s=self._next_place_s if self._queue else 0.0,
         )
         self._report(self.load)
 
@@ -474,6 +552,13 @@ _REASONS: dict[Any, str | None] = {
     genai.GenerationFinishReason.STOP: "stop",
     genai.GenerationFinishReason.LENGTH: "length",
 }
+
+
+def _claim(job: Job, now: float) -> Claim:
+    made = max((one.made for one in job.sequences), default=0)
+    unread = job.unread if job.sequences else job.prompt_tokens * job.sampling.n
+    tokens = job.max_tokens - made
+    return Claim(job.reserved, job.sampling.n, tokens, unread, now - job.asked_at)
 
 
 def genai_tensor(ids: list[int]) -> Any:

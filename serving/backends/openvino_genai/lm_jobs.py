@@ -2,18 +2,26 @@
 
 To the engine: ``["ask", number, *Question]`` and ``["cancel", number]``. From it: ``["refused",
 reason]`` or ``["ready"]`` once, then ``["load", *Load]``, ``["send", number, prompt_tokens, pieces,
-is_last]`` and ``["fail", number, kind, words]``. Nothing here depends on Triton or on the engine.
+is_last]`` and ``["fail", number, kind, words, retry_after_s]``. Nothing here depends on Triton or
+on the engine.
 """
 
 import json
+import math
 from dataclasses import astuple, dataclass
 from typing import Any
 
 from lm_sampling import Refused
 
+MAX_RETRY_S = 30
+
 
 class Busy(Exception):
-    """No room: refused at once, and worth another try."""
+    """No room: refused at once, and worth another try after so many seconds."""
+
+    def __init__(self, words: str, after_s: float = 0.0) -> None:
+        super().__init__(words)
+        self.retry_after_s = min(max(1, math.ceil(after_s)), MAX_RETRY_S)
 
 
 class Cancelled(Exception):
@@ -66,6 +74,7 @@ class Load:
     kv_usage: float = 0.0
     cancelled: int = 0
     generated: int = 0
+    next_place_s: float = 0.0  # until one that waits is expected to begin
 
 
 def line(kind: str, *values: Any) -> bytes:
@@ -78,9 +87,13 @@ def question_line(number: int, question: Question) -> bytes:
 
 def failure_line(number: int, error: Exception) -> bytes:
     kind = type(error).__name__
-    return line("fail", number, kind if kind in _KINDS else RequestFailed.__name__, str(error))
+    retry_after_s = error.retry_after_s if isinstance(error, Busy) else None
+    known = kind if kind in _KINDS else RequestFailed.__name__
+    return line("fail", number, known, str(error), retry_after_s)
 
 
-def failure_of(kind: str, words: str) -> Exception:
+def failure_of(kind: str, words: str, retry_after_s: int | None = None) -> Exception:
     """The error of a ``fail`` line."""
+    if retry_after_s is not None:
+        return Busy(words, retry_after_s)
     return _KINDS[kind](words)

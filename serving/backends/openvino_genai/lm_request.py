@@ -172,7 +172,8 @@ def failure(error: Exception) -> Any:
     if isinstance(error, Refused):
         words, code = f"{MARKER} {error}", codes.INVALID_ARG
     elif isinstance(error, Busy):
-        words, code = f"{NO_CAPACITY} {error}", codes.UNAVAILABLE
+        words = f"{NO_CAPACITY} retry after {error.retry_after_s} s: {error}"
+        code = codes.UNAVAILABLE
     elif isinstance(error, Cancelled):
         words, code = str(error), codes.CANCELLED
     else:

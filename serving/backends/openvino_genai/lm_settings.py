@@ -25,6 +25,7 @@ class Settings:
     threads: int = 0  # 0: the engine chooses
     max_queue_requests: int = 64
     max_queue_tokens: int = 65536  # prompts and the most that they may generate
+    max_queue_s: int = 20  # until a request's first token: below the gateway's deadline
     max_running: int = 64  # sequences
     max_compile_s: int = 10  # for the schema, regular expression or grammar of one request
     max_step_s: int = 60  # without a step for so long, the engine hangs and is started again

@@ -128,6 +128,7 @@ class Supervisor(threading.Thread):
         self._cancelled: set[int] = set()
         self._numbers = 0
         self._restarts = 0
+        self._next_place_s = 0.0
         self._ready, self._stopping = threading.Event(), threading.Event()
         self._error = ""
         self._looked = self._checked = 0.0
@@ -144,7 +145,7 @@ class Supervisor(threading.Thread):
             if self._engine is None:
                 raise Busy("the engine has ended and is being started again")
             if len(self._asked) >= self._most:
-                raise Busy(f"{len(self._asked)} requests are under way")
+                raise Busy(f"{len(self._asked)} requests are under way", self._next_place_s)
             self._numbers += 1
             self._asked[self._numbers] = asker
             self._engine.tell(question_line(self._numbers, asker.question))
@@ -235,7 +236,9 @@ class Supervisor(threading.Thread):
                 self._engine = engine
             self._ready.set()
         elif kind == "load":
-            self._report(Load(*values), self._restarts)
+            load = Load(*values)
+            self._next_place_s = load.next_place_s
+            self._report(load, self._restarts)
         else:
             self._answer(kind, *values)
         return ""

@@ -46,6 +46,20 @@ def test_the_log_has_the_message_and_the_response_has_not(caplog, status, detail
     assert record.getMessage() == f"req-1 upstream {status.name}: {details!r}"
 
 
+@pytest.mark.parametrize(
+    ("words", "retry_after_s"),
+    [
+        ("[tidegate:no_capacity] 64 requests are waiting", 1),
+        ("[tidegate:no_capacity] retry after 12 s: 64 requests are waiting", 12),
+        ("[tidegate:no_capacity] retry after soon", 1),
+    ],
+)
+def test_a_model_that_is_full_may_say_when_to_try_again(words, retry_after_s):
+    fault = translate(INTERNAL, words)
+    assert isinstance(fault, NoCapacity)
+    assert fault.retry_after_s == retry_after_s
+
+
 def test_a_traceback_is_one_line_of_bounded_length(caplog):
     forged = "ValueError: x\n  At:\n2026-01-01 WARNING forged\r\x1b[2J\u2028\x85" + "y" * 10_000
     translate(INTERNAL, forged)

@@ -14,6 +14,11 @@ from tests.conformance.engine import PROMPTS, Asked, Settings
 from tests.running import ROOT
 from tests.tiny_models import language_model
 
+sys.path.append(str(ROOT / "serving" / "backends" / "openvino_genai"))
+
+from lm_jobs import Busy
+from lm_waiting import Pace
+
 SETTINGS = Settings(context_length=512, num_kv_blocks=64)
 
 
@@ -62,3 +67,44 @@ def test_the_engine_is_opened_anew_when_its_structures_take_too_much_memory(fold
             assert long.text()
         assert driver.opened > 1
         assert Asked(driver, PROMPTS[0], engine.greedy(16)).text() == before
+
+
+class SteadyPace(Pace):
+    """What was measured once."""
+
+    def __init__(self, *steps: float) -> None:
+        super().__init__()
+        for seconds in steps:
+            super().step_took(seconds, 0)
+
+    def step_took(self, seconds: float, prompt_tokens: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("steps", "most_s", "refused"),
+    [
+        ((), 20, 0),  # nothing is measured
+        ((1.0,), 20, 4),  # a second a step, and half of the tokens are expected: 240 steps
+        ((1.0,), 340, 3),  # and 200 more
+        ((0.001,), 20, 0),
+    ],
+)
+def test_who_would_wait_too_long_is_refused_at_once(folder, steps, most_s, refused):
+    """One runs at a time, since it fills the cache."""
+    small = replace(SETTINGS, num_kv_blocks=16, max_queue_s=most_s)
+    with engine.running(folder, small) as driver:
+        driver._pace = SteadyPace(*steps)
+        first = Asked(driver, PROMPTS[0], engine.greedy(480))
+        while not first.pieces:
+            assert not first.ended.wait(0.001)
+        others = [Asked(driver, PROMPTS[0], engine.greedy(400)) for _ in range(4)]
+        for asked in others:
+            assert asked.ended.wait(60)
+        errors = [asked.error for asked in others if asked.error]
+        assert first.text()
+    assert len(errors) == refused
+    for error in errors:
+        assert isinstance(error, Busy)
+        assert "its first token is expected" in str(error)
+        assert 1 <= error.retry_after_s <= 30
