@@ -201,11 +201,14 @@ def normalised(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 @contextmanager
 def triton(work: Path, profile: str | None) -> Iterator[Any]:
     """A Triton on ``work/repository``, on free ports, with this config profile."""
+    from serving.repository.model_repository import ModelRepository
     from serving.triton.launch import LaunchOptions, TritonServer
     from serving.triton.ports import Ports, free_ports
 
     (work / "repository").mkdir()
     ports = Ports(*free_ports(3))
-    options = LaunchOptions(work / "repository", work / "state", ports, config_name=profile)
+    options = LaunchOptions(
+        ModelRepository(work / "repository"), work / "state", ports, config_name=profile
+    )
     with TritonServer(options) as server:
         yield server

@@ -89,7 +89,7 @@ class Watcher:
         longest_request_s: float = 0.0,
     ) -> None:
         self._server, self._models = server, list(models)
-        self._repository = ModelRepository(server.options.repository)
+        self._repository = server.options.repository
         self._report = unfailing(report)
         self.events = Events(server.options.work_dir, self._report)
         self._longest_request_s = longest_request_s

@@ -1,6 +1,6 @@
 """Run one Triton server as a child process: start, wait, stop, leave nothing behind.
 
-with TritonServer(LaunchOptions(repository, work_dir)) as server:
+with TritonServer(LaunchOptions(ModelRepository(folder), work_dir)) as server:
     server.control.load("text_embedding")
 """
 
@@ -41,7 +41,7 @@ PLAIN = re.compile(r"[A-Za-z0-9_@%+./-]+")
 class LaunchOptions:
     """Where the models are, where to keep logs and keys, and which ports to listen on."""
 
-    repository: Path
+    repository: ModelRepository
     work_dir: Path
     ports: Ports = field(default_factory=Ports)
     address: str = "127.0.0.1"
@@ -63,7 +63,6 @@ class TritonServer:
         """``report`` is called with problems that do not stop the server (what could not be
         written), and with the model that is still loading."""
         self.options, self._report = options, report
-        self._repository = ModelRepository(options.repository)
         self._backends: Path | None = None  # reused by ``restart``
         self._is_restarting = False
         self.key = _restricted_key(options.work_dir / "triton.key")
@@ -92,7 +91,7 @@ class TritonServer:
         self.require_ports()
         self._log_offset = self.log_file.stat().st_size if self.log_file.is_file() else 0
         backends = self._assemble_backends()
-        repository = self._shell_safe(self.options.repository, "models")
+        repository = self._shell_safe(self.options.repository.path, "models")
         command = self._command(repository, self._shell_safe(backends, "backends"))
         self._process = children.start(command, self._environment(repository), self._open_log())
         try:
@@ -119,7 +118,7 @@ class TritonServer:
         """Stop the server and its Python stubs (SIGTERM, then SIGKILL), and remove its shared
         memory. With ``gently=False`` the server is killed at once."""
         if self._process is not None:
-            servers.withdraw(self.options.work_dir, self._prefix, self.options.repository)
+            servers.withdraw(self.options.work_dir, self._prefix, self.options.repository.path)
             stubs = _stubs(self._prefix)
             if not gently:
                 self._process.kill()
@@ -155,7 +154,7 @@ class TritonServer:
     def _loading(self, model: str) -> Loading:
         if not self.is_alive():
             raise TritonDied(f"Triton has ended: {self._last_error()}")
-        return Loading(model, self._repository, self.log_file, self.pid or 0, self._report)
+        return Loading(model, self.options.repository, self.log_file, self.pid or 0, self._report)
 
     def _shell_safe(self, path: Path, what: str) -> Path:
         """A path to the folder that ``bash -c`` takes without quotes: its own, or that of a link.
@@ -192,7 +191,7 @@ class TritonServer:
         options, pid = self.options, self._process.pid if self._process else 0
         key_file = options.work_dir / "triton.key"
         server = servers.Server.running(
-            options.repository, self.control.address, key_file, pid, options.work_dir
+            options.repository.path, self.control.address, key_file, pid, options.work_dir
         )
         server = replace(server, load_timeout_s=options.load_timeout_s)
         try:

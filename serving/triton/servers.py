@@ -5,6 +5,9 @@ repository (``.model_repository.staging/servers/``), and in the home that the se
 (``.tidegate/servers/``), which is the only one if the first is not writable. It is written when a
 server is live and removed when it stops. A killed server's record is recognized by its process and
 ignored.
+
+A repository is a path here, not a ``ModelRepository``: only where it is matters, and ``tidegate
+status`` asks without the half second that importing Triton's configs takes.
 """
 
 import json

@@ -44,7 +44,7 @@ class TrialServer:
         staging = self._repository.staging
         staging.mkdir(parents=True, exist_ok=True)
         self._folder = tempfile.TemporaryDirectory(dir=staging, prefix=owned_prefix("tune"))
-        scratch = Path(self._folder.name) / "repository"
+        scratch = ModelRepository(Path(self._folder.name) / "repository")
         try:
             for model, config in self.configs.items():
                 self._write(scratch, model, config)
@@ -100,9 +100,9 @@ class TrialServer:
             self.server.control.unload(model)
         self._loaded = []
 
-    def _write(self, scratch: Path, model: str, config: ModelConfig) -> None:
+    def _write(self, scratch: ModelRepository, model: str, config: ModelConfig) -> None:
         """Create the model's folder under the config's name: its version linked, and the config."""
-        folder, version = scratch / config.name, self.versions[model]
+        folder, version = scratch.folder(config.name), self.versions[model]
         if not folder.is_dir():
             source = self._repository.version_folder(model, version)
             shutil.copytree(source, folder / str(version), copy_function=os.link)

@@ -13,6 +13,7 @@ import pytest
 from ensembles.causal_lm import Declaration
 from modelspec.golden import Golden
 from modelspec.pbtxt import render, to_proto
+from serving.repository.model_repository import ModelRepository
 from serving.triton.launch import LaunchOptions, TritonServer
 from serving.triton.ports import Ports, free_ports
 from tests.conformance.contract import Server, failures
@@ -51,7 +52,9 @@ def triton(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tri
     )
     (version.parent / "config.pbtxt").write_text(CONFIG)
     ports = Ports(*free_ports(3))
-    options = LaunchOptions(folder / "repository", folder, ports, gpu_metrics=False)
+    options = LaunchOptions(
+        ModelRepository(folder / "repository"), folder, ports, gpu_metrics=False
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
         with TritonServer(options) as server:

@@ -11,6 +11,7 @@ from gateway.background import Background
 from gateway.core import Gateway
 from gateway.policy.principal import Grant
 from gateway.settings import Settings
+from serving.repository.model_repository import ModelRepository
 from serving.triton.launch import LaunchOptions, TritonServer
 from serving.triton.ports import Ports, free_ports
 from tidegate.app.key_store import KeyStore
@@ -162,7 +163,7 @@ def serving(home: Path, models: Mapping[str, tuple[str, str]] = MODELS) -> Itera
         (repository / name / "1").mkdir(parents=True)
         (repository / name / "1" / "model.py").write_text(code)
         (repository / name / "config.pbtxt").write_text(HEAD + config)
-    options = LaunchOptions(repository, home / ".tidegate", Ports(*free_ports(3)))
+    options = LaunchOptions(ModelRepository(repository), home / ".tidegate", Ports(*free_ports(3)))
     with TritonServer(options) as running:
         for name in models:
             running.control.load(name)

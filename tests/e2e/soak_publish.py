@@ -17,7 +17,6 @@ from pathlib import Path
 
 import psutil
 
-from serving.repository.model_repository import ModelRepository
 from tests.running import ROOT, wait_until
 from tests.serving.small_pipeline import NAME, stage
 from tests.serving.small_server import Caller, serving_small_pipeline
@@ -49,7 +48,7 @@ def main() -> None:
 
 
 def _round(server, dice: random.Random, counts: dict[str, int]) -> None:
-    repository = server.options.repository
+    repository = server.options.repository.path
     versions = sorted(int(path.name) for path in (repository / NAME).glob("[0-9]*"))
     verb = "publish" if len(versions) < VERSIONS_KEPT or dice.random() < 0.3 else "switch"
     if verb == "publish":
@@ -84,7 +83,7 @@ def _report(server, caller: Caller, counts: dict[str, int]) -> None:
         **counts,
         "answers": sum(caller.answers.values()),
         "failed": len(caller.errors),
-        "active": ModelRepository(server.options.repository).active_version(NAME),
+        "active": server.options.repository.active_version(NAME),
         "triton_mib": triton.memory_info().rss // 2**20,
         "stubs": len(triton.children(recursive=True)),
         "shm_files": len(list(Path("/dev/shm").glob("tidegate_*"))),

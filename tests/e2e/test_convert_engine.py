@@ -18,6 +18,7 @@ from converters.errors import ProofFailed
 from ensembles.text_embedding import PIPELINE
 from modelspec.hardware import plan_config
 from modelspec.pbtxt import parse
+from serving.repository.model_repository import ModelRepository
 from serving.triton import installation
 from tests.converters.tasks.test_tensors import linear
 from tests.converters.tensorrt import fake_trt
@@ -150,8 +151,8 @@ def test_a_proved_plan_is_pinned_and_the_graph_before_it_stays(source, paths, gp
     page = (folder / "1" / "proof.md").read_text()
     assert "## chances: the TensorRT engine on NVIDIA H100" in page
     assert "## chances: served by Triton as tensorrt" in page
-    assert is_on(repository, "chances", "tensorrt", messages.append)
-    assert not is_on(repository, "chances", "onnx", messages.append)
+    assert is_on(ModelRepository(repository), "chances", "tensorrt", messages.append)
+    assert not is_on(ModelRepository(repository), "chances", "onnx", messages.append)
     proofs = prove(ProveOptions("chances", str(source)), paths, messages.append)
     assert all(proof.passed for proof in proofs)
     assert [proof.subject for proof in proofs] == [
@@ -160,7 +161,7 @@ def test_a_proved_plan_is_pinned_and_the_graph_before_it_stays(source, paths, gp
         "chances: served by Triton as tensorrt",
     ]
     plant_gpu(tmp_path / "bin", "NVIDIA L4, 8.9, 580.65.06")
-    assert not is_on(repository, "chances", "tensorrt", messages.append)
+    assert not is_on(ModelRepository(repository), "chances", "tensorrt", messages.append)
     assert "must be rebuilt: compute_capability 9.0, here 8.9" in messages[-1]
 
 

@@ -117,7 +117,9 @@ def test_an_error_is_what_triton_refuses_and_nothing_else(tmp_path):
     faulty = {
         finding.location.partition("/")[0] for finding in findings if finding.severity == "error"
     }
-    with TritonServer(LaunchOptions(repository, tmp_path, Ports(*free_ports(3)))) as server:
+    with TritonServer(
+        LaunchOptions(ModelRepository(repository), tmp_path, Ports(*free_ports(3)))
+    ) as server:
         refused = {name for name in TRITON if not _loads(server, name)}
     assert refused == {name for name, (_, loads) in TRITON.items() if not loads}
     assert faulty == refused

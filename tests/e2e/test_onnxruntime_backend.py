@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from serving.errors import ModelLoadFailed
+from serving.repository.model_repository import ModelRepository
 from serving.triton.backend_directory import OURS
 from serving.triton.launch import LaunchOptions, TritonServer
 from serving.triton.ports import Ports, free_ports
@@ -335,7 +336,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     _add_versions(repository)
     ports = Ports(*free_ports(3))
     with (
-        TritonServer(LaunchOptions(repository, root, ports)) as server,
+        TritonServer(LaunchOptions(ModelRepository(repository), root, ports)) as server,
         triton.InferenceServerClient(f"127.0.0.1:{ports.grpc}") as client,
         ThreadPoolExecutor(4) as pool,
     ):

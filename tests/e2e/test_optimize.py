@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from converters.optimize import benchmark_process, timing
 from converters.proof.record import Record
 from converters.tasks.text.samples import default_texts
+from serving.repository.model_repository import ModelRepository
 from tests.tiny_models import save_classifier
 from tidegate.app.optimize import convert_line, run
 from tidegate.app.optimize_candidates import original_options
@@ -70,7 +71,9 @@ def test_a_tiny_model_is_measured_picked_and_published(options, model, quick):
     assert rows["fp32"]["accuracy"]["closeness"]["agreement"] == 1
     assert document["pick"] in ("fp32", "int8-weight-only", "int8-per-row")
     # The pick is active now, proved under its own tolerances.
-    record = Record.load(engine_file(paths.repository, "mood").with_name("proof.json"))
+    record = Record.load(
+        engine_file(ModelRepository(paths.repository), "mood").with_name("proof.json")
+    )
     assert (record.precision, record.passed) == (document["pick"], True)
     assert f"{document['pick']} <- pick" in "\n".join(tables)
     assert result.documents["model"]["pick"] == document["pick"]

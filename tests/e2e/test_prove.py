@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from converters.conversion import ask_original, prove_graph, reference_in
 from converters.task import ConversionRequest
+from serving.repository.model_repository import ModelRepository
 from tests.running import environment
 from tests.tiny_models import save_classifier
 from tidegate.app.convert import ConvertOptions, run
@@ -79,10 +80,12 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_a_step_is_found_through_triton(published, tmp_path, fault):
     home, task, reference = published
-    copy_pipeline(home / "model_repository", "mood", tmp_path / "repository")
+    copy_pipeline(ModelRepository(home / "model_repository"), "mood", tmp_path / "repository")
     path, old, new = FAULTS[fault]
     _replace(tmp_path / "repository" / path, old, new)
-    proof = proved_through_triton(tmp_path / "repository", tmp_path, task, reference)
+    proof = proved_through_triton(
+        ModelRepository(tmp_path / "repository"), tmp_path, task, reference
+    )
     failed = [check for check in proof.checks if not check.passed]
     assert failed, f"{fault}: nobody noticed"
     assert any(check.worst for check in failed)

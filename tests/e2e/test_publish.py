@@ -67,7 +67,7 @@ def test_a_wrong_version_is_not_published_and_readiness_recovers(server, options
 
 
 def test_a_first_publication_that_does_not_load_leaves_nothing(server):
-    repository = server.options.repository
+    repository = server.options.repository.path
     staged = stage(repository, 1, initialize="raise RuntimeError('broken')")
     for model in MODELS:
         (staged / model).rename(staged / model.replace("mood", "gloom"))

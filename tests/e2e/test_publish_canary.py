@@ -22,7 +22,7 @@ def server(tmp_path_factory):
 
 
 def test_a_canary_serves_beside_the_pipeline_and_is_promoted(server):
-    repository = server.options.repository
+    repository = server.options.repository.path
     with under_load(server) as caller, online(server) as target:
         assert canary.start(target, NAME, 2) == "mood.v2"
         with grpc.InferenceServerClient(server.control.address) as client:

@@ -25,7 +25,7 @@ def _answers(caller, number):
 
 
 def test_a_published_version_serves_with_the_tuned_config(server):
-    repository, control = server.options.repository, server.control
+    repository, control = server.options.repository.path, server.control
     assert control.config(NAME).max_batch_size == 4
     assert control.config("mood_onnx").instance_group[0].count == 3
     with under_load(server) as caller:
@@ -47,11 +47,11 @@ def test_a_canary_beside_it_has_the_tuned_config_too(server):
         start(target, NAME, 2)
         assert server.control.config(canary_name(NAME, 2)).max_batch_size == 4
         stop(target, NAME, 2)
-    assert in_step(server.options.repository)["mood_onnx"] == 1
+    assert in_step(server.options.repository.path)["mood_onnx"] == 1
 
 
 def test_an_engine_that_fails_leaves_the_tuned_version_serving(server):
-    repository = server.options.repository
+    repository = server.options.repository.path
     staged = stage(repository, 9, initialize="1 / 0")
     with under_load(server) as caller:
         with online(server) as target, pytest.raises(ServingError):

@@ -43,7 +43,7 @@ def _run(server, step: PublishPhase, verb: str, argument: object) -> None:
     options = server.options
     module = [sys.executable, "-m", "tests.serving.killed_publisher"]
     run = subprocess.run(
-        [*module, options.work_dir, options.repository, step.name, verb, str(argument)],
+        [*module, options.work_dir, options.repository.path, step.name, verb, str(argument)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -55,7 +55,7 @@ def _run(server, step: PublishPhase, verb: str, argument: object) -> None:
 
 def _require_consistent(server, caller) -> None:
     """The active version is served, and no files are left behind."""
-    repository = server.options.repository
+    repository = server.options.repository.path
     engine = ModelRepository(repository).pinned_members(NAME)["mood_onnx"]
     source = (repository / "mood_onnx" / str(engine) / "model.py").read_text()
     clear_up(ModelRepository(repository), servers_of(server.options.work_dir, repository))
@@ -71,7 +71,7 @@ def _require_consistent(server, caller) -> None:
 
 @pytest.mark.parametrize("step", list(PublishPhase), ids=lambda step: step.name)
 def test_a_killed_publication_leaves_the_old_state_or_the_new(server, step):
-    repository = server.options.repository
+    repository = server.options.repository.path
     before, folders = (
         ModelRepository(repository).active_version(NAME),
         ModelRepository(repository).versions(NAME),
@@ -88,7 +88,7 @@ def test_a_killed_publication_leaves_the_old_state_or_the_new(server, step):
 
 @pytest.mark.parametrize("step", SWITCH_STEPS, ids=lambda step: step.name)
 def test_a_killed_rollback_leaves_the_old_state_or_the_new(server, step):
-    repository = server.options.repository
+    repository = server.options.repository.path
     before = ModelRepository(repository).active_version(NAME)
     other = next(
         version for version in ModelRepository(repository).versions(NAME) if version != before

@@ -36,7 +36,7 @@ def second(first):
 
 
 def test_both_servers_are_registered(first, second):
-    servers = servers_of(first.options.work_dir, first.options.repository)
+    servers = servers_of(first.options.work_dir, first.options.repository.path)
     assert {server.pid for server in servers} == {first.pid, second.pid}
 
 
@@ -59,7 +59,7 @@ def test_a_failing_server_stops_the_rollout_which_can_be_finished_or_undone(firs
         last = deployment.replicas[-1].address
         with pytest.raises(RolloutStopped) as stopped:
             publish(ModelRepository(stage(deployment.repository.path, 20)), MODELS, deployment)
-    before = ModelRepository(first.options.repository).active_version(NAME) - 1
+    before = first.options.repository.active_version(NAME) - 1
     assert f"1 of 2 servers serve it ({deployment.replicas[0].address}); {last}" in str(
         stopped.value
     )
@@ -92,7 +92,7 @@ def _refusing(replica):
 def test_a_pipeline_travels_to_another_repository_with_its_manifest(first, tmp_path):
     """As a copy of model_repository/NAME* from the machine that converted it."""
     folder = tmp_path / "elsewhere"
-    shutil.copytree(first.options.repository, folder)
+    shutil.copytree(first.options.repository.path, folder)
     with serving_small_pipeline(tmp_path / "other") as server, under_load(server) as caller:
         with online(server) as deployment:
             assert import_pipeline(folder, deployment) == (NAME, 2)
@@ -101,7 +101,7 @@ def test_a_pipeline_travels_to_another_repository_with_its_manifest(first, tmp_p
         (folder / "mood_onnx" / str(pinned) / "model.py").write_text("")
         with online(server) as deployment, pytest.raises(Tampered, match=r"model\.py has changed"):
             import_pipeline(folder, deployment)
-    assert ModelRepository(server.options.repository).active_version(NAME) == 2
+    assert server.options.repository.active_version(NAME) == 2
 
 
 def test_a_folder_without_a_manifest_is_refused_unless_a_reason_is_given(tmp_path):

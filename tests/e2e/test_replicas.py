@@ -19,6 +19,7 @@ import pytest
 from tritonclient import grpc as triton_grpc
 
 from gateway.policy.principal import Grant
+from serving.repository.model_repository import ModelRepository
 from serving.triton.launch import LaunchOptions, TritonServer
 from serving.triton.ports import Ports, free_ports
 from tests.e2e.grpc_models import COUNTER, HEAD, ONE, SEQUENCE, TALLY
@@ -77,7 +78,7 @@ class Pair:
             (repository / name / "1" / "model.py").write_text(code)
             (repository / name / "config.pbtxt").write_text(HEAD + config)
         self.options = [
-            LaunchOptions(repository, self.work, Ports(*free_ports(3)), name=name)
+            LaunchOptions(ModelRepository(repository), self.work, Ports(*free_ports(3)), name=name)
             for name in ("first", "second")
         ]
         self.servers: list[TritonServer | None] = [None, None]

@@ -67,7 +67,9 @@ def serving_small_pipeline(
     shutil.rmtree(staged)
     prepare(repository)
     ports = Ports(*free_ports(3))
-    options = LaunchOptions(repository, home / ".tidegate", ports, config_name=config_name or None)
+    options = LaunchOptions(
+        ModelRepository(repository), home / ".tidegate", ports, config_name=config_name or None
+    )
     with TritonServer(options) as running:
         running.control.load(NAME)
         yield running
@@ -76,7 +78,7 @@ def serving_small_pipeline(
 @contextlib.contextmanager
 def online(server, count=1, **options):
     """A Deployment with every server that announced itself for this repository."""
-    repository = server.options.repository
+    repository = server.options.repository.path
     with connected(servers_of(server.options.work_dir, repository)) as replicas:
         assert len(replicas) == count
         yield Deployment(ModelRepository(repository), replicas, grace_s=0.2, **options)

@@ -257,11 +257,10 @@ def set_canary(
 ) -> CanaryChange:
     """Start, change or end the canary of a pipeline on every server of the repository. Raises
     PublishFailed."""
-    repository, version = paths.repository, options.version
+    repository, version = ModelRepository(paths.repository), options.version
     with rollout.deployment(paths, repository, report, grace_s, addresses) as deployment:
-        canaries = Canaries(
-            deployment.repository, options.name, policies(paths, rollout.running(paths, repository))
-        )
+        servers = rollout.running(paths, repository)
+        canaries = Canaries(repository, options.name, policies(paths, servers))
         if options.percent == 0:
             names = None if version is None else {canary_name(options.name, version)}
             if names and not names & set(canaries.loaded()):
@@ -285,7 +284,7 @@ def set_canary(
         ]
         return CanaryChange(
             options,
-            repository,
+            repository.path,
             started,
             running,
             removed,
@@ -304,12 +303,10 @@ def promote_canary(
 ) -> rollout.Outcome:
     """Make the canary's version (``version``, if several run) the active one, and end the canary.
     Raises PublishFailed."""
-    repository = paths.repository
-    ModelRepository(repository).require_published(name)
+    repository = ModelRepository(paths.repository)
+    repository.require_published(name)
     with rollout.deployment(paths, repository, report, grace_s, addresses) as deployment:
-        canaries = Canaries(
-            deployment.repository, name, policies(paths, rollout.running(paths, repository))
-        )
+        canaries = Canaries(repository, name, policies(paths, rollout.running(paths, repository)))
         number = canaries.routed_version(version)
         promote(deployment, name, number)
         canaries.end(deployment)

@@ -52,7 +52,7 @@ def tune(options: ConfigSearchOptions, paths: Paths, report: Progress) -> "Confi
     }
     job = search.Job(repository, paths.state, bodies=bodies(fields, options.samples), **job_options)
     result = search.tune(job, report)
-    with deployment(paths, repository.path, report) as deployed:
+    with deployment(paths, repository, report) as deployed:
         written = write_tuned(deployed, result)
         committed = commit(deployed, result) if options.commit else []
     return ConfigSearchReport(result, written, committed)

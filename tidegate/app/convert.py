@@ -15,6 +15,7 @@ from tidegate.app.task_registry import KNOWN, TASKS, RegisteredTask, task_of, wh
 if TYPE_CHECKING:
     from converters.proof.record import Record
     from converters.task import Task
+    from serving.repository.model_repository import ModelRepository
 
 IDENTITY = "identity_fp32"
 # Flags with what the original's files do not say.
@@ -87,18 +88,20 @@ class ConvertOptions:
 
 def run(options: ConvertOptions, paths: Paths, report: Progress) -> ConvertResult:
     """Convert, prove and publish; UsageError when the options make no sense."""
+    from serving.repository.model_repository import ModelRepository
     from tidegate.app.pipelines import Built, release
 
-    if options.is_known and not options.force and _is_current(options, paths.repository, report):
-        return _already_published(options.source, paths)
+    repository = ModelRepository(paths.repository)
+    if options.is_known and not options.force and _is_current(options, repository, report):
+        return _already_published(options.source, repository)
     if options.source == IDENTITY and options.is_known:
         from ensembles.identity_fp32 import PIPELINE
 
-        release(Built(PIPELINE), paths.repository, paths.state, report)
+        release(Built(PIPELINE), repository, paths.state, report)
         return ConvertResult(IDENTITY, is_new=True)
     if options.engine == VLLM:
         return _written_for_vllm(_name(options), options, paths, report)
-    return _convert(options, paths, report)
+    return _convert(options, repository, paths, report)
 
 
 def _written_for_vllm(
@@ -112,7 +115,9 @@ def _written_for_vllm(
     return ConvertResult(name, is_new=True)
 
 
-def _convert(options: ConvertOptions, paths: Paths, report: Progress) -> ConvertResult:
+def _convert(
+    options: ConvertOptions, repository: "ModelRepository", paths: Paths, report: Progress
+) -> ConvertResult:
     from converters.conversion import ConversionOptions
     from converters.task import ConversionRequest
     from tidegate.app.pipelines import build, release
@@ -123,14 +128,14 @@ def _convert(options: ConvertOptions, paths: Paths, report: Progress) -> Convert
         ConversionRequest(name, options.source, options.samples, options.source_options)
     )
     options = replace(options, precisions=options.precisions or task.offered()[:1])
-    if not options.is_known and _is_published(task, options, paths, report):
-        return _already_published(name, paths)
+    if not options.is_known and _is_published(task, options, repository, report):
+        return _already_published(name, repository)
     served, *others = (
         build(registered, task, ConversionOptions(precision, options.accepted), report)
         for precision in options.precisions
     )
     served = on_engine(served, options.engine, report)
-    record = release(served, paths.repository, paths.state, report)
+    record = release(served, repository, paths.state, report)
     records = [record, *(other.converted.record for other in others if other.converted)]
     return ConvertResult(name, is_new=True, records=tuple(filter(None, records)))
 
@@ -173,26 +178,28 @@ def _registered_task(options: ConvertOptions) -> RegisteredTask:
     return TASKS[task]
 
 
-def _is_published(task: "Task", options: ConvertOptions, paths: Paths, report: Progress) -> bool:
+def _is_published(
+    task: "Task", options: ConvertOptions, repository: "ModelRepository", report: Progress
+) -> bool:
     """Whether exactly this is already published; PublishFailed when the name is taken."""
     from converters.conversion import source_sha256
     from serving.errors import PublishFailed
     from tidegate.app.published import conflicting_models, published_record
 
-    conflicts = conflicting_models(paths.repository, task.request.name)
+    conflicts = conflicting_models(repository, task.request.name)
     if options.force or not conflicts:
         return False
-    record = published_record(paths.repository, task.request.name)
+    record = published_record(repository, task.request.name)
     expected = (task.name, options.precisions[0], source_sha256(task))
     if record and (record.task, record.precision, record.source_sha256) == expected:
-        return is_on(paths.repository, task.request.name, options.engine, report)
+        return is_on(repository, task.request.name, options.engine, report)
     raise PublishFailed(
-        f"the name is taken: {paths.shown(paths.repository)}/ has {', '.join(conflicts)}. Give "
+        f"the name is taken: {repository.path.name}/ has {', '.join(conflicts)}. Give "
         "another --name, or --force to replace it"
     )
 
 
-def _is_current(options: ConvertOptions, repository: Path, report: Progress) -> bool:
+def _is_current(options: ConvertOptions, repository: "ModelRepository", report: Progress) -> bool:
     """Whether the known pipeline is published in the requested precision and on the engine."""
     from tidegate.app.pipelines import is_current
     from tidegate.app.published import published_record
@@ -231,8 +238,8 @@ def _counts(record: "Record") -> tuple[int, int]:
     return len(checks), sum(not check.passed for check in checks)
 
 
-def _already_published(name: str, paths: Paths) -> ConvertResult:
+def _already_published(name: str, repository: "ModelRepository") -> ConvertResult:
     from tidegate.app.published import published_record
 
-    record = published_record(paths.repository, name)
+    record = published_record(repository, name)
     return ConvertResult(name, is_new=False, records=(record,) if record else ())

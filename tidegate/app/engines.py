@@ -5,7 +5,6 @@ NAME_trt's version folder holds the plan and, beside it, the ONNX graph that it 
 """
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelspec.hardware import TENSORRT, VLLM, engine_of, with_plan
@@ -13,9 +12,10 @@ from modelspec.layout import PLAN_FILE
 from modelspec.names import Role, member_name
 from serving.triton.installation import find_triton
 from tidegate.app.progress import Progress
-from tidegate.app.published import engine_file, pinned
+from tidegate.app.published import engine_file
 
 if TYPE_CHECKING:
+    from serving.repository.model_repository import ModelRepository
     from tidegate.app.pipelines import Built
 
 ENGINES = ("onnx", TENSORRT, VLLM)
@@ -49,11 +49,11 @@ def why_not_here() -> str:
     return reason
 
 
-def is_on(repository: Path, name: str, engine: str, report: Progress) -> bool:
+def is_on(repository: "ModelRepository", name: str, engine: str, report: Progress) -> bool:
     """Whether the published pipeline runs on this engine. A plan of another machine does not count;
     where no plan can be built, whatever is published counts."""
     has_plan = any(
-        model.startswith(member_name(name, Role.PLAN)) for model in pinned(repository, name)
+        model.startswith(member_name(name, Role.PLAN)) for model in repository.pinned_members(name)
     )
     if engine != TENSORRT:
         return not has_plan
@@ -71,7 +71,7 @@ def is_on(repository: Path, name: str, engine: str, report: Progress) -> bool:
     return not reason
 
 
-def proved_profiles(repository: Path, name: str, report: Progress) -> list[str | None]:
+def proved_profiles(repository: "ModelRepository", name: str, report: Progress) -> list[str | None]:
     """The config profiles with which the published pipeline can be proved on this machine: None for
     the main config, and that of its plan. Reports the reason where a plan cannot be proved."""
     if not engine_file(repository, name).with_name(PLAN_FILE).is_file():

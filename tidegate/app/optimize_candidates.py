@@ -72,6 +72,7 @@ def _allowed(options: "OptimizeOptions") -> Any:
 
 def _registered_task(options: "OptimizeOptions", paths: Paths) -> RegisteredTask:
     """The model's task; a usage error says what is missing."""
+    from serving.repository.model_repository import ModelRepository
     from tidegate.app.published import published_record
 
     known = KNOWN.get(options.name)
@@ -79,7 +80,7 @@ def _registered_task(options: "OptimizeOptions", paths: Paths) -> RegisteredTask
         return known
     if options.name in KNOWN:
         raise UsageError(f"{options.name} is a known pipeline: leave out --against")
-    record = published_record(paths.repository, options.name)
+    record = published_record(ModelRepository(paths.repository), options.name)
     if options.source is None:
         problem = (
             f"{options.name} is a model of your own"
@@ -101,9 +102,10 @@ def _registered_task(options: "OptimizeOptions", paths: Paths) -> RegisteredTask
 def original_options(options: "OptimizeOptions", paths: Paths) -> Mapping[str, str]:
     """The original's source options: those it was converted with, overridden by those passed
     now."""
+    from serving.repository.model_repository import ModelRepository
     from tidegate.app.published import published_record
 
-    record = published_record(paths.repository, options.name)
+    record = published_record(ModelRepository(paths.repository), options.name)
     return {**(record.options if record else {}), **options.source_options}
 
 

@@ -14,7 +14,6 @@ from modelspec.layout import (
     SETTINGS_FILE,
     STEP_FILE,
     owned_prefix,
-    staging_folder,
 )
 from modelspec.model import ModelSpec, Pipeline
 from modelspec.names import Role, member_name
@@ -25,7 +24,6 @@ from serving.publish.replica import connected
 from serving.repository.model_repository import ModelRepository
 from serving.triton.servers import servers_of
 from tidegate.app.progress import Progress
-from tidegate.app.published import pinned
 from tidegate.app.scratch import proved_through_triton
 from tidegate.app.task_registry import RegisteredTask
 
@@ -82,40 +80,44 @@ def build(
     return Built(pipeline, converted)
 
 
-def release(built: Built, repository: Path, work_dir: Path, report: Progress) -> "Record | None":
+def release(
+    built: Built, repository: ModelRepository, work_dir: Path, report: Progress
+) -> "Record | None":
     """Stage the pipeline, prove it through a scratch Triton, publish it into ``repository``; the
     record of both proofs. Raises ConversionError or ServingError: the repository is as it was."""
     name = built.pipeline.name
-    staging = staging_folder(repository)
-    staging.mkdir(parents=True, exist_ok=True)
+    repository.staging.mkdir(parents=True, exist_ok=True)
     record = None
-    with tempfile.TemporaryDirectory(dir=staging, prefix=owned_prefix(name)) as staged_name:
-        staged = Path(staged_name)
+    with tempfile.TemporaryDirectory(
+        dir=repository.staging, prefix=owned_prefix(name)
+    ) as staged_name:
+        staged = ModelRepository(Path(staged_name))
         for spec in built.pipeline.models:
-            stage_model(staged, spec, built.files(spec))
+            stage_model(staged.path, spec, built.files(spec))
         if built.converted:
             report(f"{name}: proving it again through a scratch Triton, from a client's request")
             record = _proved(staged, work_dir, built)
-        servers = servers_of(work_dir, repository)
+        servers = servers_of(work_dir, repository.path)
         with connected(servers) as replicas:
             models = [spec.name for spec in built.pipeline.models]
-            deployment = Deployment(ModelRepository(repository), replicas)
-            version = publish(ModelRepository(staged), models, deployment)
+            deployment = Deployment(repository, replicas)
+            version = publish(staged, models, deployment)
             answering = {replica.address for replica in replicas}
     for silent in {server.address for server in servers} - answering:
         report(f"{name}: {silent} did not answer: when it does, run tidegate publish {name}")
-    report(f"{name}: published into {repository.name}/ as version {version}")
+    report(f"{name}: published into {repository.path.name}/ as version {version}")
     return record
 
 
-def is_current(name: str, repository: Path) -> bool:
+def is_current(name: str, repository: ModelRepository) -> bool:
     """Whether the known pipeline is in the repository, with the current steps."""
     pipeline: Pipeline = importlib.import_module(f"ensembles.{name}").PIPELINE
-    published = ModelRepository(repository)
-    if published.is_published(name) and member_name(name, Role.PLAN) in pinned(repository, name):
+    plan = member_name(name, Role.PLAN)
+    if repository.is_published(name) and plan in repository.pinned_members(name):
         pipeline = with_plan(pipeline)
     return all(
-        published.is_published(spec.name) and _has_step(published, spec) for spec in pipeline.models
+        repository.is_published(spec.name) and _has_step(repository, spec)
+        for spec in pipeline.models
     )
 
 
@@ -137,7 +139,7 @@ def _has_step(repository: ModelRepository, spec: ModelSpec) -> bool:
     return newest.is_file() and file_code_sha256(newest) == file_code_sha256(source)
 
 
-def _proved(staged: Path, work_dir: Path, built: Built) -> "Record | None":
+def _proved(staged: ModelRepository, work_dir: Path, built: Built) -> "Record | None":
     """The record with the proof through Triton added, saved beside the staged engine; None if
     nothing was converted. A plan is proved as it will be served, and so is the graph beside it."""
     if built.converted is None:
@@ -150,5 +152,5 @@ def _proved(staged: Path, work_dir: Path, built: Built) -> "Record | None":
         )
         record = record.add(proof)
         record.require()
-    record.save(staged / engine_of(built.pipeline).name / "1")
+    record.save(staged.version_folder(engine_of(built.pipeline).name, 1))
     return record

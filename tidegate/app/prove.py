@@ -32,11 +32,12 @@ def prove(options: ProveOptions, paths: Paths, report: Callable[[str], None]) ->
     """The graph's proof and the one through Triton; raises ConversionError or ServingError."""
     from converters.conversion import ask_original, prove_graph, put_graph, reference_in
     from converters.task import ConversionRequest
+    from serving.repository.model_repository import ModelRepository
     from tidegate.app.engines import proved_profiles
     from tidegate.app.published import copy_pipeline, engine_file, published_record
     from tidegate.app.scratch import proved_through_triton
 
-    repository, name = paths.repository, options.name
+    repository, name = ModelRepository(paths.repository), options.name
     record = published_record(repository, name)
     engine = engine_file(repository, name)
     registered = registered_task(name, options.task or (record.task if record else ""))
@@ -65,7 +66,7 @@ def prove(options: ProveOptions, paths: Paths, report: Callable[[str], None]) ->
         report(f"{name}: proving the pipeline through a scratch Triton")
         profiles = proved_profiles(repository, name, report)
         served = [
-            proved_through_triton(copy, paths.state, task, reference, profile)
+            proved_through_triton(ModelRepository(copy), paths.state, task, reference, profile)
             for profile in profiles
         ]
         return [graph, *served]

@@ -13,13 +13,14 @@ from tidegate.app.progress import Progress
 
 if TYPE_CHECKING:
     from serving.publish.deployment import Deployment
+    from serving.repository.model_repository import ModelRepository
     from serving.triton.servers import Server
 
 
 @contextmanager
 def deployment(
     paths: Paths,
-    repository: Path,
+    repository: "ModelRepository",
     report: Progress,
     grace_s: float = 2.0,
     addresses: Sequence[str] = (),
@@ -31,7 +32,6 @@ def deployment(
     from serving.publish.deployment import Deployment
     from serving.publish.phases import PublishPhase
     from serving.publish.replica import connected
-    from serving.repository.model_repository import ModelRepository
 
     known = running(paths, repository, addresses)
     with connected(known) as replicas:
@@ -48,14 +48,16 @@ def deployment(
             is_served = phase is PublishPhase.SERVED
             report(f"{subject}: {_who_serves(answering, silent) if is_served else phase.value}")
 
-        yield Deployment(ModelRepository(repository), replicas, report_phase, grace_s, silent)
+        yield Deployment(repository, replicas, report_phase, grace_s, silent)
 
 
-def running(paths: Paths, repository: Path, addresses: Sequence[str] = ()) -> list["Server"]:
+def running(
+    paths: Paths, repository: "ModelRepository", addresses: Sequence[str] = ()
+) -> list["Server"]:
     """The servers that run on the repository, and those at ``addresses``."""
     from serving.triton.servers import Server, servers_of
 
-    registered = servers_of(paths.state, repository)
+    registered = servers_of(paths.state, repository.path)
     registered_addresses = {server.address for server in registered}
     key = os.environ.get("TIDEGATE_TRITON_KEY_FILE", str(paths.triton_key))
     others = [
@@ -141,6 +143,7 @@ def roll_out(
     are not (RolloutStopped).
     """
     from serving.errors import RolloutStopped, ServingError
+    from serving.repository.model_repository import ModelRepository
 
     repositories = [path.resolve() for path in options.repositories] or [paths.repository]
     if options.addresses and len(repositories) > 1:
@@ -149,7 +152,9 @@ def roll_out(
         )
     for count, path in enumerate(repositories):
         try:
-            with deployment(paths, path, report, options.grace_s, options.addresses) as current:
+            repository = ModelRepository(path)
+            servers = deployment(paths, repository, report, options.grace_s, options.addresses)
+            with servers as current:
                 name, version = change(current)
                 yield Outcome.of(current, paths, name, version)
         except ServingError as error:

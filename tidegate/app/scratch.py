@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from serving.repository.model_repository import ModelRepository
 from serving.triton.launch import LaunchOptions, TritonServer
 from serving.triton.ports import Ports, free_ports
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def proved_through_triton(
-    repository: Path,
+    repository: ModelRepository,
     work_dir: Path,
     task: "Task",
     reference: "Reference",

@@ -133,7 +133,7 @@ class Stack:
         config = config_name(repository, options.config, self._report)
         self._server = TritonServer(
             LaunchOptions(
-                repository.path,
+                repository,
                 options.paths.state,
                 options.triton,
                 config_name=config,
@@ -368,19 +368,15 @@ class Stack:
 
     def _missing(self) -> list[str]:
         """The known pipelines that must be converted first; ServingError for an unknown name."""
-        repository = self.options.paths.repository
+        repository = ModelRepository(self.options.paths.repository)
         missing = []
         for name in self._models():
-            if (
-                is_current(name, repository)
-                if name in KNOWN
-                else ModelRepository(repository).is_published(name)
-            ):
+            if is_current(name, repository) if name in KNOWN else repository.is_published(name):
                 continue
             if name not in KNOWN:
                 raise ServingError(
-                    f"there is no model {name!r} in {repository.name}/ and no known pipeline of "
-                    f"that name: known are {', '.join(KNOWN)}"
+                    f"there is no model {name!r} in {repository.path.name}/ and no known pipeline "
+                    f"of that name: known are {', '.join(KNOWN)}"
                 )
             missing.append(name)
         return missing

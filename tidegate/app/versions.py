@@ -98,7 +98,7 @@ def versions_report(paths: Paths, name: str, addresses: Sequence[str]) -> Versio
 
     repository = ModelRepository(paths.repository)
     published = repository.published_versions(name)
-    servers = rollout.running(paths, repository.path, addresses)
+    servers = rollout.running(paths, repository, addresses)
     canaries = Canaries(repository, name, policies(paths, servers))
     route, fault = _route(canaries)
     return VersionsReport(

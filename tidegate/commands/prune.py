@@ -35,19 +35,21 @@ def command(
     tidegate prune text_embedding --keep 3
     """
     from serving.publish.versions import prune
+    from serving.repository.model_repository import ModelRepository
     from tidegate.app.rollout import deployment as deployed
 
     paths = Paths.current()
+    repository = ModelRepository(paths.repository)
     with (
         progress(err=as_json) as report,
-        deployed(paths, paths.repository, report, addresses=addresses) as deployment,
+        deployed(paths, repository, report, addresses=addresses) as deployment,
     ):
         deleted, freed_bytes = prune(deployment, name, keep)
     if as_json:
         print_json(
             {
                 "pipeline": name,
-                "repository": str(paths.repository),
+                "repository": str(repository),
                 "deleted": deleted,
                 "freed_bytes": freed_bytes,
                 "no_answer_from": list(deployment.silent),

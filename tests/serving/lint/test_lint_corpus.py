@@ -74,7 +74,7 @@ def test_triton_agrees_with_the_corpus(tmp_path, monkeypatch):
     write(repository)
     use_quick_backend(repository)
     cases = [case for case in CASES if not case.hangs and _is_loaded(case)]
-    options = LaunchOptions(repository, tmp_path, Ports(*free_ports(3)))
+    options = LaunchOptions(ModelRepository(repository), tmp_path, Ports(*free_ports(3)))
     with TritonServer(options) as server:
         for shared in SHARED:
             server.control.load(shared)

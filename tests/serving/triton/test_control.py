@@ -2,6 +2,7 @@
 
 import threading
 
+from serving.repository.model_repository import ModelRepository
 from serving.triton.launch import LaunchOptions, TritonServer
 from serving.triton.ports import Ports, free_ports
 
@@ -20,7 +21,7 @@ def test_a_folder_that_disappears_meanwhile_does_not_fail_the_index(tmp_path):
             for name in "abcd":
                 (repository / name).rmdir()
 
-    options = LaunchOptions(repository, tmp_path / "work", Ports(*free_ports(3)))
+    options = LaunchOptions(ModelRepository(repository), tmp_path / "work", Ports(*free_ports(3)))
     thread = threading.Thread(target=come_and_go)
     with TritonServer(options) as server:
         thread.start()

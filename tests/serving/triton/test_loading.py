@@ -11,6 +11,7 @@ import pytest
 from serving.errors import ModelLoadFailed
 from serving.health import restart_backoff, watch
 from serving.health.watch import Watcher
+from serving.repository.model_repository import ModelRepository
 from serving.triton import control, leftovers, loading
 from serving.triton.control import TritonControl
 from serving.triton.launch import LaunchOptions, TritonServer
@@ -40,7 +41,7 @@ ENOUGH_S = 60  # far below the load timeout
 
 
 def _add(server, name, initialize="pass", config=""):
-    folder = server.options.repository / name
+    folder = server.options.repository.path / name
     (folder / "1").mkdir(parents=True)
     (folder / "config.pbtxt").write_text(CONFIG + config)
     if initialize:
@@ -59,7 +60,7 @@ def server(tmp_path_factory):
     repository.mkdir(parents=True)
     messages = []
     ports = Ports(*free_ports(3))
-    options = LaunchOptions(repository, home / ".tidegate", ports)
+    options = LaunchOptions(ModelRepository(repository), home / ".tidegate", ports)
     server = TritonServer(options, report=messages.append)
     server.messages = messages
     server.start()

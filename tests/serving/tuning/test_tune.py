@@ -142,7 +142,7 @@ def written(searched):
 
 def test_a_real_triton_serves_the_tuned_config(searched, written):
     options = LaunchOptions(
-        searched.job.repository.path,
+        searched.job.repository,
         searched.job.work_dir,
         Ports(*free_ports(3)),
         config_name=TUNED,
@@ -168,7 +168,7 @@ def test_the_serving_parameters_are_committed_without_the_batch_size(
     """A running server reloads; if it then fails its golden sample, everything is restored."""
     repository = searched.job.repository.path
     before = main_configs(searched)
-    options = LaunchOptions(repository, searched.job.work_dir, Ports(*free_ports(3)))
+    options = LaunchOptions(searched.job.repository, searched.job.work_dir, Ports(*free_ports(3)))
     with TritonServer(options) as server:
         server.control.load(NAME)
         with online(server) as deployment:
