@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if report["passed"] else 1
 
 
-def parities(report: Report) -> list[dict[str, Any]]:
+def parities(report: Report) -> list[dict[str, object]]:
     """All comparisons: of the served engines and of the TensorRT plans."""
     checked = [*report["engines"], *report["tensorrt"].values()]
     return [entry["parity"] for entry in checked if isinstance(entry, dict)]

@@ -58,7 +58,7 @@ def _listener(settings: Settings) -> socket.socket:
         raise SettingsError(f"cannot listen on {address}: {error.strerror or error}") from None
 
 
-def _tls_options(settings: Settings) -> dict[str, Any]:
+def _tls_options(settings: Settings) -> dict[str, object]:
     """uvicorn's options for terminating TLS; {} without a certificate."""
     if not settings.tls_certificate_file:
         return {}

@@ -150,7 +150,7 @@ class Gateway:
 
     @contextmanager
     def _sequence_permit(
-        self, tenant: str, model: Model, message: Any, step: SequenceStep
+        self, tenant: str, model: Model, message: object, step: SequenceStep
     ) -> Iterator[Upstream]:
         replica = self.home(model, message, step)
         with self._under_way(tenant, model, step, replica):
@@ -315,7 +315,7 @@ def _with_caller_row(error: InvalidRequest, row_indices: Sequence[int]) -> Inval
     return error.at_row(row_indices[0]) if len(row_indices) == 1 else error
 
 
-async def _timed(context: RequestContext, work: Coroutine[Any, Any, A]) -> A:
+async def _timed(context: RequestContext, work: Coroutine[object, object, A]) -> A:
     """Run ``work`` for as long as the client is connected, and add its duration to the
     ``Server-Timing`` that the client receives."""
     start = time.perf_counter()
@@ -325,7 +325,7 @@ async def _timed(context: RequestContext, work: Coroutine[Any, Any, A]) -> A:
         context.upstream_s += time.perf_counter() - start
 
 
-async def _gather(coroutines: Sequence[Coroutine[Any, Any, A]]) -> list[A]:
+async def _gather(coroutines: Sequence[Coroutine[object, object, A]]) -> list[A]:
     """Run concurrently; the first failure cancels the rest and is raised as it is."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:

@@ -7,7 +7,6 @@ RFC 9457 problem+json for tasks and admin, OpenAI's error object under the OpenA
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
 import orjson
 from starlette.types import Send
@@ -49,7 +48,7 @@ class Reply:
         await send({"type": "http.response.body", "body": last})
 
 
-def json_reply(value: Any) -> Reply:
+def json_reply(value: object) -> Reply:
     """numpy arrays are written straight to JSON; a float32 prints in its own shortest form."""
     return Reply(200, orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
 
@@ -116,7 +115,7 @@ def error_reply(error: GatewayError, path: str, request_id: str, status: int = 0
     return reply
 
 
-def _problem(error: GatewayError, status: int, path: str, request_id: str) -> dict[str, Any]:
+def _problem(error: GatewayError, status: int, path: str, request_id: str) -> dict[str, object]:
     return {
         "type": f"urn:tidegate:error:{error.code}",
         "title": TABLE[error.code][2],
@@ -129,7 +128,7 @@ def _problem(error: GatewayError, status: int, path: str, request_id: str) -> di
     }
 
 
-def _openai(error: GatewayError, request_id: str) -> dict[str, Any]:
+def _openai(error: GatewayError, request_id: str) -> dict[str, object]:
     fields = {
         "message": error.message,
         "type": TABLE[error.code][3],
@@ -140,5 +139,5 @@ def _openai(error: GatewayError, request_id: str) -> dict[str, Any]:
     return {"error": fields}
 
 
-def _v2(error: GatewayError, request_id: str) -> dict[str, Any]:
+def _v2(error: GatewayError, request_id: str) -> dict[str, object]:
     return {"error": f"{error.message} (request {request_id})"}

@@ -180,7 +180,7 @@ def _check_origin(origin: str) -> None:
         )
 
 
-def _read(variable: str, text: str, default: Any) -> Any:
+def _read(variable: str, text: str, default: object) -> Any:
     """``text`` as the type of the default."""
     if isinstance(default, tuple):
         return tuple(part.strip() for part in text.split(",") if part.strip())

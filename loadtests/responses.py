@@ -52,18 +52,18 @@ def read(status: int, content: bytes | None, reader: Reader) -> np.ndarray:
         raise WrongResponse(f"an answer of a different shape ({type(error).__name__})") from error
 
 
-def task_rows(body: Any) -> list[Any]:
+def task_rows(body: Any) -> list[object]:
     return [body["embedding"]]
 
 
-def openai_rows(body: Any) -> list[Any]:
+def openai_rows(body: Any) -> list[object]:
     """Base64, which the stock ``openai`` client asks for; the order is that of ``index``."""
     if [entry["index"] for entry in body["data"]] != list(range(len(body["data"]))):
         raise ValueError("the answers are not in order")
     return [np.frombuffer(base64.b64decode(entry["embedding"]), "<f4") for entry in body["data"]]
 
 
-def v2_rows(body: Any) -> list[Any]:
+def v2_rows(body: Any) -> list[object]:
     (output,) = body["outputs"]  # we request one
     return [
         np.asarray(output["data"]).reshape(output["shape"])[row]

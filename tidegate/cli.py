@@ -5,7 +5,6 @@ import importlib
 import os
 import socket
 import sys
-from typing import Any
 
 import click
 
@@ -48,7 +47,7 @@ class LazyGroup(click.Group):
         command: click.Command = module.command
         return command
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:  # SIGTERM too, see ``signals``

@@ -4,7 +4,6 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
 
 from modelspec.machine import cpu_name, git_commit, installed_versions, usable_cores
 
@@ -30,7 +29,7 @@ def gpus() -> list[dict[str, str]]:
     return [dict(zip(FIELDS, row, strict=True)) for row in rows if len(row) == len(FIELDS)]
 
 
-def surroundings(cpu: bool) -> dict[str, Any]:
+def surroundings(cpu: bool) -> dict[str, object]:
     """The head of the report. ``cpu_only`` means that none of its figures was measured on a GPU."""
     return {
         "cpu_only": cpu,

@@ -61,7 +61,7 @@ def measure(engine: dict[str, Any], address: str, options: Any) -> None:
             sys.stderr.write(f"{engine['served_as']}: {figures}\n")
 
 
-def parity(engine: dict[str, Any], ask: Ask) -> dict[str, Any]:
+def parity(engine: dict[str, Any], ask: Ask) -> dict[str, object]:
     """Compare the answers with those of the proved FP32 graph in ONNX Runtime on the CPU, within
     the tolerances of this task and precision."""
     from converters.proof.runner import onnx_runner
@@ -182,7 +182,7 @@ def served_by(address: str, model: str) -> Iterator[Ask]:
 
 def in_process(
     engine: dict[str, Any], cpu: bool
-) -> tuple[Ask, Callable[[Rows], Callable[[], Any]]]:
+) -> tuple[Ask, Callable[[Rows], Callable[[], object]]]:
     """The same engine in this process, on the same device: from arrays to arrays, and, for given
     rows, with inputs and outputs that stay on the device."""
     if engine["runs_on"] == "torch":

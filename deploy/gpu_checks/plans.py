@@ -24,7 +24,7 @@ def build_all(work: Path, engines: list[dict[str, Any]], options: Any) -> dict[s
     }
 
 
-def _plan(folder: Path, engine: dict[str, Any], options: Any) -> dict[str, Any]:
+def _plan(folder: Path, engine: dict[str, Any], options: Any) -> dict[str, object]:
     command = [sys.executable, "-m", "converters.tensorrt.onnx2trt", engine["files"]["onnx"]]
     command += ["--output", str(folder), f"--max-batch={LARGEST_BATCH}"]
     if engine["model"] == "text_embedding":

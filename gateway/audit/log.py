@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
@@ -318,7 +318,7 @@ def _line(number: int, timestamp: float, decision: Decision, before: str) -> byt
     return orjson.dumps(document)
 
 
-def _json_value(value: Any) -> str | int:
+def _json_value(value: object) -> str | int:
     """The value as JSON can represent it: anything but integers and valid Unicode is escaped."""
     if type(value) is str and len(value) <= FIELD_LIMIT and value.isascii():
         return value

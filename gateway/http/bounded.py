@@ -506,7 +506,7 @@ class _ClientTransport:
         self._transport, self._loop = transport, loop
         self._lingering: asyncio.TimerHandle | None = None
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:

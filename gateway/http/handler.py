@@ -53,7 +53,7 @@ def needs(action: Literal["open", "read", "infer", "admin"], model: str = "") ->
 open_to_all = needs("open")  # it needs no identity
 
 
-def declared(handler: Any) -> Policy:
+def declared(handler: object) -> Policy:
     """The policy that the handler declared. Raises Undeclared if there is none."""
     policy = getattr(handler, _ATTRIBUTE, None)
     if not isinstance(policy, Policy):

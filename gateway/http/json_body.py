@@ -41,7 +41,7 @@ SLICE = 16 * 1024  # elements
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 
 
-def to_json(value: Any) -> bytes:
+def to_json(value: object) -> bytes:
     """The value as JSON. Takes numpy arrays too; a float32 prints in its own shortest form."""
     return orjson.dumps(value, option=_OPTIONS)
 

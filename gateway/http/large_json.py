@@ -40,9 +40,9 @@ class Bounds(NamedTuple):
 BOUNDS = Bounds()
 
 
-def parse_large(data: bytes, bounds: Bounds = BOUNDS) -> Any:
+def parse_large(data: bytes, bounds: Bounds = BOUNDS) -> object:
     """As ``parse_json``. Raises InvalidRequest also for more values than the bounds allow."""
-    document: Any = None
+    document: object = None
     counts = Bounds(0, 0, 0)
     for piece in _pieces(data):
         counts = Bounds(*map(sum, zip(counts, piece.counts, strict=True)))
@@ -157,7 +157,7 @@ def _is_bare(text: bytes, before: bytes, is_last: bool) -> bool:
     )
 
 
-def _parse_piece(piece: _Piece) -> Any:
+def _parse_piece(piece: _Piece) -> object:
     joint = orjson.dumps(_JOINT) + b":"
     openers = [
         bytes([bracket]) + (joint if bracket == _OPEN else b"") for bracket in piece.before[:-1]
@@ -174,7 +174,7 @@ def _parse_piece(piece: _Piece) -> Any:
     return part
 
 
-def _join(document: Any, part: Any, stack: bytes) -> Any:
+def _join(document: Any, part: Any, stack: bytes) -> object:
     """``document``, continued by ``part`` where the brackets of ``stack`` are open."""
     left, right = document, part
     for bracket in stack[:-1]:
@@ -227,7 +227,7 @@ def refuse_repeated(text: bytes) -> None:
     json.loads(text, object_pairs_hook=_refuse_duplicates)
 
 
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
+def _refuse_duplicates(pairs: list[tuple[str, object]]) -> None:
     seen: set[str] = set()
     for key, _ in pairs:
         if key in seen:
@@ -272,7 +272,7 @@ class Arrays:
         self._texts.append(text)
         return orjson.dumps([[self._mark, len(self._texts) - 1]])
 
-    def of(self, value: Any) -> memoryview | None:
+    def of(self, value: object) -> memoryview | None:
         """The array for which ``value`` is the placeholder, or None."""
         match value:
             case [[self._mark, int(index)]]:

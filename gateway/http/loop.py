@@ -23,7 +23,7 @@ class GatewayLoop(uvloop.Loop):
 
     async def create_server(  # type: ignore[override]  # passes all arguments on to uvloop
         self, factory: Any, *arguments: Any, ssl: tls.SSLContext | None = None, **options: Any
-    ) -> Any:
+    ) -> object:
         if ssl:
             plain = factory
             factory = lambda: Handshake(self, plain, ssl)  # noqa: E731

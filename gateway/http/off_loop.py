@@ -8,7 +8,7 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from gateway.errors import DeadlineExceeded
 from gateway.http.request_context import RequestContext
@@ -77,6 +77,6 @@ class OffLoop:
         self._free += 1
 
 
-def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], Any]) -> None:
+def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
     if not loop.is_closed():
         loop.call_soon_threadsafe(callback)

@@ -89,7 +89,7 @@ class RequestContext:
     body_timeout_s: float = 30.0  # the longest wait for the next bytes of the body
     memory_budget: MemoryBudget | None = None  # counts the bytes that this request holds
     buffered_bytes: int = 0
-    entered: list[AbstractAsyncContextManager[Any]] | None = None
+    entered: list[AbstractAsyncContextManager[object]] | None = None
     # Drawn per request: it decides canaries, and a client may choose its request id.
     canary_key: str = field(default_factory=lambda: new_request_id())
     path: str = field(init=False)
@@ -271,7 +271,7 @@ class RequestContext:
     def _too_large(self) -> TooLarge:
         return TooLarge(f"the body is over {self.body_limit_bytes} bytes: send a smaller one")
 
-    async def while_connected(self, work: Coroutine[Any, Any, T]) -> T:
+    async def while_connected(self, work: Coroutine[object, object, T]) -> T:
         """Run ``work``, and cancel it (and with it the work upstream) if the client disconnects.
 
         Raises ClientGone in that case.
@@ -296,7 +296,9 @@ class RequestContext:
         finally:
             connection.when_gone = None
 
-    async def _while_receiving(self, task: "asyncio.Task[Any]", work: Coroutine[Any, Any, T]) -> T:
+    async def _while_receiving(
+        self, task: "asyncio.Task[Any]", work: Coroutine[object, object, T]
+    ) -> T:
         """``while_connected`` for a server that tells of a disconnect only in ``receive``."""
         watch: list[asyncio.Task[None]] = []
         handle = asyncio.get_running_loop().call_later(

@@ -60,7 +60,7 @@ class Tls:
             options["ssl_cert_reqs"] = ssl.CERT_OPTIONAL
         return options
 
-    def grpc(self, *, demanding: bool) -> Any:
+    def grpc(self, *, demanding: bool) -> object:
         """Credentials of a port that requires a client certificate, or asks for none."""
         settings = self._settings
         pair = tuple(map(_read, (settings.tls_key_file, settings.tls_certificate_file)))
@@ -90,7 +90,7 @@ class Tls:
             ) from None
 
 
-def shown_to_grpc(call: Any) -> dict[str, Any]:
+def shown_to_grpc(call: grpc.aio.ServicerContext) -> dict[str, Any]:
     """The scope entries for the client certificate of a gRPC call."""
     certificates = call.auth_context().get(_PEM)
     if not certificates:

@@ -118,7 +118,7 @@ async def discover(issuer: str) -> str:
     return uri
 
 
-async def fetch_json(url: str) -> Any:
+async def fetch_json(url: str) -> object:
     """A small JSON document; follows no redirect. Raises httpx.HTTPError, or ValueError if it is
     too large or not JSON."""
     body = bytearray()
@@ -141,7 +141,7 @@ def _tls() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def read_keys(document: Any) -> Keys:
+def read_keys(document: object) -> Keys:
     """The usable public keys of a JWKS. Raises ValueError if there is none."""
     keys: Keys = {}
     entries = document.get("keys") if isinstance(document, dict) else None
@@ -171,5 +171,5 @@ def _usable(raw: dict[str, Any]) -> Iterator[tuple[str, jwt.PyJWK]]:
             yield algorithm, key
 
 
-def _raw(keys: Keys) -> list[Any]:
+def _raw(keys: Keys) -> list[object]:
     return [key._jwk_data for by_algorithm in keys.values() for key in by_algorithm.values()]

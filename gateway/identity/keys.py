@@ -88,7 +88,7 @@ def parse_records(text: str) -> dict[str, KeyRecord]:
         raise ValueError(f"the table of a key is invalid: {error}") from error
 
 
-def _plain_tables(text: str) -> dict[str, dict[str, Any]] | None:
+def _plain_tables(text: str) -> dict[str, dict[str, object]] | None:
     """The tables of a file that is as ``tidegate keys`` writes it: one value a line, each of which
     JSON reads as TOML does. None for any other file.
 
@@ -96,8 +96,8 @@ def _plain_tables(text: str) -> dict[str, dict[str, Any]] | None:
     """
     if _NOT_IN_BOTH.search(text):
         return None
-    tables: dict[str, dict[str, Any]] = {}
-    table: dict[str, Any] | None = None
+    tables: dict[str, dict[str, object]] = {}
+    table: dict[str, object] | None = None
     for line in text.split("\n"):
         if not line or line.startswith("#"):
             continue

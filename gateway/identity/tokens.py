@@ -113,7 +113,7 @@ def _jwks(rules: Issuer, previous: _IssuerKeys | None) -> Jwks:
     return Jwks(rules.issuer, rules.jwks_uri)
 
 
-def _check_header(header: Mapping[str, Any], rules: Issuer) -> tuple[str, str]:
+def _check_header(header: Mapping[str, object], rules: Issuer) -> tuple[str, str]:
     """The header's kid and algorithm. Raises ValueError for any that the rules do not allow.
 
     Everything else in it (jku, x5u, jwk, x5c) is only the sender's claim, and ignored.

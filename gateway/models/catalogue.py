@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tritonclient.grpc import model_config_pb2
 
@@ -186,5 +186,7 @@ def sequence_slots(config: model_config_pb2.ModelConfig) -> SequenceSlots | None
     return SequenceSlots(max(1, instances) * max(1, per_instance), idle_us / 1e6)
 
 
-def _meta(tensor: Any, optional: bool = False) -> TensorMeta:
+def _meta(
+    tensor: model_config_pb2.ModelInput | model_config_pb2.ModelOutput, optional: bool = False
+) -> TensorMeta:
     return TensorMeta(tensor.name, protocol_name(tensor.data_type), tuple(tensor.dims), optional)

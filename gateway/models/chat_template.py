@@ -44,7 +44,7 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _tojson(
-    value: Any,
+    value: object,
     ensure_ascii: bool = False,
     indent: int | None = None,
     separators: tuple[str, str] | None = None,

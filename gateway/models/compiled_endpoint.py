@@ -50,11 +50,11 @@ class CompiledEndpoint:
         return self.schema.bindings
 
     @property
-    def openai(self) -> Mapping[str, Mapping[str, Any]]:
+    def openai(self) -> Mapping[str, Mapping[str, object]]:
         """The bindings of the OpenAI routes that this pipeline serves."""
         return self.schema.openai
 
-    def without_nulls(self, row: Any) -> Any:
+    def without_nulls(self, row: object) -> Any:
         """The row without the optional fields that are null, where null has no other meaning."""
         if not isinstance(row, dict) or all(value is not None for value in row.values()):
             return row
@@ -84,12 +84,12 @@ class CompiledEndpoint:
     def parameters(self, row: Row) -> dict[str, Any]:
         return self.schema.parameters(row)
 
-    def render(self, tensors: Mapping[str, np.ndarray], index: int) -> dict[str, Any]:
+    def render(self, tensors: Mapping[str, np.ndarray], index: int) -> dict[str, object]:
         """Row ``index`` of the output tensors as the response's object."""
         return self.schema.render(tensors, index)
 
 
-def _is_short(row: Any) -> bool:
+def _is_short(row: object) -> bool:
     """Whether an error's message may quote the row's values."""
     return isinstance(row, dict) and all(
         isinstance(value, int | float | None) or (isinstance(value, str) and len(value) <= SHOWN)

@@ -6,13 +6,16 @@ charged all the same.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gateway.errors import InvalidRequest
 from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
 from gateway.models.tensors import Tensor, add_inputs, unpack
 from gateway.models.v2_request import CLASSIFICATION
+
+if TYPE_CHECKING:
+    from tritonclient.grpc import service_pb2
 
 _FLAG = "return_"  # prefix of the inputs that make vLLM's backend report an output
 
@@ -27,7 +30,7 @@ class Meter:
         self._prompt = self._added = 0
         self.hidden: set[str] = set()  # outputs that the client did not request
 
-    def ask(self, message: Any, raws: Iterable[Any]) -> list[Tensor]:
+    def ask(self, message: "service_pb2.ModelInferRequest", raws: Iterable[Any]) -> list[Tensor]:
         """Add the outputs that count tokens to a ModelInferRequest, and return the inputs that it
         needs for them. Raises InvalidRequest for a request that would falsify the counts.
         """
@@ -42,7 +45,7 @@ class Meter:
                 self.hidden.add(name)
         return list(self._flags(message, list(raws)))
 
-    def prepare(self, message: Any) -> None:
+    def prepare(self, message: "service_pb2.ModelInferRequest") -> None:
         """As ``ask``, for a request whose inputs are all raw bytes: adds the inputs too."""
         add_inputs(message, self.ask(message, message.raw_input_contents))
 
@@ -61,7 +64,7 @@ class Meter:
         """Report the count so far: 0 if there was no response."""
         self._admission.settle(self._prompt + self._added)
 
-    def read(self, response: Any) -> None:
+    def read(self, response: "service_pb2.ModelInferResponse") -> None:
         """Count a ModelInferResponse, and remove the outputs that its client did not request."""
         for index in reversed(range(len(response.outputs))):
             output = response.outputs[index]
@@ -77,7 +80,7 @@ class Meter:
                     self._added += int(tensors[name][index].sum())
         self.settle()
 
-    def _flags(self, message: Any, raws: list[Any]) -> Iterable[Tensor]:
+    def _flags(self, message: "service_pb2.ModelInferRequest", raws: list[Any]) -> Iterable[Tensor]:
         indices = {tensor.name: index for index, tensor in enumerate(message.inputs)}
         for name in self.model.tokens.names:
             flag = _FLAG + name

@@ -1,7 +1,7 @@
 """Rows of an endpoint schema -> as few inference requests as their shapes allow -> output rows."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import orjson
@@ -59,8 +59,8 @@ def batches(model: Model, endpoint_schema: CompiledEndpoint, rows: Sequence[Row]
 def _batch_message(
     model: Model,
     row_indices: Sequence[int],
-    values: Sequence[Mapping[str, list[Any]]],
-    parameters: Mapping[str, Any],
+    values: Sequence[Mapping[str, list[object]]],
+    parameters: Mapping[str, object],
 ) -> service_pb2.ModelInferRequest:
     try:
         return _message(model, [values[index] for index in row_indices], parameters)
@@ -79,7 +79,7 @@ def _naming_row(index: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwa
 
 
 def _message(
-    model: Model, rows: Sequence[Mapping[str, list[Any]]], parameters: Mapping[str, Any]
+    model: Model, rows: Sequence[Mapping[str, list[object]]], parameters: Mapping[str, object]
 ) -> service_pb2.ModelInferRequest:
     """Rows of equal shapes, each as its tensors' flat values, as one request."""
     flat = {name: [value for row in rows for value in row[name]] for name in rows[0]}
@@ -91,7 +91,7 @@ def _message(
     return message
 
 
-def tensor_of(model: Model, name: str, flat: Sequence[Any], rows: int = 1) -> Tensor:
+def tensor_of(model: Model, name: str, flat: Sequence[object], rows: int = 1) -> Tensor:
     """The input tensor from the flat values of ``rows`` equal rows. Raises InvalidRequest if they
     do not fill its shape."""
     meta = model.inputs[name]

@@ -15,9 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.errors import GatewayError, InvalidRequest, NoCapacity, QuotaExceeded
+
+if TYPE_CHECKING:
+    from tritonclient.grpc import service_pb2
 
 SEQUENCE_ID = "sequence_id"
 LOST = "lost"  # no server has this address
@@ -32,7 +35,7 @@ class SequenceIds:
         secret = pepper or secrets.token_bytes(32)
         self._keyed = hashlib.blake2b(key=secret[:64], digest_size=8, person=b"tg-sequence")
 
-    def put_own(self, request: Any, tenant: str) -> None:
+    def put_own(self, request: "service_pb2.ModelInferRequest", tenant: str) -> None:
         """Replace the client's sequence id in a ModelInferRequest by ours. Raises InvalidRequest if
         it is not a valid id."""
         if SEQUENCE_ID not in request.parameters:
@@ -68,7 +71,7 @@ class SequenceStep(NamedTuple):
     ends: bool
 
 
-def step_of(request: Any) -> SequenceStep | None:
+def step_of(request: "service_pb2.ModelInferRequest") -> SequenceStep | None:
     """The sequence of a ModelInferRequest after ``put_own``; None if it has none."""
     parameters = request.parameters
     if SEQUENCE_ID not in parameters:

@@ -160,7 +160,7 @@ def _check_declared(model: Model, tensor: Tensor, meta: TensorMeta) -> None:
         )
 
 
-def pack(name: str, dtype: str, values: Sequence[Any]) -> bytes:
+def pack(name: str, dtype: str, values: Sequence[object]) -> bytes:
     """Flat JSON values as raw bytes. Raises InvalidRequest for a value that the dtype cannot
     hold."""
     if dtype == "BYTES":
@@ -207,14 +207,14 @@ _TYPES: dict[str, frozenset[type]] = {
 _INTEGERS = frozenset({int})
 
 
-def _check_types(name: str, dtype: str, values: Sequence[Any]) -> None:
+def _check_types(name: str, dtype: str, values: Sequence[object]) -> None:
     wrong_types = set(map(type, values)) - _TYPES.get(dtype, _INTEGERS)
     if wrong_types:
         names = ", ".join(sorted(wrong.__name__ for wrong in wrong_types))
         raise InvalidRequest(f"input {quoted(name)}: {dtype} data must not contain {names}")
 
 
-def _pack_strings(name: str, values: Sequence[Any]) -> bytes:
+def _pack_strings(name: str, values: Sequence[object]) -> bytes:
     if len(values) > MAX_STRINGS:
         raise too_many_strings(name)
     parts: list[bytes] = []

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from gateway.errors import UpstreamError
@@ -151,7 +152,7 @@ class Upstream:
         except OSError:
             return ""
 
-    async def _control(self, method: Any, request: Any, **options: Any) -> Any:
+    async def _control(self, method: Any, request: Message, **options: Any) -> Any:
         return await translated(method(request, timeout=CONTROL_TIMEOUT_S, **options))
 
     async def close(self) -> None:
@@ -162,7 +163,7 @@ class Upstream:
         await self.channel.close(None)
 
 
-async def end_stream(call: Any) -> None:
+async def end_stream(call: grpc.aio.Call) -> None:
     """End a stream whose responses nobody wants any more; Triton stops working on it.
 
     A StreamCall is ended when that is safe (see ``stream_call``); a bare call is cancelled.
@@ -186,7 +187,7 @@ def _cancel_message(
     return message
 
 
-def _is_final(message: Any) -> bool:
+def _is_final(message: service_pb2.ModelStreamInferResponse) -> bool:
     """Whether a stream's message is its last. Raises UpstreamError for an error or an early end."""
     if message is grpc.aio.EOF:
         raise UpstreamError("the model stopped in the middle of its response: try again")
@@ -195,7 +196,7 @@ def _is_final(message: Any) -> bool:
     return bool(message.infer_response.parameters[FINAL].bool_param)
 
 
-def _http_upstream(address: str, port: int, channel: Any) -> "HttpUpstream":
+def _http_upstream(address: str, port: int, channel: object) -> "HttpUpstream":
     from gateway.upstream.http_upstream import HttpUpstream
 
     return HttpUpstream(address, port, channel)

@@ -12,10 +12,9 @@ not sent, because Triton would cancel the call itself when it passes.
 
 import asyncio
 import contextlib
-from typing import Any
 
 import grpc
-from tritonclient.grpc import service_pb2
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from gateway.upstream.triton_errors import to_gateway_error
 
@@ -26,9 +25,9 @@ LATE_S = 600.0  # how long after its deadline gRPC ends a call that nothing else
 class UnaryCalls:
     """The ModelInfer calls to one Triton."""
 
-    def __init__(self, stub: Any) -> None:
+    def __init__(self, stub: service_pb2_grpc.GRPCInferenceServiceStub) -> None:
         self._stub = stub
-        self._abandoned: set[Any] = set()
+        self._abandoned: set[grpc.aio.UnaryUnaryCall] = set()
         self._none_left = asyncio.Event()
         self._none_left.set()
 
@@ -53,13 +52,13 @@ class UnaryCalls:
             if not call.done():
                 self._abandon(call)
 
-    def _abandon(self, call: Any) -> None:
+    def _abandon(self, call: grpc.aio.UnaryUnaryCall) -> None:
         self._abandoned.add(call)
         self._none_left.clear()
         call.add_done_callback(self._forget)
         asyncio.get_running_loop().call_later(GRACE_S, call.cancel)
 
-    def _forget(self, call: Any) -> None:
+    def _forget(self, call: grpc.aio.UnaryUnaryCall) -> None:
         self._abandoned.discard(call)
         if not self._abandoned:
             self._none_left.set()

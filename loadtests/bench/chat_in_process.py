@@ -44,7 +44,7 @@ class Engine:
                     times[index].append(time.monotonic())
         return [(asked_s, times[i], counts[i]) for i in range(len(prompts))]
 
-    def _begun(self, prompt: str, config: Any) -> Any:
+    def _begun(self, prompt: str, config: object) -> Any:
         self._next += 1
         ids = self._tokenizer.encode(prompt).input_ids
         return self._pipeline.add_request(self._next, ids, config)

@@ -22,12 +22,12 @@ class InstantChat(InstantTriton):
         self._config = config
         self.index.models.add(name=config.name, version="1", state="READY")
 
-    async def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ModelConfig(self, request: object, context: object) -> object:  # noqa: N802
         return service_pb2.ModelConfigResponse(config=self._config)
 
     async def ModelStreamInfer(  # noqa: N802
         self, requests: AsyncIterator[Any], context: Any
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncIterator[object]:
         async for request in requests:
             if request.model_name != self._config.name:  # a probe of the stream itself
                 yield service_pb2.ModelStreamInferResponse(error_message="there is no such model")
@@ -44,7 +44,7 @@ class InstantChat(InstantTriton):
             yield _piece(self._config.name, "length")
 
 
-def _piece(model: str, reason: str) -> Any:
+def _piece(model: str, reason: str) -> object:
     """A response as our engine's backend sends it."""
     message = service_pb2.ModelStreamInferResponse()
     response = message.infer_response

@@ -18,22 +18,22 @@ class InstantTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
         for number in range(n_models):
             self.index.models.add(name=f"m{number}", version="1", state="READY")
 
-    async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's
+    async def ServerLive(self, request: object, context: object) -> Any:  # noqa: N802 - the protocol's
         return service_pb2.ServerLiveResponse(live=True)
 
-    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ModelReady(self, request: object, context: object) -> object:  # noqa: N802
         return service_pb2.ModelReadyResponse(ready=True)
 
-    async def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def RepositoryIndex(self, request: object, context: object) -> Any:  # noqa: N802
         return self.index
 
-    async def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ModelConfig(self, request: Any, context: Any) -> object:  # noqa: N802
         config = model_config_pb2.ModelConfig(name=request.name, max_batch_size=64)
         config.input.add(name="INPUT0", data_type=model_config_pb2.TYPE_FP32, dims=[-1])
         config.output.add(name="OUTPUT0", data_type=model_config_pb2.TYPE_FP32, dims=[-1])
         return service_pb2.ModelConfigResponse(config=config)
 
-    async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ModelInfer(self, request: Any, context: Any) -> object:  # noqa: N802
         response = service_pb2.ModelInferResponse(model_name=request.model_name, model_version="1")
         response.outputs.add(name="OUTPUT0", datatype="FP32", shape=request.inputs[0].shape)
         response.raw_output_contents.append(request.raw_input_contents[0])

@@ -151,7 +151,7 @@ def as_json(machine: Mapping[str, Any], sections: Sequence[Section]) -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
-def _plain(section: Section) -> dict[str, Any]:
+def _plain(section: Section) -> dict[str, object]:
     floors = [{**asdict(f), "verdict": f.verdict.value} for f in section.floors]
     rows = [asdict(row) for row in section.rows]  # type: ignore[call-overload]
     return {"title": section.title, "rows": rows, "floors": floors, "notes": [*section.notes]}

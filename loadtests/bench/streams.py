@@ -221,7 +221,7 @@ async def opened(
     return reader, writer
 
 
-async def _documents(reader: asyncio.StreamReader) -> AsyncIterator[Any]:
+async def _documents(reader: asyncio.StreamReader) -> AsyncIterator[object]:
     while line := await asyncio.wait_for(reader.readline(), IDLE_S):
         if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
             yield json.loads(line[6:])
@@ -261,7 +261,7 @@ class TritonSource:
         return checked(Stream(asked_s, pieces_s, made), tokens, self.address)
 
 
-def _request(model: str, prompt: str, tokens: int) -> Any:
+def _request(model: str, prompt: str, tokens: int) -> object:
     from tritonclient.grpc import service_pb2
 
     sampling = json.dumps({"temperature": 0, "max_tokens": tokens, "ignore_eos": True})

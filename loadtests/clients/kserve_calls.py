@@ -67,7 +67,7 @@ class Rest:
             "authorization": f"Bearer {self._key}"
         }  # a new dict each time: the client modifies it
 
-    async def _infer(self, request: InferRequest, is_right: Callable[[Any], bool]) -> bool:
+    async def _infer(self, request: InferRequest, is_right: Callable[[object], bool]) -> bool:
         name = request.model_name
         return is_right(
             await self._client.infer(self._url, request, model_name=name, headers=self._headers)
@@ -98,7 +98,7 @@ class Grpc:
             "a model that is not there": self._missing,
         }
 
-    async def _infer(self, request: InferRequest, is_right: Callable[[Any], bool]) -> bool:
+    async def _infer(self, request: InferRequest, is_right: Callable[[object], bool]) -> bool:
         return is_right(await self._client.infer(request, headers=self._metadata))
 
     async def _missing(self) -> bool:

@@ -97,7 +97,7 @@ def _dynamic(model: Model) -> Iterator[Finding]:
             )
 
 
-def _delays(policy: Any) -> bool:
+def _delays(policy: ModelQueuePolicy) -> bool:
     return bool(
         policy.default_timeout_microseconds and policy.timeout_action == ModelQueuePolicy.DELAY
     )
@@ -169,7 +169,7 @@ def _controls(model: Model) -> Iterator[Finding]:
             yield from _values(location, kind, control)
 
 
-def _values(location: str, kind: str, control: Any) -> Iterator[Finding]:
+def _values(location: str, kind: str, control: ModelSequenceBatching.Control) -> Iterator[Finding]:
     written = [name for name in _VALUES if getattr(control, name)]
     if control.kind == _CORRID:
         if written:
@@ -215,7 +215,12 @@ def _states(model: Model) -> Iterator[Finding]:
                 yield _growable(location, "and has instances on a CPU")
 
 
-def _initial(model: Model, location: str, state: Any, initial: Any) -> Iterator[Finding]:
+def _initial(
+    model: Model,
+    location: str,
+    state: ModelSequenceBatching.State,
+    initial: ModelSequenceBatching.InitialState,
+) -> Iterator[Finding]:
     if not initial.name:
         yield _state(location, "its initial_state has no name", "name it")
     if initial.data_type != state.data_type:

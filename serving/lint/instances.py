@@ -2,9 +2,8 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
-from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
+from tritonclient.grpc.model_config_pb2 import ModelInput, ModelInstanceGroup, ModelWarmup
 
 from serving.lint.element_sizes import file_fault
 from serving.lint.finding import Finding, error, one_of
@@ -25,7 +24,7 @@ def check(model: Model) -> Iterator[Finding]:
             yield from _warmup(model, sample)
 
 
-def _group(model: Model, group: Any) -> Iterator[Finding]:
+def _group(model: Model, group: ModelInstanceGroup) -> Iterator[Finding]:
     kinds = ModelInstanceGroup.Kind
     if group.kind not in kinds.values():
         yield error("group-kind", model.location, f"has no kind {group.kind}", one_of(kinds.keys()))
@@ -53,7 +52,7 @@ def _group(model: Model, group: Any) -> Iterator[Finding]:
         )
 
 
-def _warmup(model: Model, sample: Any) -> Iterator[Finding]:
+def _warmup(model: Model, sample: ModelWarmup) -> Iterator[Finding]:
     tensors = {tensor.name: tensor for tensor in model.completed.input}
     location = f"{model.location}:model_warmup {sample.name}".rstrip()
     for name, tensor_data in sample.inputs.items():
@@ -89,7 +88,7 @@ def _warmup(model: Model, sample: Any) -> Iterator[Finding]:
         yield _fault(location, f"has no data for {', '.join(missing)}", "add it to inputs")
 
 
-def _compare(location: str, tensor: Any, sample: Any) -> Iterator[Finding]:
+def _compare(location: str, tensor: ModelInput, sample: ModelWarmup.Input) -> Iterator[Finding]:
     dims, expected = list(sample.dims), list(tensor.dims)
     if sample.data_type != tensor.data_type:
         yield _fault(

@@ -3,9 +3,14 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
 
-from tritonclient.grpc.model_config_pb2 import BatchInput, DataType, ModelInput
+from tritonclient.grpc.model_config_pb2 import (
+    BatchInput,
+    BatchOutput,
+    DataType,
+    ModelInput,
+    ModelOutput,
+)
 
 from serving.lint.finding import Finding, error, one_of, warning
 from serving.lint.reading import Model
@@ -33,7 +38,7 @@ def check(model: Model) -> Iterator[Finding]:
     yield from _batch_outputs(model)
 
 
-def _tensor(model: Model, side: str, tensor: Any) -> Iterator[Finding]:
+def _tensor(model: Model, side: str, tensor: ModelInput | ModelOutput) -> Iterator[Finding]:
     location = f"{model.location}:{tensor.name or side}"
     if not tensor.name:
         yield error(
@@ -59,7 +64,7 @@ def _tensor(model: Model, side: str, tensor: Any) -> Iterator[Finding]:
     yield from _layout(model, side, location, tensor)
 
 
-def _reshape(model: Model, location: str, tensor: Any) -> Iterator[Finding]:
+def _reshape(model: Model, location: str, tensor: ModelInput | ModelOutput) -> Iterator[Finding]:
     dims, shape = list(tensor.dims), list(tensor.reshape.shape)
     invalid = [dim for dim in shape if dim == 0 or dim < -1]
     if invalid:
@@ -97,7 +102,9 @@ def _blocks(shape: Sequence[int]) -> list[int]:
     return products
 
 
-def _layout(model: Model, side: str, location: str, tensor: Any) -> Iterator[Finding]:
+def _layout(
+    model: Model, side: str, location: str, tensor: ModelInput | ModelOutput
+) -> Iterator[Finding]:
     if side == "input" and tensor.format in _IMAGE_FORMATS and len(tensor.dims) != 3:
         yield error(
             "format-dims",
@@ -162,7 +169,9 @@ def _batch_outputs(model: Model) -> Iterator[Finding]:
             )
 
 
-def _sources(location: str, batch_tensor: Any, inputs: set[str]) -> Iterator[Finding]:
+def _sources(
+    location: str, batch_tensor: BatchInput | BatchOutput, inputs: set[str]
+) -> Iterator[Finding]:
     if len(batch_tensor.source_input) != 1:
         yield error(
             "batch-tensor",

@@ -1,7 +1,8 @@
 """An ensemble's steps: do they exist, in the pinned version, and can they run in some order?"""
 
 from collections.abc import Iterator
-from typing import Any
+
+from tritonclient.grpc.model_config_pb2 import ModelEnsembling
 
 from serving.lint import wires
 from serving.lint.finding import Finding, error, one_of, warning
@@ -61,7 +62,9 @@ def _ensemble(model: Model) -> Iterator[Finding]:
         )
 
 
-def _step(model: Model, models: Models, index: int, step: Any) -> Iterator[Finding]:
+def _step(
+    model: Model, models: Models, index: int, step: ModelEnsembling.Step
+) -> Iterator[Finding]:
     location = f"{model.location}:step {index + 1} ({step.model_name})"
     for name in ("model_name", "input_map", "output_map"):
         if not getattr(step, name):
@@ -115,7 +118,7 @@ def _pin(location: str, member: Model, version: int) -> Iterator[Finding]:
         )
 
 
-def _step_names(location: str, member: Model, step: Any) -> Iterator[Finding]:
+def _step_names(location: str, member: Model, step: ModelEnsembling.Step) -> Iterator[Finding]:
     config = member.completed
     inputs = {tensor.name: tensor for tensor in config.input}
     outputs = {tensor.name for tensor in config.output}

@@ -186,16 +186,18 @@ class TritonControl:
         """The ModelStatistics of each loaded version; ServingError if there are none."""
         request = service_pb2.ModelStatisticsRequest(name=model)
         response = self._checked_call(self._stub.ModelStatistics, request, 5)
-        statistics: Sequence[Any] = response.model_stats
+        statistics: Sequence[object] = response.model_stats
         return statistics
 
-    def _checked_call(self, method: Callable[..., Any], request: Any, timeout_s: float) -> Any:
+    def _checked_call(
+        self, method: Callable[..., object], request: object, timeout_s: float
+    ) -> Any:
         try:
             return self._call(method, request, timeout_s)
         except grpc.RpcError as error:
             raise _serving_error(error) from error
 
-    def _call(self, method: Callable[..., Any], request: Any, timeout_s: float = 60) -> Any:
+    def _call(self, method: Callable[..., object], request: object, timeout_s: float = 60) -> Any:
         return method(request, metadata=self._metadata, timeout=timeout_s)
 
     def close(self) -> None:

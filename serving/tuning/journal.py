@@ -95,5 +95,5 @@ def _parsed(line: str) -> dict[str, Any]:
     return entry if isinstance(entry, dict) else {}
 
 
-def _sha256(value: Any) -> str:
+def _sha256(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

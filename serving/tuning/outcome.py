@@ -92,7 +92,7 @@ def tuned_measurement(repository: ModelRepository, name: str) -> dict[str, Any]:
 
 
 def is_of_another_engine(
-    repository: ModelRepository, name: str, measured: Mapping[str, Any]
+    repository: ModelRepository, name: str, measured: Mapping[str, object]
 ) -> bool:
     """Whether the active version's files differ from those of the measurement."""
     versions = {**repository.pinned_members(name), name: repository.active_version(name)}

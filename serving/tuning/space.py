@@ -58,7 +58,7 @@ class Space:
                 if self.cores / 2 <= instances * threads <= limit:
                     yield {"instances": instances, "threads": threads}
 
-    def _max_batch(self) -> list[dict[str, Any]]:
+    def _max_batch(self) -> list[dict[str, object]]:
         """Never above what was declared and proved."""
         most = self.default.max_batch
         if most is None:
@@ -72,19 +72,19 @@ class Space:
         on = {"dynamic_batching": True, "queue_delay_us": self.default.queue_delay_us or 0}
         return [on, {"dynamic_batching": False, "queue_delay_us": None}]
 
-    def _queue_delay(self, setting: Setting) -> list[dict[str, Any]]:
+    def _queue_delay(self, setting: Setting) -> list[dict[str, object]]:
         if setting.queue_delay_us is None:
             return []
         delays = sorted({0, self.default.queue_delay_us or 0, *QUEUE_DELAYS_US})
         return [{"queue_delay_us": delay} for delay in delays]
 
-    def _buckets(self) -> list[dict[str, Any]]:
+    def _buckets(self) -> list[dict[str, object]]:
         declared = self.default.buckets
         if declared is None:
             return []
         return [{"buckets": edges} for edges in proposals(declared, self.lengths)]
 
-    def _pre_instances(self) -> list[dict[str, Any]]:
+    def _pre_instances(self) -> list[dict[str, object]]:
         if self.default.pre_instances is None:
             return []
         counts = sorted({1, self.default.pre_instances, *_doubling(self.cores)})

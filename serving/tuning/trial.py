@@ -43,7 +43,7 @@ class Trial:
     def bound_ms(self, p99_ms: float | None) -> float:
         return p99_ms or P99_SLACK * (self.default.p99_ms if self.default else 0.0)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return {**asdict(self), "setting": self.setting.as_dict()}
 
     @classmethod

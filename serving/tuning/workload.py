@@ -41,7 +41,7 @@ class Workload:
         ]
 
 
-def from_samples(config: ModelConfig, bodies: Sequence[Mapping[str, Any]]) -> Workload:
+def from_samples(config: ModelConfig, bodies: Sequence[Mapping[str, object]]) -> Workload:
     """The golden sample and each body (a request in the endpoint schema's form), shuffled;
     ServingError for a pipeline without a golden sample or a body with an unknown field."""
     declaration = Declaration.of(config)

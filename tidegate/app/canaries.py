@@ -209,7 +209,7 @@ class CanaryChange:
     served_by: Sequence[str]
     silent: Sequence[str]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return {
             "pipeline": self.options.name,
             "repository": str(self.repository),

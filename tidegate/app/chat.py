@@ -113,7 +113,7 @@ def printable(text: str) -> str:
     return text.translate(_CONTROL)
 
 
-def _events(http: httpx.Client, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _events(http: httpx.Client, body: dict[str, object]) -> Iterator[dict[str, Any]]:
     try:
         with http.stream("POST", _ROUTE, json=body) as response:
             _require_success(response)
@@ -122,7 +122,7 @@ def _events(http: httpx.Client, body: dict[str, Any]) -> Iterator[dict[str, Any]
                 if data == _DONE:
                     return
                 if data:
-                    event: dict[str, Any] = json.loads(data)
+                    event: dict[str, object] = json.loads(data)
                     if "error" in event:
                         raise ServingError(f"the gateway gave up: {_reason(event)}")
                     yield event
@@ -170,7 +170,7 @@ def _require_success(response: httpx.Response) -> None:
     raise ServingError(f"the gateway refused ({response.status_code}): {reason}")
 
 
-def _reason(problem: Any) -> str:
+def _reason(problem: object) -> str:
     """The message of an error in OpenAI's form, or of a problem document."""
     error = problem.get("error", problem) if isinstance(problem, dict) else {}
     error = error if isinstance(error, dict) else {"message": error}

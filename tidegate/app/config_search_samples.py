@@ -96,7 +96,7 @@ def _rows(fields: Fields, path: Path) -> list[Body]:
     return requests or _refuse(path, "has no rows")
 
 
-def _cell(schema: Mapping[str, Any], text: str) -> Any:
+def _cell(schema: Mapping[str, object], text: str) -> Any:
     types = schema.get("type", "string")
     if "string" in (types if isinstance(types, list) else [types]):
         return text

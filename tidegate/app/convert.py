@@ -37,7 +37,7 @@ class ConvertResult:
             return [f"{self.name}: already in {where}/ (--force builds it again)"]
         return [_line(record) for record in self.records]
 
-    def as_dict(self, paths: Paths) -> dict[str, Any]:
+    def as_dict(self, paths: Paths) -> dict[str, object]:
         """The result in plain JSON types."""
         from serving.repository.model_repository import ModelRepository
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tidegate.app.errors import UsageError
 from tidegate.app.paths import Paths
@@ -94,7 +94,7 @@ class Outcome:
             f"{paths.shown(deployment.repository.path)}/",
         )
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return {
             "pipeline": self.name,
             "version": self.version,

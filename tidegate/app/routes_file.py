@@ -126,7 +126,7 @@ def _put(
 
 def _with_weights(
     before: Mapping[str, Any], pipeline: str, weights: Mapping[str, int], per: Per
-) -> dict[str, Any]:
+) -> dict[str, object]:
     routes = {key: value for key, value in before.get("routes", {}).items() if key != pipeline}
     if weights:
         routes[pipeline] = {**({"per": per} if per != PER else {}), **weights}

@@ -39,7 +39,7 @@ class Report:
             return "starting"
         return "well" if self.is_well else "not well"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return {"state": self.state, **asdict(self)}
 
     def lines(self) -> Iterator[str]:
@@ -73,7 +73,7 @@ class NothingRunning:
     served_from: Sequence[str]
     is_well: bool = False
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         document: dict[str, Any] = {"state": "stopped", "home": str(self.paths.home)}
         return {**document, "served_from": self.served_from} if self.served_from else document
 

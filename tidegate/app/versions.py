@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tidegate.app import rollout
 from tidegate.app.paths import Paths
@@ -28,7 +28,7 @@ class VersionsReport:
     fault: str
     tuned: str
 
-    def as_list(self) -> list[dict[str, Any]]:
+    def as_list(self) -> list[dict[str, object]]:
         """The versions in plain JSON types."""
         names = {version: canary for canary, version in self.canaries.items()}
         return [

@@ -4,7 +4,6 @@ and one meaning on the whole command line."""
 import os
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -40,7 +39,7 @@ class Duration(click.ParamType[timedelta]):
         self._allow_zero = allow_zero
 
     def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> timedelta:
         if isinstance(value, timedelta):
             return value

@@ -11,7 +11,6 @@ unread, for the whole server. Watches are few, and share one readiness check.
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import grpc
 
@@ -38,13 +37,13 @@ class Health:
         self._current = b""
         self._poller: asyncio.Task[None] | None = None
 
-    async def check(self, requests: Any, call: Any) -> None:
+    async def check(self, requests: object, call: grpc.aio.ServicerContext) -> None:
         """The status now; NOT_FOUND for an unknown service."""
         if not await self._is_known(call):
             await call.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
         await call.write(self._status())
 
-    async def watch(self, requests: Any, call: Any) -> None:
+    async def watch(self, requests: object, call: grpc.aio.ServicerContext) -> None:
         """The status now, and again whenever it changes."""
         host = call.peer().rpartition(":")[0]
         if self._watches.total() >= WATCHES or self._watches[host] >= WATCHES_FROM_ONE:
@@ -69,7 +68,7 @@ class Health:
                 self._poller.cancel()
                 self._poller = None
 
-    async def _send_changes(self, call: Any, is_known: bool) -> None:
+    async def _send_changes(self, call: grpc.aio.ServicerContext, is_known: bool) -> None:
         last_sent = b""
         while True:
             status = self._current if is_known else SERVICE_UNKNOWN
@@ -87,7 +86,7 @@ class Health:
                 self._changed.set()
                 self._changed = asyncio.Event()
 
-    async def _is_known(self, call: Any) -> bool:
+    async def _is_known(self, call: grpc.aio.ServicerContext) -> bool:
         """Whether the call's message names a known service; aborts the call when the message is
         not a HealthCheckRequest, or does not arrive."""
         if self._reads >= READS:

@@ -1,7 +1,6 @@
 """The unary methods. Each parses its own message and authorises the model named in it."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 from tritonclient.grpc import service_pb2
@@ -115,7 +114,9 @@ class Methods:
         readable = readable_statistics(self.gateway.catalogue, context, statistics)
         return _bytes(service_pb2.ModelStatisticsResponse(model_stats=readable))
 
-    async def _describe(self, method: str, context: RequestContext, request: Any) -> bytes:
+    async def _describe(
+        self, method: str, context: RequestContext, request: service_pb2.ModelMetadataRequest
+    ) -> bytes:
         check_readable(self.gateway.catalogue, context, request.name, request.version)
         response = await self.gateway.pool.describe(method, request.name, request.version)
         if method == "ModelConfig":
@@ -123,7 +124,12 @@ class Methods:
         return _bytes(response)
 
 
-def permitted_model(gateway: Gateway, context: RequestContext, action: str, request: Any) -> Model:
+def permitted_model(
+    gateway: Gateway,
+    context: RequestContext,
+    action: str,
+    request: service_pb2.ModelMetadataRequest | service_pb2.ModelInferRequest,
+) -> Model:
     """The model that a message names, if it is served and the caller may take this action on it;
     otherwise raises GatewayErrors."""
     is_infer = isinstance(request, service_pb2.ModelInferRequest)

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
@@ -88,7 +89,7 @@ class Reflection:
             pool.FindMessageTypeByName("grpc.reflection.v1.ServerReflectionResponse")
         )
 
-    async def run(self, call: Any, idle_s: float) -> None:
+    async def run(self, call: grpc.aio.ServicerContext, idle_s: float) -> None:
         """Answer requests until the client closes the stream. Raises TimeoutError after ``idle_s``
         without a request, InvalidRequest and TooLarge as ``respond``."""
         for _ in range(MAX_RESPONSES):
@@ -154,13 +155,13 @@ class Reflection:
         return [self._files[file_name].SerializeToString() for file_name in names]
 
 
-def _copy(file: Any) -> descriptor_pb2.FileDescriptorProto:
+def _copy(file: FileDescriptor) -> descriptor_pb2.FileDescriptorProto:
     copy = descriptor_pb2.FileDescriptorProto()
     file.CopyToProto(copy)
     return copy
 
 
-def _dependencies(file: Any) -> Iterable[descriptor_pb2.FileDescriptorProto]:
+def _dependencies(file: FileDescriptor) -> Iterable[descriptor_pb2.FileDescriptorProto]:
     for dependency in file.dependencies:
         yield from _dependencies(dependency)
         yield _copy(dependency)
@@ -225,7 +226,11 @@ def _health_file() -> descriptor_pb2.FileDescriptorProto:
     return file
 
 
-def _add_message(file: Any, name: str, fields: Iterable[tuple[str, int, Any, bool]]) -> None:
+def _add_message(
+    file: descriptor_pb2.FileDescriptorProto,
+    name: str,
+    fields: Iterable[tuple[str, int, Any, bool]],
+) -> None:
     message = file.message_type.add(name=name)
     if name in _ONE_OF:
         message.oneof_decl.add(name=_ONE_OF[name])

@@ -75,7 +75,9 @@ def _drop_parameters(parameters: Any) -> None:
             del parameters[key]
 
 
-def _tensors(inputs: Sequence[Any], parts: RequestParts) -> list[Tensor]:
+def _tensors(
+    inputs: Sequence[service_pb2.ModelInferRequest.InferInputTensor], parts: RequestParts
+) -> list[Tensor]:
     if not inputs:
         raise InvalidRequest("'inputs' must have at least one tensor")
     raws = parts.raws
@@ -129,7 +131,7 @@ def _check_scanned(tensors: Sequence[Tensor], *, is_raw: bool) -> None:
         raise too_many_strings()
 
 
-def _check_contents(tensor: Tensor, contents: Any) -> None:
+def _check_contents(tensor: Tensor, contents: service_pb2.InferTensorContents) -> None:
     """As ``check_size``, for elements that are protobuf values."""
     field = _contents_field(tensor)
     fields = {descriptor.name: values for descriptor, values in contents.ListFields()}
@@ -173,7 +175,9 @@ def _check_narrow(tensor: Tensor, values: Sequence[int]) -> None:
         raise InvalidRequest(f"input {tensor.name!r}: a value does not fit {tensor.dtype}")
 
 
-def _check_outputs(model: Model, outputs: Iterable[Any]) -> None:
+def _check_outputs(
+    model: Model, outputs: Iterable[service_pb2.ModelInferRequest.InferRequestedOutputTensor]
+) -> None:
     names: set[str] = set()
     for output in outputs:
         check_output(model, output.name, names)

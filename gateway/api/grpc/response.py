@@ -1,7 +1,6 @@
 """Parses a ModelInferResponse without copying its tensors, as ``wire`` does for requests."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from tritonclient.grpc import service_pb2
 
@@ -58,7 +57,7 @@ class ResponseParts:
 
     def read(self, meter: Meter) -> None:
         """Count its tokens, and remove the outputs that its client did not ask for."""
-        outputs: Sequence[Any] = self.header.outputs
+        outputs: Sequence[service_pb2.ModelInferResponse.InferOutputTensor] = self.header.outputs
         for index in reversed(range(len(outputs))):
             name = outputs[index].name
             meter.count(name, outputs[index].datatype, self.raws[index])

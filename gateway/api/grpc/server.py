@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 import resource
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -136,7 +136,7 @@ class GrpcServer:
         if self._server:
             await self._server.stop(grace_s)
 
-    def _handlers(self) -> tuple[Any, ...]:
+    def _handlers(self) -> tuple[object, ...]:
         offered = Methods(self.gateway).table()
         unary = grpc.stream_unary_rpc_method_handler
         stream = grpc.stream_stream_rpc_method_handler
@@ -155,11 +155,13 @@ class GrpcServer:
             *(service(service_name(version), reflection) for version in VERSIONS),
         )
 
-    def _unary(self, name: str, handler: Handler) -> Any:
+    def _unary(self, name: str, handler: Handler) -> object:
         action = declared(handler).action
         limit_bytes = self.gateway.settings.body_limit_bytes if name == INFER else SMALL_BYTES
 
-        async def handle(requests: Any, call: Any) -> bytes | None:
+        async def handle(
+            requests: AsyncIterator[bytes], call: grpc.aio.ServicerContext
+        ) -> bytes | None:
             async def work(context: RequestContext) -> bytes:
                 data = await self._message(context, call, limit_bytes)
                 response = await handler(context, data)
@@ -172,7 +174,9 @@ class GrpcServer:
 
         return handle
 
-    async def _message(self, context: RequestContext, call: Any, limit_bytes: int) -> bytes:
+    async def _message(
+        self, context: RequestContext, call: grpc.aio.ServicerContext, limit_bytes: int
+    ) -> bytes:
         """The only message of a call. Raises TimeoutError when it does not arrive in time,
         InvalidRequest without one, TooLarge over ``limit_bytes``."""
         caller = _caller(context)
@@ -190,11 +194,11 @@ class GrpcServer:
         its caller, and a large one keeps its slot in the limits; and it has to be read in time.
         Raises QuotaExceeded or NoCapacity when the caller, or all callers, have too many."""
         context.count_buffered(size)
-        entered: list[AbstractAsyncContextManager[Any]] | None = None
+        entered: list[AbstractAsyncContextManager[object]] | None = None
         if size > SMALL_RESPONSE_BYTES:
             entered, context.entered = context.entered, None
 
-        def on_read(task: asyncio.Task[Any]) -> None:
+        def on_read(task: asyncio.Task[object]) -> None:
             context.release_buffered()
             if entered:
                 context.entered = entered
@@ -207,13 +211,15 @@ class GrpcServer:
         task.add_done_callback(on_read)
         self._unread.bound(size, context.request_id)
 
-    async def _stream(self, requests: Any, call: Any) -> None:
+    async def _stream(self, requests: AsyncIterator[bytes], call: grpc.aio.ServicerContext) -> None:
         async def work(context: RequestContext) -> None:
             await InferStream(self.gateway, self._caller_bounds, context, call).run(requests)
 
         await self._governed(STREAM, "infer", call, work)
 
-    async def _reflect(self, requests: Any, call: Any) -> None:
+    async def _reflect(
+        self, requests: AsyncIterator[bytes], call: grpc.aio.ServicerContext
+    ) -> None:
         async def work(context: RequestContext) -> None:
             caller, task = _caller(context), asyncio.current_task()
             fault: GatewayError | None = None
@@ -240,7 +246,9 @@ class GrpcServer:
 
         await self._governed("ServerReflectionInfo", "read", call, work)
 
-    async def _governed(self, name: str, action: str, call: Any, work: _Work) -> bytes | None:
+    async def _governed(
+        self, name: str, action: str, call: grpc.aio.ServicerContext, work: _Work
+    ) -> bytes | None:
         """This API's middleware: identifies the caller before anything is read, renders errors as
         gRPC statuses, and records the call."""
         context = self._context(name, call)
@@ -273,7 +281,7 @@ class GrpcServer:
         )
         return None
 
-    def _context(self, name: str, call: Any) -> RequestContext:
+    def _context(self, name: str, call: grpc.aio.ServicerContext) -> RequestContext:
         """The call as a request context: its metadata as headers, its path and its peer."""
         metadata = call.invocation_metadata() or ()
         headers = [

@@ -97,7 +97,11 @@ class InferStream:
     """One stream of one client."""
 
     def __init__(
-        self, gateway: Gateway, caller_bounds: CallerBounds, context: RequestContext, call: Any
+        self,
+        gateway: Gateway,
+        caller_bounds: CallerBounds,
+        context: RequestContext,
+        call: grpc.aio.ServicerContext,
     ) -> None:
         self.gateway, self.caller_bounds = gateway, caller_bounds
         self.context, self.call = context, call
@@ -508,7 +512,12 @@ class InferStream:
             for message in list(self._unread):
                 await self._release(message, fault)
 
-    def _refusal(self, error: GatewayError, identifier: str, response: Any = None) -> bytes:
+    def _refusal(
+        self,
+        error: GatewayError,
+        identifier: str,
+        response: service_pb2.ModelInferResponse | None = None,
+    ) -> bytes:
         """The error for one message of a stream that goes on, as Triton sends it, serialised."""
         text = f"{shortened(error.message)} ({error.code}, request {self.context.request_id})"
         refusal = service_pb2.ModelStreamInferResponse(error_message=text)

@@ -40,7 +40,7 @@ class Unread:
         timer = loop.call_later(seconds, self._note, task, identifier)
         task.add_done_callback(lambda _: timer.cancel())
 
-    def _note(self, task: asyncio.Task[Any], identifier: str) -> None:
+    def _note(self, task: asyncio.Task[object], identifier: str) -> None:
         if not self._overdue:
             asyncio.get_running_loop().call_later(BATCH_S, self._cut_all)
         self._overdue[task] = identifier
@@ -58,7 +58,7 @@ def allowed_s(timeout_s: float, size: int) -> float:
     return timeout_s * (1 + size / BYTES_PER_TIMEOUT)
 
 
-def _cut(handlers: Collection[asyncio.Task[Any]]) -> None:
+def _cut(handlers: Collection[asyncio.Task[object]]) -> None:
     """Cancel the calls that these tasks handle, and the tasks."""
     loop = asyncio.get_running_loop()
     overdue = set(handlers)
@@ -76,7 +76,7 @@ def _cut(handlers: Collection[asyncio.Task[Any]]) -> None:
         task.cancel()
 
 
-def _referenced_tasks(task: asyncio.Task[Any]) -> set[asyncio.Task[Any]]:
+def _referenced_tasks(task: asyncio.Task[object]) -> set[asyncio.Task[object]]:
     """The tasks among the local variables of a coroutine that Cython compiled."""
     frames = gc.get_referents(task.get_coro())
     return {local for local in gc.get_referents(*frames) if isinstance(local, asyncio.Task)}

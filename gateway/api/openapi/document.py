@@ -260,7 +260,7 @@ def _example_model(catalogue: Catalogue) -> Model | None:
     )
 
 
-def _values(dtype: str, count: int) -> list[Any]:
+def _values(dtype: str, count: int) -> list[object]:
     """``count`` elements of a dtype."""
     if dtype == "BYTES":
         return ["Where is my parcel?"] * count

@@ -50,7 +50,7 @@ def openai_operation(summary: str, name: str, schema: str, failures: Sequence[in
     }
 
 
-def body_of(schema: Json, examples: Mapping[str, Any]) -> Json:
+def body_of(schema: Json, examples: Mapping[str, object]) -> Json:
     content = {"application/json": {"schema": schema, "examples": examples}}
     return {"required": True, "content": content}
 

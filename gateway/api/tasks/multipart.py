@@ -36,8 +36,8 @@ def read_form(
     if not binary_fields:
         raise InvalidRequest("this endpoint has no field for a file: send JSON")
     schemas = endpoint_schema.schema.fields
-    row: dict[str, Any] = {}
-    checked_row: dict[str, Any] = {}
+    row: dict[str, object] = {}
+    checked_row: dict[str, object] = {}
     for field, data in _parts(content_type, body):
         if field not in schemas:
             raise InvalidRequest(f"unknown field {field[:64]!r}: send {', '.join(schemas)}")
@@ -55,7 +55,7 @@ def read_form(
     return row
 
 
-def _value(field: str, schema: Mapping[str, Any], data: bytes) -> Any:
+def _value(field: str, schema: Mapping[str, Any], data: bytes) -> object:
     try:
         if schema.get("type", "string") != "string":
             return parse_json(data)

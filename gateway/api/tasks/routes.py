@@ -1,7 +1,6 @@
 """The task API: a catch-all ``POST /v1/{endpoint}`` for pipelines that have an endpoint schema."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from starlette.routing import Route
 
@@ -91,7 +90,7 @@ def is_form(content_type: bytes) -> bool:
     return content_type.split(b";", 1)[0].strip().lower() == b"multipart/form-data"
 
 
-def _rows(body: Any) -> tuple[list[Row], bool]:
+def _rows(body: object) -> tuple[list[Row], bool]:
     """The rows, and whether the body is a single row."""
     if not isinstance(body, dict):
         raise InvalidRequest("the body must be a JSON object")

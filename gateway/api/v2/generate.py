@@ -7,7 +7,6 @@ flat list of elements; ``parameters`` may contain more inputs.
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
-from typing import Any
 
 from tritonclient.grpc import service_pb2
 
@@ -146,7 +145,7 @@ def _read(model: Model, version: str, body: bytes) -> V2Request:
 
 
 def parse_generate(
-    model: Model, version: str, body: Any, arrays: Arrays | None = None
+    model: Model, version: str, body: object, arrays: Arrays | None = None
 ) -> V2Request:
     """The request; raises InvalidRequest, naming the key that is not an input or whose value does
     not fit. ``arrays`` are those that were cut out of the body."""
@@ -188,7 +187,7 @@ def _is_optional(model: Model, name: str) -> bool:
     return name in model.inputs and model.inputs[name].optional
 
 
-def _tensor(model: Model, name: str, value: Any, arrays: Arrays | None) -> Tensor:
+def _tensor(model: Model, name: str, value: object, arrays: Arrays | None) -> Tensor:
     text = arrays.of(value) if arrays else None
     if text is not None:
         return tensor_of_text(model, name, text)
@@ -197,7 +196,7 @@ def _tensor(model: Model, name: str, value: Any, arrays: Arrays | None) -> Tenso
 
 def _document(response: service_pb2.ModelInferResponse) -> bytes:
     """The JSON as Triton writes it: outputs by name, a single element bare, more as a flat list."""
-    document: dict[str, Any] = {
+    document: dict[str, object] = {
         "model_name": response.model_name,
         "model_version": response.model_version,
     }

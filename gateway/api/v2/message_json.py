@@ -16,7 +16,7 @@ def plain(message: Message) -> dict[str, Any]:
     }
 
 
-def _value(field: Any, value: Any) -> Any:
+def _value(field: Any, value: Any) -> object:
     if isinstance(value, Mapping):
         return {str(key): _value(None, value[key]) for key in sorted(value)}
     if isinstance(value, Message):

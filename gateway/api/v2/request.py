@@ -99,7 +99,7 @@ def _raw_request(model: Model, version: str, body: bytes) -> V2Request:
 
 def _split(
     body: bytes, header_length: bytes | None
-) -> tuple[Mapping[str, Any], memoryview, Arrays | None]:
+) -> tuple[Mapping[str, object], memoryview, Arrays | None]:
     """The JSON header, the binary tail, and the arrays cut out of the header."""
     length = len(body) if header_length is None else int(header_length)
     document, arrays = read_document(body if length == len(body) else body[:length])
@@ -108,7 +108,7 @@ def _split(
     return document, memoryview(body)[length:], arrays
 
 
-def read_document(text: bytes) -> tuple[Any, Arrays | None]:
+def read_document(text: bytes) -> tuple[object, Arrays | None]:
     """The JSON document, and its long arrays of numbers, cut out of it."""
     if len(text) <= SMALL_BYTES:
         return parse_json(text), None
@@ -137,7 +137,7 @@ def _inputs(
     return tensors
 
 
-def _input(entry: Any, tail: memoryview, arrays: Arrays | None) -> tuple[Tensor, int]:
+def _input(entry: object, tail: memoryview, arrays: Arrays | None) -> tuple[Tensor, int]:
     """One tensor, and the number of bytes it took from the binary tail."""
     if not isinstance(entry, dict):
         raise InvalidRequest("each of 'inputs' must be an object")
@@ -160,7 +160,7 @@ def _input(entry: Any, tail: memoryview, arrays: Arrays | None) -> tuple[Tensor,
     return tensor, size
 
 
-def _binary(name: str, entry: Mapping[str, Any], size: Any, tail: memoryview) -> memoryview:
+def _binary(name: str, entry: Mapping[str, object], size: object, tail: memoryview) -> memoryview:
     if entry.get("data") is not None:
         raise InvalidRequest(
             f"input {quoted(name)} has both 'data' and binary_data_size: send one of them"
@@ -176,7 +176,7 @@ def _binary(name: str, entry: Mapping[str, Any], size: Any, tail: memoryview) ->
     return tail[:size]
 
 
-def flatten(name: str, shape: tuple[int, ...], data: Any) -> list[Any]:
+def flatten(name: str, shape: tuple[int, ...], data: object) -> list[object]:
     """V2 data, flat or nested like the shape, as a flat list; raises InvalidRequest otherwise."""
     if not isinstance(data, list):
         raise InvalidRequest(f"input {quoted(name)} needs 'data' (a list) or binary_data_size")
@@ -196,7 +196,7 @@ def flatten(name: str, shape: tuple[int, ...], data: Any) -> list[Any]:
     return flat
 
 
-def _outputs(model: Model, document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _outputs(model: Model, document: Mapping[str, Any]) -> dict[str, Mapping[str, object]]:
     """The parameters of each requested output, by its name."""
     entries = document.get("outputs")
     if entries is None:
@@ -216,7 +216,7 @@ def _outputs(model: Model, document: Mapping[str, Any]) -> dict[str, Mapping[str
     return outputs
 
 
-def _check_classification(name: str, value: Any) -> None:
+def _check_classification(name: str, value: object) -> None:
     """As in Triton: 0 is no classification, and more classes than there are means all of them."""
     if type(value) is not int or not 0 <= value < 2**64:
         raise InvalidRequest(
@@ -252,7 +252,7 @@ def refuse_shared_memory(parameters: Iterable[str]) -> None:
         )
 
 
-def _string(document: Mapping[str, Any], key: str) -> str:
+def _string(document: Mapping[str, object], key: str) -> str:
     value = document.get(key)
     if value is None and key == "id":
         return ""
@@ -261,7 +261,7 @@ def _string(document: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def _parameters(document: Mapping[str, Any]) -> Mapping[str, Any]:
+def _parameters(document: Mapping[str, object]) -> Mapping[str, Any]:
     """The object's ``parameters``, as ``checked_parameters``."""
     value = document.get("parameters")
     if value is None:
@@ -269,7 +269,7 @@ def _parameters(document: Mapping[str, Any]) -> Mapping[str, Any]:
     return checked_parameters(value)
 
 
-def checked_parameters(parameters: Any, limit: int = MAX_PARAMETERS) -> Mapping[str, Any]:
+def checked_parameters(parameters: object, limit: int = MAX_PARAMETERS) -> Mapping[str, object]:
     """The parameters that are not null; raises InvalidRequest if they are not an object, are more
     than ``limit``, or name memory of other processes."""
     if not isinstance(parameters, dict):

@@ -89,7 +89,7 @@ class V2Api:
             return await off_loop.run(context, parse, model, version, body, length)
         return parse(model, version, body, length)
 
-    async def _render(self, context: RequestContext, request: V2Request, response: Any) -> Reply:
+    async def _render(self, context: RequestContext, request: V2Request, response: object) -> Reply:
         render, off_loop = v2_response.render, self.gateway.off_loop
         if v2_response.is_large(request, response):
             return await off_loop.run(context, render, request, response)

@@ -114,7 +114,7 @@ class RedisConnection:
                 _resolve(future, reply)
         self._task = None
 
-    def _start_task(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    def _start_task(self, work: Coroutine[object, object, None]) -> "asyncio.Task[None]":
         self._task = asyncio.ensure_future(work)
         self._task.add_done_callback(self._restart)
         return self._task

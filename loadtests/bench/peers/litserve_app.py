@@ -20,7 +20,7 @@ class Embedding(litserve.LitAPI):
         vectors = iter(self.embed([text for texts in requests for text in texts]))
         return [list(islice(vectors, len(texts))) for texts in requests]
 
-    def encode_response(self, vectors: list[list[float]]) -> dict[str, Any]:
+    def encode_response(self, vectors: list[list[float]]) -> dict[str, object]:
         return {"embeddings": vectors}
 
 

@@ -57,7 +57,7 @@ class TritonPythonModel:
     """One instance of one model: a process of its own, with its own session."""
 
     @staticmethod
-    def auto_complete_config(auto_complete_model_config: Any) -> Any:
+    def auto_complete_config(auto_complete_model_config: Any) -> object:
         config = auto_complete_model_config.as_dict()
         try:
             _complete(config)
@@ -73,7 +73,7 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(str(refusal)) from None
         self._metric = _report(args, served_by)
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def execute(self, requests: list[object]) -> list[object]:
         jobs = [self._read(request) for request in requests]
         results = iter(self._runner.run([job for job in jobs if isinstance(job, Job)]))
         return [_respond(next(results) if isinstance(job, Job) else job) for job in jobs]
@@ -137,7 +137,7 @@ def _opened(args: dict[str, str], config: Config) -> tuple[Runner, dict[str, int
         ort_cuda.preload()
     file = find_model_file(config, Path(args["model_repository"]) / args["model_version"])
 
-    def new_session() -> Any:
+    def new_session() -> object:
         return open_session(config, file, providers, pb_utils.Logger.log_warn)
 
     session = new_session()

@@ -83,7 +83,7 @@ class Runner:
         self._graphs: dict[Shapes, CudaGraph] = {}
         self.last_run_s = math.inf  # before the first run, a run is assumed to be long
 
-    def fix_sizes(self, config: Config, new_session: Callable[[], Any]) -> None:
+    def fix_sizes(self, config: Config, new_session: Callable[[], object]) -> None:
         """If a change of batch size is costly, from now on only run 1, 4, 16 ... ``max_batch_size``
         rows, padded with copies of the last row, each size in a session of its own.
 
@@ -219,7 +219,7 @@ class Runner:
         if not self._batched:
             yield from ([index] for index in range(len(jobs)))
             return
-        groups: dict[Any, list[int]] = {}
+        groups: dict[object, list[int]] = {}
         for index, job in enumerate(jobs):
             groups.setdefault(job.shape_key, []).append(index)
         yield from groups.values()

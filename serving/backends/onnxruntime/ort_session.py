@@ -128,7 +128,7 @@ def operators(session: Any) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def read_only_session(config: Config, file: Path) -> Any:
+def read_only_session(config: Config, file: Path) -> object:
     """A session for reading the graph: nothing is optimized, no TensorRT engine is built."""
     kinds = {group.get("kind") for group in config.get("instance_group", ())}
     gpu = "KIND_GPU" in kinds and CUDA in ort.get_available_providers()
@@ -140,7 +140,7 @@ def read_only_session(config: Config, file: Path) -> Any:
     return _load(config, file, options, [(CUDA, {}), (CPU, {})] if gpu else [(CPU, {})])
 
 
-def _load(config: Config, file: Path, options: Any, providers: list[Provider]) -> Any:
+def _load(config: Config, file: Path, options: object, providers: list[Provider]) -> Any:
     try:
         # Without fallback: otherwise the Python package answers a failed run, or one that cannot
         # start, with a session on the CPU, and prints a line.
@@ -185,7 +185,7 @@ def without_graphs(config: Config) -> Config:
     return {**config, "optimization": optimization}
 
 
-def run_options(config: Config, graph: int = NO_GRAPH) -> Any:
+def run_options(config: Config, graph: int = NO_GRAPH) -> object:
     """ONNX Runtime's options for a run, which captures or replays the CUDA graph of this number."""
     options = ort.RunOptions()
     if wants_graphs(config):
@@ -198,7 +198,7 @@ def run_options(config: Config, graph: int = NO_GRAPH) -> Any:
     return options
 
 
-def _set(attribute: str, read: Callable[[str], Any]) -> Callable[[Any, str], None]:
+def _set(attribute: str, read: Callable[[str], Any]) -> Callable[[object, str], None]:
     return lambda options, value: setattr(options, attribute, read(value))
 
 
@@ -217,7 +217,7 @@ OPTIONS = {
 
 
 def _apply(
-    config: Config, name: str, apply: Callable[[Any, str], None], options: Any, value: str
+    config: Config, name: str, apply: Callable[[object, str], None], options: object, value: str
 ) -> None:
     try:
         apply(options, value)
