@@ -9,7 +9,13 @@ import numpy as np
 import onnx
 
 from converters.errors import SourceMissing, SourceRefused
-from converters.sources.sklearn_boosters import XGBOOST, boosters_in
+from converters.sources.sklearn_boosters import (
+    XGBOOST,
+    booster_model,
+    boosters_in,
+    categorical_model,
+    require_no_categories,
+)
 from converters.sources.sklearn_columns import (
     columns_of,
     direct_columns,
@@ -45,12 +51,23 @@ KIND_REMARKS = {
 THRESHOLDS = ("FixedThresholdClassifier", "TunedThresholdClassifierCV")
 
 
+def open_skops(path: Path) -> TabularModel:
+    """The model in the file: a booster that splits on categories as its library's own model, any
+    other as a SklearnModel."""
+    estimator, remarks = load_skops(path)
+    categorical = categorical_model(path, estimator)
+    if categorical is None:
+        return SklearnModel(path, estimator, remarks)
+    categorical.remarks = (*categorical.remarks, *remarks)
+    return categorical
+
+
 class SklearnModel(TabularModel):
     library: ClassVar[str] = "scikit-learn"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, estimator: Any, remarks: Sequence[str] = ()) -> None:
         self.path = path
-        self.estimator, self.remarks = load_skops(path)
+        self.estimator, self.remarks = estimator, tuple(remarks)
         self.kind = _kind(path, self.estimator)
         # The estimator that predicts, without its wrappers; ``_target_transform`` leads from
         # its output to the target.
@@ -98,6 +115,8 @@ class SklearnModel(TabularModel):
             self.remarks = (*self.remarks, remark)
         self.remarks = (*self.remarks, *_threshold_remarks(self.estimator))
         self.boosters = list(boosters_in(self.inner))
+        for booster in self.boosters:
+            require_no_categories(booster, booster_model(booster))
         self.remarks = (*self.remarks, *map(_booster_remark, self.boosters))
         self._require_one_label()
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from converters.errors import SourceRefused
 from converters.export.trees2onnx import Tree, thresholds_by_feature
-from converters.sources.sklearn_boosters import booster_model, is_booster
+from converters.sources.sklearn_boosters import booster_model, is_booster, require_no_categories
 from converters.sources.sklearn_columns import MEMBER_MODELS, members_of
 from converters.sources.xgboost_model import XgboostModel
 
@@ -63,6 +63,8 @@ def tree_sums(model: Any) -> list[TreeSum]:
     members = members_of(model)
     if not members and name in COMPOUNDS:
         members = list(model.estimators_)
+    if is_booster(model):
+        require_no_categories(model, booster_model(model))
     if not members:
         try:
             return [tree_sum(model)]

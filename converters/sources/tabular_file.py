@@ -38,6 +38,10 @@ def open_model(path: Path, options: Mapping[str, str] = NO_OPTIONS) -> TabularMo
         "save it again with the versions of this environment, or install those it was saved with"
     )
     with no_traceback(SourceRefused, f"{path} cannot be read", remedy):
+        if path.suffix.lower() == ".skops":
+            from converters.sources.sklearn_model import open_skops
+
+            return open_skops(path)
         model: TabularModel = (
             model_class(path, options) if model_class.options else model_class(path)
         )

@@ -6,6 +6,10 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import skops.io
+from sklearn.ensemble import VotingRegressor
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import MaxAbsScaler
 
 from converters.errors import SourceRefused
 from converters.table import MISSING
@@ -150,3 +154,60 @@ def test_categories_that_the_file_does_not_assign_are_refused(tmp_path):
     model = lightgbm.LGBMRegressor(**LGBM).fit(rows, VALUES)
     with pytest.raises(SourceRefused, match="2 columns of pandas' type category, and 1 are known"):
         open_task(_save(model, tmp_path))
+
+
+def _dumped(model, folder):
+    skops.io.dump(model, folder / "m.skops")
+    return open_task(folder / "m.skops")
+
+
+ESTIMATORS = {
+    "lightgbm": (lightgbm.LGBMClassifier(**LGBM), np.where(TWO, "yes", "no")),
+    "lightgbm in a pipeline by itself": (
+        Pipeline([("nothing", "passthrough"), ("model", lightgbm.LGBMRegressor(**LGBM))]),
+        VALUES,
+    ),
+    "xgboost": (xgboost.XGBClassifier(**XGB), TWO),
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_an_estimator_in_skops_is_asked_as_its_user_asks_it(tmp_path, name):
+    """The table has columns of pandas' type ``category``, which skops does not name."""
+    model, targets = ESTIMATORS[name]
+    model.fit(_frame(missing_share=0.1), targets)
+    task = _dumped(model, tmp_path)
+    reference = build_reference(task, tmp_path / "c")
+    assert failed_checks(task, reference) == []
+    rows = _frame(missing_share=0.3)
+    towns = rows["town"].astype(object).where(rows["town"].notna(), MISSING).to_numpy(np.str_)
+    actual = graph_scores(reference, {"town": towns, "zone": ZONES.astype(float), "size": SIZE})
+    assert actual == pytest.approx(_predictions(model, rows), abs=1e-5)
+    assert list(task.model.labels) == [str(label) for label in getattr(model, "classes_", ())]
+
+
+def test_an_estimator_in_skops_with_numeric_categories(tmp_path):
+    model = lightgbm.LGBMClassifier(**LGBM).fit(CODES, TWO, categorical_feature=[0, 1])
+    task = _dumped(model, tmp_path)
+    reference = build_reference(task, tmp_path / "c")
+    assert failed_checks(task, reference) == []
+    columns = {f"Column_{index}": UNUSUAL_CODES[:, index] for index in range(3)}
+    assert graph_scores(reference, columns) == pytest.approx(
+        model.predict_proba(UNUSUAL_CODES), abs=1e-5
+    )
+
+
+def _after_a_step():
+    model = Pipeline([("scale", MaxAbsScaler()), ("model", lightgbm.LGBMRegressor(**LGBM))])
+    return model.fit(CODES, VALUES, model__categorical_feature=[0, 1])
+
+
+def _in_a_vote():
+    members = [("a", lightgbm.LGBMRegressor(**LGBM)), ("b", lightgbm.LGBMRegressor(**LGBM))]
+    return VotingRegressor(members).fit(_frame(), VALUES)
+
+
+@pytest.mark.parametrize("make", [_after_a_step, _in_a_vote])
+def test_categories_inside_a_larger_model_are_refused_with_what_to_do(tmp_path, make):
+    with pytest.raises(SourceRefused, match=r"splits on categories .*: save it by itself"):
+        _dumped(make(), tmp_path)
