@@ -56,6 +56,8 @@ def row_gaps(actual: np.ndarray, expected: np.ndarray, relative: bool = False) -
 
 # Two correct computations of one number may differ by this many units of FP32 rounding.
 FEW_UNITS = 4
+# Below this FP32 has no number of full precision: a probability of 1e-87 is served as 0.
+SMALLEST = 2.0**-126
 # Two correct FP32 runs with different kernels or threads differed by at most 2.1 times the largest
 # amount that FP32 rounds off in one of them (image logits, AVX2 and SSE4); this is twice that.
 NOISE_TIMES = 4
@@ -94,7 +96,7 @@ def spread_of(expected: np.ndarray) -> Spread:
     magnitude = np.quantile(np.abs(answers), 0.9, axis=0)
     unit = 2.0**-10 if expected.dtype == np.float16 else 2.0**-23
     rounding = unit * np.maximum(np.abs(answers), magnitude)
-    floor = FEW_UNITS * (rounding + _grid(answers, magnitude))
+    floor = FEW_UNITS * (rounding + _grid(answers, magnitude) + SMALLEST)
     middle = np.median(answers, axis=0)
     distances = np.abs(answers - middle)
     size = _typical(distances, floor)

@@ -43,12 +43,12 @@ WRITTEN = (
     *("ConvInteger", "MatMulIntegerToFloat", "MatMulNBits"),
     *("Constant", "Transpose", "Reshape", "Squeeze", "Unsqueeze"),
 )
-# Products of integers come with arithmetic of their own; each Mul of it reads one of ``SCALED``, or
-# the constants that int8-per-row divides channels by.
+# Products of integers come with arithmetic of their own (``_around_integers``); each Mul of it
+# reads one of ``SCALED``, or the constants that int8-per-row divides channels by.
 INTEGER = ("MatMulInteger", "ConvInteger", "MatMulIntegerToFloat")
-WRITTEN_AROUND_INTEGERS = ("Add", "Sub", "Div", "Max", "Abs", "ReduceMax", "Split")
 SCALED = (*INTEGER, "DynamicQuantizeLinear")
-SMOOTHING = "_inverse"  # the suffix of those constants
+# The suffixes of constants of int8-per-row, which ``other_rounded_weights`` compares.
+SMOOTHING, SHIFT, SHIFTED_BACK = "_inverse", "_lowest", "_back"
 QUANTIZED = "_quantized"  # the suffix that ONNX Runtime gives to the names of 8-bit weights
 FP16, FED = "_fp16", "__fed"
 # A unit whose output is less than this share of a typical one is measured as though it were that
@@ -212,15 +212,22 @@ def other_operators(
     """The types of operator of which ``rounded`` has more than any of ``originals``, except those
     that rounding takes: a clip may change nothing for these samples, and a factor near 1 would hide
     in the limits of 8 bits."""
-    allowed = [Counter(node.op_type for node in graph.node) for graph in originals]
-    written = set(WRITTEN)
-    if any(node.op_type in INTEGER for node in rounded.node):
-        written.update(WRITTEN_AROUND_INTEGERS)
-    scales = _scales(rounded)
-    present = Counter(node.op_type for node in rounded.node if node.output[0] not in scales)
-    for operator, count in present.items():
-        if operator not in written and count > max(counts[operator] for counts in allowed):
+    foreign = [_foreign_operators(original, rounded) for original in originals]
+    for operator in foreign[0]:
+        if all(operator in others for others in foreign):
             yield operator
+
+
+def _foreign_operators(original: onnx.GraphProto, rounded: onnx.GraphProto) -> dict[str, int]:
+    """The types of operator of which ``rounded`` has more than ``original``, and how many more."""
+    allowed = Counter(node.op_type for node in original.node)
+    written = _around_integers(original, rounded)
+    present = Counter(node.op_type for node in rounded.node if node.output[0] not in written)
+    return {
+        operator: count - allowed[operator]
+        for operator, count in present.items()
+        if operator not in WRITTEN and count > allowed[operator]
+    }
 
 
 def _scales(rounded: onnx.GraphProto) -> set[str]:
@@ -238,6 +245,56 @@ def _scales(rounded: onnx.GraphProto) -> set[str]:
         for node in rounded.node
         if node.op_type == "Mul" and any(map(is_scaled, node.input))
     }
+
+
+def _around_integers(original: onnx.GraphProto, rounded: onnx.GraphProto) -> set[str]:
+    """The outputs of the nodes that rounding to integers writes: those that find the scale of a row
+    and divide by it, and those that scale the products and add them up.
+
+    Each is known by what it reads and by what reads it: the same operator elsewhere is none of the
+    original's.
+    """
+    biases = {tensor.name for tensor in original.initializer}
+    added = {node.output[0] for node in original.node if node.op_type == "Add"}
+    constants = {tensor.name: tensor for tensor in rounded.initializer}
+    readers: dict[str, set[str]] = {value.name: {"output"} for value in rounded.output}
+    for node in rounded.node:
+        for name in names_read(node):
+            readers.setdefault(name, set()).add(node.op_type)
+    written = _scales(rounded)
+
+    def is_written(node: onnx.NodeProto) -> bool:
+        read_by = readers.get(node.output[0], set())
+        last = node.input[-1]
+        match node.op_type:
+            case "Add":  # pieces of a product, what undoes the shift, the bias of a Gemm
+                others = [name for name in node.input if name not in written]
+                is_bias = node.output[0] not in added and biases.issuperset(others)
+                undoes_shift = all(name.endswith(SHIFTED_BACK) for name in others)
+                return len(others) < len(node.input) and (is_bias or undoes_shift)
+            case "Sub":
+                return last.endswith(SHIFT) and last in constants
+            case "Split":
+                return read_by <= {"Abs", "ReduceMax", "Div"}
+            case "Abs":
+                return read_by <= {"ReduceMax"}
+            case "ReduceMax":
+                return read_by <= {"Max"}
+            case "Max":
+                return last in constants and read_by <= {"Div", "Mul"} and _is_tiny(constants[last])
+            case "Div":
+                return read_by <= {"QuantizeLinear"}
+        return False
+
+    if any(node.op_type in INTEGER for node in rounded.node):
+        for node in rounded.node:
+            if is_written(node):
+                written.add(node.output[0])
+    return written
+
+
+def _is_tiny(tensor: onnx.TensorProto) -> bool:
+    return bool((numpy_helper.to_array(tensor) < 1e-20).all())
 
 
 def other_rounded_weights(
@@ -307,8 +364,8 @@ def _other_weights_per_row(
         original = numpy_helper.to_array(originals[node.input[1]]).astype(np.float64)
         weights = np.concatenate([piece * scale for piece, scale in pieces])
         step = np.concatenate([np.broadcast_to(scale, piece.shape) for piece, scale in pieces])
-        lowest = constants.get(f"{node.input[0]}_lowest")
-        back = constants.get(f"{node.name}_back")
+        lowest = constants.get(f"{node.input[0]}{SHIFT}")
+        back = constants.get(f"{node.name}{SHIFTED_BACK}")
         if weights.shape != original.shape or (lowest is None) != (back is None):
             yield node.input[1]
             continue
@@ -316,8 +373,8 @@ def _other_weights_per_row(
             offset = lowest.astype(np.float64) @ weights
             size = np.abs(lowest.astype(np.float64)) @ np.abs(weights)
             if (np.abs(offset - back) > 1e-5 * size + 1e-30).any():
-                yield f"{node.name}_back"
-        inverse = constants.get(f"{node.input[0]}_inverse", np.ones(1)).astype(np.float64)
+                yield f"{node.name}{SHIFTED_BACK}"
+        inverse = constants.get(f"{node.input[0]}{SMOOTHING}", np.ones(1)).astype(np.float64)
         limit = 0.51 * step + 1e-5 * np.abs(weights)
         if (np.abs(weights - original / inverse[:, None]) > limit).any():
             yield node.input[1]

@@ -22,6 +22,9 @@ from converters.table import Column
 NO_CONVERTER = re.compile(r"Unable to find a (?:shape calculator|converter)\D*?<class '([\w.]+)'")
 NO_OPERATOR = re.compile(r"([\w.:]+)\(-?\d+\) is not a registered function/op")
 
+# skl2onnx gives both outputs of a classifier to the step after it.
+CLASSIFIER_AS_STEP = re.compile(r"but we got 2 input\(s\) which are \['label'")
+
 
 def convert_estimator(
     estimator: Any,
@@ -75,6 +78,12 @@ def _reason(error: Exception) -> str:
         return (
             f"it needs {match[1]}, which ONNX Runtime does not have; train with another estimator "
             "or step instead"
+        )
+    if CLASSIFIER_AS_STEP.search(message):
+        return (
+            "a classifier that transforms columns for the step after it, as a "
+            "LinearDiscriminantAnalysis does, has no converter; train with a PCA there, or without "
+            "that step"
         )
     return message[:200]
 

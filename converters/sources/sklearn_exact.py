@@ -21,6 +21,7 @@ from converters.sources.sklearn_encoders import EncoderColumn, encoder_columns
 from converters.sources.sklearn_functions import FUNCTIONS, function_parts
 from converters.sources.sklearn_kernels import convert_decision, register_kernels
 from converters.sources.sklearn_members import register_members
+from converters.sources.sklearn_mixtures import register_mixtures
 from converters.sources.sklearn_neighbors import register_neighbors
 from converters.sources.sklearn_nodes import (
     LINEAR_MODELS,
@@ -103,6 +104,7 @@ def register_exact(number: Any, *, zero_missing: bool = False) -> None:
     register_members()
     register_kernels()
     register_neighbors()
+    register_mixtures(_components_shape, _single_output_parser)
     update_registered_converter(
         CategoricalNB,
         "SklearnCategoricalNB",
@@ -162,6 +164,7 @@ def _selectors() -> Iterator[type]:
         "SelectFwe",
         "SelectKBest",
         "SelectPercentile",
+        "SequentialFeatureSelector",
         "VarianceThreshold",
     )
     yield from (getattr(feature_selection, name) for name in names)
@@ -228,14 +231,19 @@ def _decision_shape(operator: Any) -> None:
     operator.outputs[0].type = DoubleTensorType([operator.inputs[0].get_first_dimension(), 1])
 
 
+def _components_shape(operator: Any) -> None:
+    rows = operator.inputs[0].get_first_dimension()
+    operator.outputs[0].type.shape = [rows, operator.raw_operator.n_components]
+
+
 def _distances_shape(operator: Any) -> None:
     rows = operator.inputs[0].get_first_dimension()
     operator.outputs[0].type.shape = [rows, len(operator.raw_operator.cluster_centers_)]
 
 
 def _convert_centres(scope: Any, operator: Any, container: Any) -> None:
-    """Minus the distances to the centres: ``|x|^2 - 2 x.c + |c|^2``, as scikit-learn computes
-    them."""
+    """The distances to the centres, ``transform``: ``|x|^2 - 2 x.c + |c|^2``, as scikit-learn
+    computes them."""
     source, dtype = _joined_input(scope, operator, container), onnx.TensorProto.DOUBLE
     centres = np.asarray(operator.raw_operator.cluster_centers_, np.float64)
     keys = (
@@ -247,7 +255,6 @@ def _convert_centres(scope: Any, operator: Any, container: Any) -> None:
         "square",
         "positive",
         "distance",
-        "minus",
     )
     name = {key: str(scope.get_unique_variable_name(key)) for key in keys}
     axes = _constant(scope, container, [1], onnx.TensorProto.INT64)
@@ -262,8 +269,7 @@ def _convert_centres(scope: Any, operator: Any, container: Any) -> None:
     container.add_node("Add", [name["first"], centre_lengths], [name["square"]])
     container.add_node("Max", [name["square"], zero], [name["positive"]])
     container.add_node("Sqrt", [name["positive"]], [name["distance"]])
-    container.add_node("Neg", [name["distance"]], [name["minus"]])
-    add_output(GraphPart(scope, container), operator, name["minus"])
+    add_output(GraphPart(scope, container), operator, name["distance"])
 
 
 def register_vectorizers(vectorizers: Sequence[Any]) -> None:

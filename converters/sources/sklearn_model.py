@@ -74,6 +74,8 @@ class SklearnModel(TabularModel):
         self.inner, self._target_transform = without_target(path, self.estimator)
         if type(self.last).__name__ == "IsolationForest":
             self._target_transform = None, (1.0, -float(self.last.offset_))
+        elif self.kind == "clusters" and not hasattr(self.last, "predict_proba"):
+            self._target_transform = None, (-1.0, 0.0)  # the nearest centre has the highest score
         self._trained = columns_of(self.inner)
         # One tensor cannot hold both texts and numbers, and a ColumnTransformer selects by name.
         has_text = any(column.is_text for column in self._trained)

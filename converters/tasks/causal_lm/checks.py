@@ -9,7 +9,7 @@ import numpy as np
 
 from converters.proof.checks import Check, at_least, at_most
 from converters.proof.reference import Reference
-from converters.proof.self_test import NAME
+from converters.proof.self_test import NAME, answers_self_test
 from converters.tasks.causal_lm.faults import FAULTY_FILES
 from converters.tasks.causal_lm.gguf_file import GgufFile
 from converters.tasks.causal_lm.openvino_engine import Generated, OpenVinoEngine
@@ -33,7 +33,7 @@ def file_checks(path: Path, reference: Reference) -> list[Check]:
         ),
         token_check(engine.token_ids, reference),
         *declared_checks(Declared(engine.end_ids, file.template), reference),
-        _metadata_self_test(engine, file, reference),
+        *_answers_self_test(engine, file, reference),
     ]
 
 
@@ -170,8 +170,8 @@ def declared_checks(declared: Declared, reference: Reference) -> list[Check]:
     ]
 
 
-def _metadata_self_test(engine: OpenVinoEngine, file: GgufFile, reference: Reference) -> Check:
-    """Faults that need no other file: planted into what was read."""
+def _answers_self_test(engine: OpenVinoEngine, file: GgufFile, reference: Reference) -> list[Check]:
+    """Faults that need no other file: planted into what was read and answered."""
     declared = Declared(engine.end_ids, file.template)
     greedy = [
         Generated(original_ids(reference, i), False)
@@ -188,9 +188,15 @@ def _metadata_self_test(engine: OpenVinoEngine, file: GgufFile, reference: Refer
             token_check(lambda text: [i + 1 for i in engine.token_ids(text)], reference)
         ],
         "first token lost": greedy_checks(shifted, reference),
-        "probabilities of the next token": score_checks(np.roll(score, 1), score, reference),
     }
-    return self_test_check(faults, "what is declared")
+    return [
+        self_test_check(faults, "what is declared"),
+        *answers_self_test(
+            lambda faulty: score_checks(faulty.ravel(), score, reference),
+            score[:, None],
+            what="log-probabilities",
+        ),
+    ]
 
 
 def faulty_file_check(path: Path, folder: Path, reference: Reference) -> Check:

@@ -25,6 +25,16 @@ def _permute(reader: Any) -> None:
             tensor.data[...] = tensor.data[rows.reshape(2, -1).T.reshape(-1)]
 
 
+def _skip_layer(reader: Any) -> None:
+    """What the middle layer adds to its input becomes zero."""
+    outputs = (".attn_output.weight", ".ffn_down.weight")
+    layers = [tensor for tensor in reader.tensors if tensor.name.endswith(outputs)]
+    middle = f"blk.{len(layers) // len(outputs) // 2}."
+    for tensor in layers:
+        if tensor.name.startswith(middle):
+            tensor.data[...] = 0  # in F16, and the scales in Q8_0
+
+
 def _written(edit: Callable[[Any], None]) -> Callable[[Path, Path], None]:
     def write(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
@@ -36,6 +46,7 @@ def _written(edit: Callable[[Any], None]) -> Callable[[Path, Path], None]:
 
 
 FAULTY_FILES: Mapping[str, Callable[[Path, Path], None]] = {
+    "one layer skipped": _written(_skip_layer),
     "two weights swapped": _written(_swap_weights),
     "rotary embedding not permuted": _written(_permute),
 }

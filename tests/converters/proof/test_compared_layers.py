@@ -256,6 +256,29 @@ def test_an_operator_that_changes_nothing_here_is_detected(precision, graph_file
     ]
 
 
+@pytest.mark.parametrize("precision", ["int8-per-row", "int8-dynamic"])
+@pytest.mark.parametrize(
+    ("operator", "constant"), [("Max", -1e4), ("Add", 0.0), ("Sub", 0.0), ("Div", 1.0)]
+)
+@pytest.mark.parametrize("tensor", ["gelu", "answer"])
+def test_arithmetic_that_integers_need_is_detected_elsewhere(
+    precision, operator, constant, tensor, graph_file, tmp_path
+):
+    """Products of integers come with each of these operators: one more is not one of theirs, also
+    if it changes nothing here, and if it follows such a product."""
+    model = onnx.load(graph_file("mlp", precision))
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(constant), "planted"))
+    if tensor == "answer":
+        for node in model.graph.node:
+            node.output[:] = ["exact" if name == tensor else name for name in node.output]
+        model.graph.node.append(helper.make_node(operator, ["exact", "planted"], [tensor]))
+    else:
+        _insert_after(tensor, operator, ["planted"], model.graph)
+    onnx.save(model, tmp_path / "bad.onnx")
+    failed = _failed(graph_file, "mlp", tmp_path / "bad.onnx", precision)
+    assert [check.worst for check in failed if "operators" in check.name] == [operator]
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_temperature_of_one_percent_is_detected(precision, graph_file, tmp_path):
     """In 8 bits each answer stays within rounding: the factor itself is what the original lacks."""

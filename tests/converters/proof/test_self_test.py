@@ -211,6 +211,15 @@ def test_a_constant_original_is_measured_from_zero_and_reported():
             assert _failed(_checks(precision, original)(actual))
 
 
+def test_what_fp32_has_no_numbers_for_is_no_error():
+    """The probability of a component that no sample is near to: 1e-87, served as 0."""
+    original = _softmax(RANDOM.standard_normal((24, 3)) - np.array([0, 0, 200]))
+    actual = original.copy()
+    actual[:, 2] = 0
+    assert _failed(_checks("fp32", original)(actual)) == []
+    assert _failed(_checks("fp32", original)(actual + np.array([0, 0, 1e-3])))
+
+
 def test_flags_are_not_rounding():
     original = np.repeat([[0.0], [1.0]], 12, axis=0).astype(np.float32)
     assert spread_of(original).floor.max() < 1e-5

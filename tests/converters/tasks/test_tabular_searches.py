@@ -6,19 +6,22 @@ import pytest
 import skops.io
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.compose import TransformedTargetRegressor
+from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import IsolationForest, RandomForestClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.feature_selection import RFE
+from sklearn.feature_selection import RFE, SequentialFeatureSelector
 from sklearn.frozen import FrozenEstimator
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.mixture import GaussianMixture
+from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
 from sklearn.model_selection import (
     FixedThresholdClassifier,
     GridSearchCV,
     TunedThresholdClassifierCV,
 )
-from sklearn.pipeline import make_pipeline
+from sklearn.naive_bayes import GaussianNB
+from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import (
     Binarizer,
     KBinsDiscretizer,
@@ -27,6 +30,7 @@ from sklearn.preprocessing import (
 )
 from sklearn.svm import OneClassSVM
 
+from converters.errors import ConversionError
 from tests.tables_in_process import (
     build_reference,
     failed_checks,
@@ -54,7 +58,32 @@ DETECTORS = {
     "clusters behind a scaler": make_pipeline(
         StandardScaler(), MiniBatchKMeans(3, n_init=1, random_state=0)
     ),
-    "a mixture": GaussianMixture(3, random_state=0),
+    **{
+        f"a {model.__name__} of {covariance} covariances": make_pipeline(
+            StandardScaler(), model(n_components=3, covariance_type=covariance, random_state=0)
+        )
+        for model in (GaussianMixture, BayesianGaussianMixture)
+        for covariance in ("full", "tied", "diag", "spherical")
+    },
+    "a mixture of components that no row is near to": BayesianGaussianMixture(
+        n_components=4,
+        weight_concentration_prior_type="dirichlet_distribution",
+        weight_concentration_prior=1e-3,
+        random_state=0,
+    ),
+}
+AS_STEPS = {
+    "distances to clusters": make_pipeline(
+        StandardScaler(), KMeans(4, n_init=1, random_state=0), LogisticRegression(max_iter=500)
+    ),
+    "distances beside components": make_pipeline(
+        StandardScaler(),
+        make_union(MiniBatchKMeans(3, n_init=1, random_state=0), PCA(2)),
+        RandomForestClassifier(4, random_state=0),
+    ),
+    "columns chosen one by one": make_pipeline(
+        SequentialFeatureSelector(GaussianNB(), n_features_to_select=3, cv=2), GaussianNB()
+    ),
 }
 
 
@@ -78,8 +107,23 @@ def test_outliers_and_clusters(tmp_path, name):
         return
     assert task.model.labels == tuple(map(str, range(actual.shape[1])))
     assert (actual.argmax(axis=1) == model.predict(NEW_ROWS)).all()
-    expected = model.predict_proba(NEW_ROWS) if name == "a mixture" else -model.transform(NEW_ROWS)
+    is_mixture = hasattr(model, "predict_proba")
+    expected = model.predict_proba(NEW_ROWS) if is_mixture else -model.transform(NEW_ROWS)
     assert actual == pytest.approx(expected, rel=3e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", AS_STEPS)
+def test_estimators_and_selections_as_steps(tmp_path, name):
+    model = AS_STEPS[name].fit(*WINE)
+    _, reference = _prove(model, tmp_path)
+    actual = graph_scores(reference, named_columns(NEW_ROWS, [f"f{index}" for index in range(13)]))
+    assert actual == pytest.approx(model.predict_proba(NEW_ROWS), abs=1e-5)
+
+
+def test_a_classifier_as_a_step_is_refused_with_what_to_do(tmp_path):
+    model = make_pipeline(LinearDiscriminantAnalysis(), LogisticRegression()).fit(*WINE)
+    with pytest.raises(ConversionError, match="a classifier that transforms columns"):
+        _prove(model, tmp_path)
 
 
 WRAPPERS = {
