@@ -441,8 +441,9 @@ def _require_no_other_library(path: Path) -> None:
     keys = set(document) if isinstance(document, dict) else set()
     if {"oblivious_trees", "features_info"} & keys:
         raise SourceRefused(
-            f"{path} is a CatBoost model: save it with save_model('model.onnx', format='onnx'), "
-            "and give that with --task tensors"
+            f"{path} is a CatBoost model, which has no converter: save it with "
+            "save_model('model.onnx', format='onnx') (one without categorical features of its "
+            "own), remove the ZipMap at the end of a classifier, and pass that with --task tensors"
         )
     if "tree_info" in keys:
         raise SourceRefused(

@@ -638,6 +638,16 @@ OTHERS = {
     "ONNX as text": (_file("m.onnxtxt"), "onnx.save"),
     "Python": (_file("m.py"), "package.module:function"),
     "a notebook": (_file("m.ipynb"), "package.module:function"),
+    "CatBoost, symmetric trees": (
+        _file("m.json", b'{"features_info": {}, "oblivious_trees": [], "model_info": {}}'),
+        "is a CatBoost model, which has no converter: save it with save_model('model.onnx'",
+    ),
+    "CatBoost, other trees": (
+        _file("m.json", b'{"features_info": {}, "trees": [], "scale_and_bias": [1, [0]]}'),
+        "is a CatBoost model, which has no converter: save it with save_model('model.onnx'",
+    ),
+    "CatBoost's own format": (_file("m.cbm"), "remove the ZipMap"),
+    "LightGBM's dump": (_file("m.json", b'{"tree_info": []}'), "booster_.save_model"),
     "old XGBoost": (_file("m.model"), "save_model('model.json')"),
     "R": (_file("m.rds"), "R's own form"),
     "fastText": (_file("m.ftz"), "word vectors"),
