@@ -80,7 +80,21 @@ def _write(precision: str, source: Path, output: Path, feeds: Feeds) -> None:
         "int8-per-row": lambda: int8_per_row.write_int8_per_row(source, output, feeds),
         "int8-dynamic": lambda: int8_dynamic.write_int8_dynamic(source, output),
     }
+    if precision not in ("fp32", "fp16"):
+        _require_fp32_weights(source)
     writers[precision]()
+
+
+def _require_fp32_weights(source: Path) -> None:
+    import onnx
+
+    graph = onnx.load(source, load_external_data=False).graph
+    half = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    if any(tensor.data_type in half and len(tensor.dims) > 1 for tensor in graph.initializer):
+        raise ExportFailed(
+            "the graph has weights in FP16, and 8 bits are written from FP32: export it in FP32, "
+            "or leave --precision out"
+        )
 
 
 def _require_loadable(output: Path) -> None:

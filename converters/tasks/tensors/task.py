@@ -43,6 +43,14 @@ class Tensors(Task):
         self.source: TensorSource = open_source(request.source)
         require_servable(self.source.inputs, "input")
         require_servable(self.source.outputs, "output")
+        names = {tensor.name for tensor in self.source.inputs}
+        both = [tensor.name for tensor in self.source.outputs if tensor.name in names]
+        if both:
+            raise SourceRefused(
+                f"{request.source} has an output of the same name as its input {both[0]!r}, and "
+                "Triton cannot serve one tensor as both: give that output another name, or leave "
+                "it out"
+            )
         self.groups = self._groups()
 
     def _groups(self) -> list[Batch]:

@@ -249,6 +249,21 @@ def test_a_forest_is_refused(tmp_path, precision):
         write_precision(precision, tmp_path / "source.onnx", tmp_path / "target.onnx", list)
 
 
+@pytest.mark.parametrize(
+    "precision", ["int8-weight-only", "int8-static", "int8-per-row", "int8-dynamic"]
+)
+def test_weights_in_fp16_are_refused_with_what_to_do(tmp_path, precision):
+    weights = {"w": _weights(WIDTH, 4).astype(np.float16)}
+    nodes = [
+        helper.make_node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("MatMul", ["half", "w"], ["product"]),
+        helper.make_node("Cast", ["product"], ["answer"], to=TensorProto.FLOAT),
+    ]
+    onnx.save(graph_of(nodes, {"x": ["n", WIDTH]}, ["n", 4], weights), tmp_path / "source.onnx")
+    with pytest.raises(ExportFailed, match=r"weights in FP16, .* export it in FP32"):
+        write_precision(precision, tmp_path / "source.onnx", tmp_path / "target.onnx", list)
+
+
 @pytest.mark.parametrize("precision", ["int8-static", "int8-per-row"])
 def test_int8_without_samples_is_refused(tmp_path, precision):
     onnx.save(attention(), tmp_path / "source.onnx")
