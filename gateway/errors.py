@@ -4,6 +4,7 @@ GatewayError                 a stable code, a message that says what to do, some
 |- Unauthenticated           no identity, or an invalid one
 |- Forbidden                 known, but not allowed
 |- NotFound                  unknown, or not yours
+|  `- UnknownModel           the model is
 |- MethodNotAllowed          the path exists, but not for this method
 |- InvalidRequest            the request does not fit the schema
 |- TooLarge                  the body is over the limit
@@ -43,6 +44,16 @@ class Forbidden(GatewayError):
 
 class NotFound(GatewayError):
     code = "not_found"
+
+
+class UnknownModel(NotFound):
+    """``name`` is that of the model, as a message quotes it."""
+
+    def __init__(
+        self, message: str, name: str = "", *, retry_after_s: int | None = None, param: str = ""
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s, param=param)
+        self.name = name
 
 
 class MethodNotAllowed(GatewayError):
@@ -123,12 +134,13 @@ def quoted(value: object) -> str:
     return repr(value)[:SHOWN]
 
 
-def no_model(name: str) -> NotFound:
+def no_model(name: str) -> UnknownModel:
     """The error for a model that does not exist and for one that the caller may not use: the two
     must not be distinguishable.
 
     Triton's own wording comes first, since clients (NVIDIA's examples among them) look for it.
     """
-    return NotFound(
-        f"Request for unknown model: {quoted(name)} is not found: see GET /v2/models for yours"
+    shown = quoted(name)
+    return UnknownModel(
+        f"Request for unknown model: {shown} is not found: see GET /v2/models for yours", shown
     )

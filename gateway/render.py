@@ -11,7 +11,7 @@ from enum import Enum
 import orjson
 from starlette.types import Send
 
-from gateway.errors import GatewayError, MethodNotAllowed
+from gateway.errors import GatewayError, MethodNotAllowed, UnknownModel
 from modelspec.names import OPENAI_RESOURCES
 
 Respond = Callable[[int, list[tuple[bytes, bytes]], bytes], bool]
@@ -129,11 +129,16 @@ def _problem(error: GatewayError, status: int, path: str, request_id: str) -> di
 
 
 def _openai(error: GatewayError, request_id: str) -> dict[str, object]:
+    message, code = error.message, error.code
+    if isinstance(error, UnknownModel):
+        code = "model_not_found"  # OpenAI's own, which its clients look for
+        if error.name:
+            message = f"The model {error.name} does not exist: see GET /v1/models for yours"
     fields = {
-        "message": error.message,
+        "message": message,
         "type": TABLE[error.code][3],
         "param": error.param or None,
-        "code": error.code,
+        "code": code,
         "request_id": request_id,
     }
     return {"error": fields}

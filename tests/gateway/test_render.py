@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from gateway import errors
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, UnknownModel, no_model
 from gateway.render import TABLE, Api, api_of, error_reply, status_of
 
 # From the design's table: task, OpenAI, V2.
@@ -55,9 +55,22 @@ def test_every_error_has_the_shape_of_its_api(error_type, api):
         assert body["title"] == TABLE[error_type.code][2]
     elif api is Api.OPENAI:
         assert body["error"]["message"] == "what is wrong"
-        assert (body["error"]["code"], body["error"]["param"]) == (error_type.code, "field")
+        code = "model_not_found" if error_type is UnknownModel else error_type.code
+        assert (body["error"]["code"], body["error"]["param"]) == (code, "field")
     else:
         assert body == {"error": "what is wrong (request id-1)"}
+
+
+@pytest.mark.parametrize(
+    ("api", "listed_at", "code"),
+    [(Api.OPENAI, "/v1/models", "model_not_found"), (Api.TASK, "/v2/models", "not_found")],
+)
+def test_an_unknown_model_is_called_as_the_api_calls_it(api, listed_at, code):
+    body = orjson.loads(error_reply(no_model("nonsense"), PATHS[api], "id-1").body)
+    fault = body.get("error", body)
+    message = fault.get("message") or fault["detail"]
+    assert fault["code"] == code
+    assert "'nonsense'" in message and f"see GET {listed_at} " in message
 
 
 @pytest.mark.parametrize(
