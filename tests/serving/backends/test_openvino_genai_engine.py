@@ -1,6 +1,7 @@
 """The openvino_genai backend's engine: a small part of each proof of ``tests.conformance.engine``,
 on a small model of random weights."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from tests.tiny_models import language_model
 
 sys.path.append(str(ROOT / "serving" / "backends" / "openvino_genai"))
 
+from lm_driver import Job
 from lm_jobs import Busy
 from lm_waiting import Pace
 
@@ -108,3 +110,46 @@ def test_who_would_wait_too_long_is_refused_at_once(folder, steps, most_s, refus
         assert isinstance(error, Busy)
         assert "its first token is expected" in str(error)
         assert 1 <= error.retry_after_s <= 30
+
+
+def test_nobody_is_slowed_by_more_than_their_share(folder):
+    """One client sends the longest prompt and a grammar without an end, and asks for ten million
+    tokens. Each step reads a bounded part of that prompt, and generates a token of every other
+    stream."""
+    settings = replace(
+        SETTINGS, max_num_batched_tokens=64, enable_prefix_caching=False, num_kv_blocks=128
+    )
+    monstrous = {
+        **engine.greedy(10_000_000),
+        "truncate_prompt_tokens": 300,
+        "structured_outputs": json.dumps({"grammar": 'root ::= [a-z] root | [0-9] root | "."'}),
+    }
+    made: list[list[int]] = []  # tokens of each of the others, before each step
+    reading = 0  # steps that read the monster's prompt
+    with engine.running(folder, settings) as driver:
+        # Its structure is compiled before, which is not the engine's thread's work.
+        assert Asked(driver, PROMPTS[0], {**monstrous, "max_tokens": 2}).pieces_of_all()
+        others = [Asked(driver, prompt, engine.greedy(300)) for prompt in PROMPTS[:5]]
+        while not all(one.pieces for one in others):
+            assert not any(one.ended.wait(0.001) for one in others)
+        plain_step = driver._step
+
+        def counting_step() -> None:
+            nonlocal reading
+            reading += any(job.reserved > 450 and not _made(job) for job in driver._running)
+            made.append([_made(one._job) for one in others])
+            plain_step()
+
+        driver._step = counting_step  # type: ignore[method-assign]
+        monster = Asked(driver, "word " * 2000, monstrous)
+        for one in (*others, monster):
+            assert one.ended.wait(120)
+            assert one.error is None
+    assert reading >= 300 // 64
+    for counts in zip(*made, strict=True):
+        gained = [after - before for before, after in itertools.pairwise(counts)]
+        assert set(gained[: 300 - counts[0]]) == {1}
+
+
+def _made(job: Job) -> int:
+    return sum(one.made for one in job.sequences)
