@@ -1,7 +1,7 @@
 """What the code of a conversion does, as a checksum.
 
-An edited comment, docstring or layout keeps it, an edited constant changes it, and code that the
-conversion does not import has no part in it.
+An edited comment, docstring, layout or annotation of a function keeps it, an edited constant
+changes it, and code that the conversion does not import has no part in it.
 """
 
 import ast
@@ -55,8 +55,28 @@ def _compiled(module: str) -> tuple[CodeType, frozenset[str]]:
 
 
 def _without_docstrings(tree: ast.Module, name: str) -> CodeType:
-    """The compiled code; ``name`` is in it in place of a path, so every checkout has the same."""
-    return compile(tree, name, "exec", optimize=2)
+    """The compiled code, without the annotations of functions and imports that only they need;
+    ``name`` is in it in place of a path, so every checkout has the same."""
+    return compile(_WithoutAnnotations().visit(tree), name, "exec", optimize=2)
+
+
+class _WithoutAnnotations(ast.NodeTransformer):
+    """Those of a class stay: they are a dataclass's fields."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
+        return ast.copy_location(ast.Pass(), node) if node.module == "typing" else node
 
 
 def _imported(tree: ast.AST) -> Iterator[str]:

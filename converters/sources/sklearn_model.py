@@ -220,8 +220,8 @@ class SklearnModel(TabularModel):
         sums = tree_sums(self.last)
         if not sums:
             return None
-        narrow = all(found.narrow for found in sums)
-        marks = set.intersection(*(set(found.missing) for found in sums))
+        narrow = all(summed.narrow for summed in sums)
+        marks = set.intersection(*(set(summed.missing) for summed in sums))
         is_alone = self.inner is self.last
         rows = self._last_input(table)
         dense = rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows, np.float64)
@@ -229,7 +229,7 @@ class SklearnModel(TabularModel):
             numbers = dense.astype(np.float32 if narrow else np.float64).astype(np.float64)
         zero_is_missing = hasattr(rows, "toarray") and type(self.last).__name__ in XGBOOST
         numbers[np.isin(numbers, [*marks, *([0.0] if zero_is_missing else [])])] = np.nan
-        return Forest([tree for found in sums for tree in found.trees], numbers, is_alone)
+        return Forest([tree for summed in sums for tree in summed.trees], numbers, is_alone)
 
     def marks(self) -> Mapping[str, Sequence[float]]:
         """The numbers that the boosters read as missing."""

@@ -72,9 +72,9 @@ def tree_sums(model: Any) -> list[TreeSum]:
             return []
     selections = getattr(model, "estimators_features_", [None] * len(members))
     return [
-        found if selection is None else _of_features(found, np.asarray(selection))
+        summed if selection is None else _of_features(summed, np.asarray(selection))
         for member, selection in zip(members, selections, strict=True)
-        for found in tree_sums(member)
+        for summed in tree_sums(member)
     ]
 
 
@@ -85,19 +85,19 @@ def mixes_kinds(model: Any) -> bool:
     return type(model).__name__ in COMPOUNDS and not all(map(tree_sums, members))
 
 
-def _of_features(found: TreeSum, selection: np.ndarray) -> TreeSum:
+def _of_features(summed: TreeSum, selection: np.ndarray) -> TreeSum:
     """Trees that were trained on these of the features, INT [k], as trees of all features."""
     trees = [
         replace(tree, feature=np.where(tree.leaves, 0, selection[np.maximum(tree.feature, 0)]))
-        for tree in found.trees
+        for tree in summed.trees
     ]
-    return replace(found, trees=trees)
+    return replace(summed, trees=trees)
 
 
 def estimator_thresholds(model: Any, features: int) -> list[np.ndarray]:
     """The numbers at which the trees of a final estimator split each feature, FP64 [k] each; empty
     without trees."""
-    trees = [tree for found in tree_sums(model) for tree in found.trees]
+    trees = [tree for summed in tree_sums(model) for tree in summed.trees]
     return thresholds_by_feature(trees, features)
 
 

@@ -52,6 +52,11 @@ def test_only_an_edit_that_changes_the_conversion_changes_its_key(copy):
     (copy / CHECKS).write_text(commented)
     (copy / TEXTS).write_text(f"{texts}\nADDED = 1\n")  # of other tasks
     assert key(copy) == before
+    imported = "from typing import Any\n\nimport numpy as np\n"
+    assert ") -> list[Check]:" in checks and "import numpy as np\n" in checks
+    annotated = checks.replace(") -> list[Check]:", ") -> list[Any]:")
+    (copy / CHECKS).write_text(annotated.replace("import numpy as np\n", imported, 1))
+    assert key(copy) == before
     (copy / CHECKS).write_text(f"{checks}\nLIMIT = 1\n")
     changed = key(copy)
     (copy / CHECKS).write_text(f"{checks}\nLIMIT = 2\n")

@@ -112,13 +112,13 @@ class ChatClients:
 
     def wait_idle(self) -> None:
         """Until nothing waits, runs or is kept in the KV cache."""
-        found: dict[str, float] = {}
+        gauges: dict[str, float] = {}
 
         def is_idle() -> bool:
-            found.update(self.metrics())
-            return not any(found.get(name, 1.0) for name in GAUGES)
+            gauges.update(self.metrics())
+            return not any(gauges.get(name, 1.0) for name in GAUGES)
 
-        wait_until(is_idle, 60, f"idle again: {found}")
+        wait_until(is_idle, 60, f"idle again: {gauges}")
 
     def wait_running(self) -> None:
         wait_until(lambda: self.metrics().get("tidegate_running"), 30, "something runs")

@@ -130,9 +130,9 @@ def _events(http: httpx.Client, body: dict[str, object]) -> Iterator[dict[str, A
         raise _unreachable(http, error) from error
 
 
-def _chat_model(http: httpx.Client, wanted: str) -> str:
-    """The one that is wanted; for '' the only chat model, or the one named ``chat``. NoChatModel if
-    there is none, ServingError if there are several, or others than the wanted one."""
+def _chat_model(http: httpx.Client, requested: str) -> str:
+    """The requested one; for '' the only chat model, or the one named ``chat``. NoChatModel if
+    there is none, ServingError if there are several, or others than the requested one."""
     try:
         response = http.get("/openapi.json")
         _require_success(response)
@@ -146,11 +146,12 @@ def _chat_model(http: httpx.Client, wanted: str) -> str:
         )
     body = route["post"]["requestBody"]["content"]["application/json"]["schema"]
     names: list[str] = body["properties"]["model"]["enum"]
-    if wanted in names:
-        return wanted
-    if wanted:
+    if requested in names:
+        return requested
+    if requested:
         raise ServingError(
-            f"there is no chat model {wanted!r} at {http.base_url}: served are {', '.join(names)}"
+            f"there is no chat model {requested!r} at {http.base_url}: served are "
+            f"{', '.join(names)}"
         )
     if len(names) > 1 and _USUAL not in names:
         raise ServingError(

@@ -107,8 +107,8 @@ class GgufFile:
         """What a chat template may name: ``bos_token``, ``eos_token`` and so on."""
         tokens = self.value("tokenizer.ggml.tokens", [])
         names = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding"}
-        found = {name: self.value(f"tokenizer.ggml.{key}_token_id") for name, key in names.items()}
-        return {name: str(tokens[index]) for name, index in found.items() if index is not None}
+        ids = {name: self.value(f"tokenizer.ggml.{key}_token_id") for name, key in names.items()}
+        return {name: str(tokens[index]) for name, index in ids.items() if index is not None}
 
     @cached_property
     def markers(self) -> list[str]:
@@ -128,10 +128,10 @@ def written_by(template: str, tokens: Iterable[str], special: Mapping[str, str])
 
 def _dequantized() -> frozenset[str]:
     """The types that the package ``gguf`` can dequantize."""
-    found = set()
+    names = set()
     for kind in gguf.GGMLQuantizationType:
         size = gguf.GGML_QUANT_SIZES[kind][1]  # bytes of one block
         with contextlib.suppress(NotImplementedError):
             gguf.quants.dequantize(np.zeros((1, size), np.uint8), kind)
-            found.add(kind.name)
-    return frozenset(found)
+            names.add(kind.name)
+    return frozenset(names)

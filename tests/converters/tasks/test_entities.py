@@ -239,9 +239,9 @@ def test_a_span_beside_an_undecided_token_does_not_count(reference):
         (end - 1, end + 3, "LOC"),
         (end, end + 3, "LOC"),
     )
-    found = [TextEntities((), ())] * len(texts)
-    found[row] = TextEntities(spans, (0.1, 0.2, 0.3, 0.4))
-    clear = clear_entities(found, undecided)[row]
+    originals = [TextEntities((), ())] * len(texts)
+    originals[row] = TextEntities(spans, (0.1, 0.2, 0.3, 0.4))
+    clear = clear_entities(originals, undecided)[row]
     assert clear == TextEntities((spans[0], spans[3]), (0.1, 0.4))
 
 

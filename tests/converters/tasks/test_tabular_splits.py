@@ -140,8 +140,8 @@ def test_a_fault_in_one_split_is_detected(proved, fault, tmp_path):
             broken = _with_fault(proved, ensemble, int(place), fault, tmp_path)
             checks = split_checks(TableGraph(broken.folder / "model.onnx", broken), broken)
             if all(check.passed for check in checks):
-                found = graph_scores(broken, proved.fresh.columns)
-                difference = np.abs(found - proved.answers).max()
+                scores = graph_scores(broken, proved.fresh.columns)
+                difference = np.abs(scores - proved.answers).max()
                 if difference > 1e-4 and not failed_checks(proved.task, broken):
                     undetected.append(f"ensemble {ensemble} split {place}: {difference:.2g}")
     assert undetected == []
