@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import CodeType
-from typing import Any
 
 FOLLOWED = ("converters", "modelspec")  # packages whose imports are followed
 
@@ -75,8 +74,13 @@ class _WithoutAnnotations(ast.NodeTransformer):
         node.annotation = None
         return node
 
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
-        return ast.copy_location(ast.Pass(), node) if node.module == "typing" else node
+    def visit_Module(self, node: ast.Module) -> ast.AST:
+        node.body = [
+            statement
+            for statement in node.body
+            if not (isinstance(statement, ast.ImportFrom) and statement.module == "typing")
+        ]
+        return self.generic_visit(node)
 
 
 def _imported(tree: ast.AST) -> Iterator[str]:
@@ -119,6 +123,6 @@ def _parts(code: CodeType) -> Iterator[bytes]:
             yield f"{type(constant).__name__} {_text(constant)}".encode(errors="surrogatepass")
 
 
-def _text(constant: Any) -> str:
+def _text(constant: object) -> str:
     """A set's order differs from process to process."""
     return repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)

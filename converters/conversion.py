@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -86,14 +85,14 @@ def convert(task: Task, options: ConversionOptions, report: Progress) -> Convert
 
 def reference_in(folder: Path, name: str, task: Task, precision: str) -> Reference:
     """The reference stored in ``folder``, with the tolerances of this precision."""
-    metadata: dict[str, Any] = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+    metadata: dict[str, object] = json.loads((folder / METADATA).read_text(encoding="utf-8"))
     with np.load(folder / ANSWERS) as stored:
         answers = dict(stored)
     proved_as = _source_precision(metadata) if precision == "fp32" else precision
     return Reference(name, folder, metadata, answers, task.tolerance(proved_as))
 
 
-def _source_precision(metadata: Mapping[str, Any]) -> str:
+def _source_precision(metadata: Mapping[str, object]) -> str:
     """A source in FP16 is proved as FP16: its own rounding is not a fault of the conversion."""
     return "fp16" if metadata.get("half") else "fp32"
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from ensembles.causal_lm import Declaration
 from modelspec.golden import Golden
@@ -55,7 +54,7 @@ PIPELINE = _DECLARATION.pipeline()
 
 
 def declare(
-    name: str, metadata: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
+    name: str, metadata: Mapping[str, object], golden: Golden, card: Mapping[str, object]
 ) -> Pipeline:
     """The committed pipeline; ValueError when the original does not match its declaration. Only
     another precision, or a model accepted despite a failed proof, gets a card that says so."""

@@ -77,7 +77,7 @@ class Declaration:
             openai={"embeddings": {"text": "text", "vector": VECTOR, "tokens": "token_count"}},
         )
 
-    def _response(self) -> Mapping[str, Any]:
+    def _response(self) -> Mapping[str, object]:
         return {
             "type": "object",
             "required": ["embedding", "token_count"],

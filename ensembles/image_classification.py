@@ -135,7 +135,7 @@ _REQUEST = {
 }
 
 
-def _response(top_k: int, score_description: str) -> Mapping[str, Any]:
+def _response(top_k: int, score_description: str) -> Mapping[str, object]:
     record = {
         "type": "object",
         "required": ["label", "score"],

@@ -86,7 +86,7 @@ def _endpoint_schema(
     )
 
 
-def _input(tensor: Mapping[str, Any]) -> dict[str, Any]:
+def _input(tensor: Mapping[str, Any]) -> dict[str, object]:
     """A number, or the elements of a row, flat in row-major order."""
     element, dims = {"type": _json_type(tensor["dtype"])}, tensor["dims"]
     if not dims:
@@ -103,7 +103,7 @@ def _input(tensor: Mapping[str, Any]) -> dict[str, Any]:
     return field if -1 in dims else {**field, "minItems": count, "maxItems": count}
 
 
-def _output(tensor: Mapping[str, Any]) -> dict[str, Any]:
+def _output(tensor: Mapping[str, Any]) -> dict[str, object]:
     element = {"type": _json_type(tensor["dtype"])}
     if not tensor["dims"]:
         return {**element, "x-tensor": tensor["name"]}

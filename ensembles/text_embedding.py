@@ -58,7 +58,7 @@ ENDPOINT_SCHEMA = PIPELINE.public.endpoint_schema
 
 
 def declare(
-    name: str, metadata: Mapping[str, Any], golden: Golden, card: Mapping[str, Any]
+    name: str, metadata: Mapping[str, object], golden: Golden, card: Mapping[str, object]
 ) -> Pipeline:
     """The committed pipeline; ValueError when the original does not match its declaration. Only
     another precision, or a model accepted despite a failed proof, gets a card that says so and,

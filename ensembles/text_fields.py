@@ -1,7 +1,6 @@
 """What every pipeline that begins with a text shares: the tokenizer step's tensors and fields."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from ensembles.engine import onnx_engine
 from modelspec.model import Batching, ModelSpec, TensorSpec
@@ -23,7 +22,7 @@ TRUNCATE = {
 }
 
 
-def text_request(description: str) -> dict[str, Any]:
+def text_request(description: str) -> dict[str, object]:
     """The request's schema: ``text``, and ``truncate``: whether to cut one that is too long."""
     text = {
         "type": "string",

@@ -39,7 +39,7 @@ class Binding(NamedTuple):
     target: str
     is_parameter: bool = False
     is_bytes: bool = False
-    null: Any = math.nan
+    null: object = math.nan
 
 
 class InvalidBase64(ValueError):
@@ -64,7 +64,7 @@ class EndpointSchema:
     response: Schema
     example: Body
     card: Mapping[str, Any] = field(default_factory=dict)
-    openai: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    openai: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> "EndpointSchema":
@@ -136,7 +136,7 @@ class EndpointSchema:
             if binding.is_parameter and binding.field in body
         }
 
-    def render(self, tensors: Mapping[str, np.ndarray], index: int) -> dict[str, Any]:
+    def render(self, tensors: Mapping[str, np.ndarray], index: int) -> dict[str, object]:
         """Row ``index`` of the output tensors (batch axis first) as the response's object. Texts
         are ``str``; numbers stay arrays and numpy's scalars, in their own precision."""
         return {
@@ -195,7 +195,7 @@ def _bound_tensors(schema: Schema) -> Iterator[str]:
         yield from _bound_tensors(schema["items"])
 
 
-def _flat(value: Any, binding: Binding) -> list[Any]:
+def _flat(value: Any, binding: Binding) -> list[object]:
     if binding.is_bytes:
         return [_decoded(value, binding.field)]
     values = value if isinstance(value, list) else [value]

@@ -87,11 +87,11 @@ class Golden:
             if name not in outputs:
                 raise unusable(f"expects an output {name!r} that the model does not have")
 
-    def is_answered(self, outputs: Mapping[str, Sequence[Any]]) -> bool:
+    def is_answered(self, outputs: Mapping[str, Sequence[object]]) -> bool:
         """Whether ``outputs`` has enough elements to compare."""
         return all(len(outputs.get(name, ())) >= len(row) for name, row in self.expect.items())
 
-    def fault(self, outputs: Mapping[str, Sequence[Any]]) -> str:
+    def fault(self, outputs: Mapping[str, Sequence[object]]) -> str:
         """'' when ``outputs`` is as expected, else what is wrong with it.
 
         ``outputs`` maps each output to the elements of the row, flat: numbers, ``str``, or
@@ -108,7 +108,7 @@ class Golden:
         return ""
 
 
-def agree(actual: Sequence[Any], expected: Sequence[Any], tolerance: float) -> bool:
+def agree(actual: Sequence[object], expected: Sequence[object], tolerance: float) -> bool:
     """Whether both have the same elements: numbers (numpy's too) within ``tolerance``, NaN only
     where NaN (or None) is expected, texts (or their bytes in UTF-8) exactly."""
     return len(actual) == len(expected) and all(
@@ -117,7 +117,7 @@ def agree(actual: Sequence[Any], expected: Sequence[Any], tolerance: float) -> b
     )
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return value.item() if isinstance(value, np.generic) else value  # an int64 stays exact
@@ -132,7 +132,7 @@ def _is_close(actual: Any, expected: Any, tolerance: float) -> bool:
     return bool(actual == expected or abs(actual - expected) <= tolerance)
 
 
-def _check_row(name: str, row: Any) -> None:
+def _check_row(name: str, row: object) -> None:
     if not isinstance(row, list) or not row:
         raise unusable(f"must expect a list of elements of the output {name!r}")
     if all(isinstance(value, str) for value in row):
@@ -143,7 +143,7 @@ def _check_row(name: str, row: Any) -> None:
         raise unusable(f"expects a number of the output {name!r} that is too large for FP64")
 
 
-def _is_finite(value: Any) -> bool:
+def _is_finite(value: object) -> bool:
     """Whether it is a number that FP64 can hold."""
     try:
         return isinstance(value, int | float) and math.isfinite(value)
@@ -151,9 +151,9 @@ def _is_finite(value: Any) -> bool:
         return False
 
 
-def _without_nan(value: Any) -> Any:
+def _without_nan(value: object) -> object:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _refuse_constant(name: str) -> Any:
+def _refuse_constant(name: str) -> object:
     raise ValueError(f"JSON has no {name}: write null to expect NaN")

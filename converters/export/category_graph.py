@@ -149,7 +149,7 @@ def category_frame(table: Table, columns: Sequence[Column], codes: Codes) -> Any
     """The rows as a DataFrame in which the columns in ``codes`` have pandas' type ``category``."""
     import pandas as pd
 
-    frame: dict[str, Any] = {}
+    frame: dict[str, object] = {}
     for index, column in enumerate(columns):
         values = table.columns[column.name]
         frame[column.name] = values

@@ -30,7 +30,7 @@ class _PositionalModule(torch.nn.Module):
         return tuple(named_outputs(result).values())
 
 
-def named_outputs(outputs: Any) -> dict[str, Any]:
+def named_outputs(outputs: object) -> dict[str, Any]:
     """A module's outputs by name."""
     if isinstance(outputs, Mapping):
         return {str(name): value for name, value in outputs.items()}

@@ -7,7 +7,6 @@ other way.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
@@ -38,7 +37,7 @@ class Tree:
         return self.yes < 0
 
 
-def tree_attributes(trees: Sequence[Tree], targets: int) -> dict[str, Any]:
+def tree_attributes(trees: Sequence[Tree], targets: int) -> dict[str, object]:
     """The attributes of a ``TreeEnsembleRegressor`` (ai.onnx.ml 3), FP64 in, FP32 [n, targets] out:
     the sum over the trees."""
     rows = [row for index, tree in enumerate(trees) for row in _nodes(index, tree)]
@@ -75,7 +74,7 @@ def thresholds_by_feature(trees: Sequence[Tree], features: int) -> list[np.ndarr
     return [np.unique(np.concatenate(parts)) if parts else np.empty(0) for parts in thresholds]
 
 
-def _nodes(index: int, tree: Tree) -> Iterator[tuple[Any, ...]]:
+def _nodes(index: int, tree: Tree) -> Iterator[tuple[object, ...]]:
     for node in range(len(tree.yes)):
         if tree.yes[node] < 0:
             yield index, node, 0, "LEAF", 0, 0, 0, 0.0

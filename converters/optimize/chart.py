@@ -65,7 +65,7 @@ def _plot(axes: Any, findings: Findings) -> None:
     _legend(axes)
 
 
-def _style(row: Row, findings: Findings) -> dict[str, Any]:
+def _style(row: Row, findings: Findings) -> dict[str, object]:
     if row is findings.chosen:
         return {"s": 150, "marker": "*", "color": PICK}
     if refusals(row, findings.allowed):

@@ -102,7 +102,7 @@ class Findings:
         return folder / JSON_FILE
 
 
-def _row_to_dict(row: Row) -> dict[str, Any]:
+def _row_to_dict(row: Row) -> dict[str, object]:
     return {
         "name": row.candidate.name,
         **asdict(row.candidate),
@@ -116,7 +116,7 @@ def _row_to_dict(row: Row) -> dict[str, Any]:
     }
 
 
-def this_machine() -> dict[str, Any]:
+def this_machine() -> dict[str, object]:
     """The machine that the figures are valid for."""
     return {
         "processor": cpu_name(),

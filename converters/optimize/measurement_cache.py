@@ -44,7 +44,7 @@ class MeasurementCache:
                 "allow writing, and run the same command again"
             ) from error
 
-    def once(self, key: str, measure: Callable[[], Any]) -> Any:
+    def once(self, key: str, measure: Callable[[], object]) -> Any:
         """The cached value; if there is none, it is measured now and cached."""
         value = self.get(key)
         if value is None:

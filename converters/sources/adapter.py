@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 ADAPTER = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -67,7 +66,7 @@ def _has_weights(folder: Path) -> bool:
     return any((folder / name).is_file() for name in WEIGHTS)
 
 
-def settings_of(folder: Path) -> Mapping[str, Any]:
+def settings_of(folder: Path) -> Mapping[str, object]:
     """The document in adapter_config.json; {} if it cannot be read."""
     try:
         document = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
@@ -76,7 +75,7 @@ def settings_of(folder: Path) -> Mapping[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _why_settings_refused(folder: Path, settings: Mapping[str, Any]) -> str:
+def _why_settings_refused(folder: Path, settings: Mapping[str, object]) -> str:
     """Say why the adapter computes something other than W + B·A·alpha/r; "" if it does not."""
     remedy = (
         "merge it with peft and give the result: PeftModel.from_pretrained(base, "

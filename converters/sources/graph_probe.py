@@ -52,7 +52,7 @@ def probe(graph: Path, path: Path) -> dict[str, Any]:
     )
 
 
-def signature_of(session: Any) -> dict[str, list[dict[str, Any]]]:
+def signature_of(session: Any) -> dict[str, list[dict[str, object]]]:
     """The graph's ``inputs`` and ``outputs`` as ``TensorInfo.metadata``; ValueError with cause and
     remedy when Triton cannot serve them."""
     return {

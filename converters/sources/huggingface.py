@@ -305,7 +305,7 @@ def _not_a_folder(path: Path) -> str:
     return f"{path} is not a folder: give the folder that holds config.json"
 
 
-def _reads_pairs(path: Path, config: Mapping[str, Any]) -> bool:
+def _reads_pairs(path: Path, config: Mapping[str, object]) -> bool:
     """Whether it is a CrossEncoder as one of sentence-transformers' versions saves it."""
     if "sbert_ce_default_activation_function" in config or "sentence_transformers" in config:
         return True

@@ -22,7 +22,9 @@ FALLBACK_SIDE = 224
 Normalization = tuple[list[float], list[float]]
 
 
-def _cropped(side: int, part: float, resample: int, normalization: Normalization) -> dict[str, Any]:
+def _cropped(
+    side: int, part: float, resample: int, normalization: Normalization
+) -> dict[str, object]:
     """Resize the shorter side to ``side / part``, crop the middle, normalise by mean and
     deviation."""
     return {
@@ -35,7 +37,7 @@ def _cropped(side: int, part: float, resample: int, normalization: Normalization
     }
 
 
-def _stretched(side: int, normalization: Normalization) -> dict[str, Any]:
+def _stretched(side: int, normalization: Normalization) -> dict[str, object]:
     return {
         "size": {"height": side, "width": side},
         "do_center_crop": False,
@@ -62,7 +64,7 @@ GREY_PRESETS: Mapping[str, Callable[[int], dict[str, Any]]] = {
 }
 
 
-def channels_of(config: Mapping[str, Any]) -> int:
+def channels_of(config: Mapping[str, object]) -> int:
     """How many channels a model with this config.json takes: 3 if it does not say. SourceRefused
     for a number that no image file holds."""
     vision = config.get("vision_config")

@@ -38,7 +38,7 @@ _METHODS = (
 )
 
 
-def open_processor(folder: HuggingFaceFolder) -> Any:
+def open_processor(folder: HuggingFaceFolder) -> object:
     """transformers' own image processor for this folder; SourceMissing or SourceRefused."""
     if "architecture" in folder.config and "pretrained_cfg" in folder.config:
         raise SourceRefused(
@@ -112,7 +112,7 @@ def transform(processor: Any, channels: int = COLOURS) -> dict[str, Any]:
     return document
 
 
-def _require_plain(processor: Any) -> None:
+def _require_plain(processor: object) -> None:
     """Raise SourceRefused unless the class does exactly what transformers' general PIL processor
     does."""
     from transformers.image_processing_backends import PilBackend
@@ -150,7 +150,7 @@ def _require_colours(processor: Any, channels: int) -> None:
         raise refused(processor, "image_std is 0")
 
 
-def _final_size(processor: Any, operations: list[Operation]) -> tuple[int, int]:
+def _final_size(processor: object, operations: list[Operation]) -> tuple[int, int]:
     """The size that the operations produce, the same for every image; SourceRefused if it is
     not."""
     sizing = [step for step in operations if step["op"].startswith(("resize", "crop"))]

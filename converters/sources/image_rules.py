@@ -41,7 +41,7 @@ def per_channel(values: Any, channels: int = COLOURS) -> list[float]:
     return [] if values is None else [float(values)] * channels
 
 
-def plain(processor: Any) -> list[Operation]:
+def plain(processor: object) -> list[Operation]:
     """The operations of a class that overrides nothing."""
     return [*_resize(processor), *_center_crop(processor), *_values(processor)]
 
@@ -163,7 +163,7 @@ def _perceiver(processor: Any) -> list[Operation]:
     return [*cropped, *_resize(processor), *_values(processor)]
 
 
-def _uncropped(processor: Any) -> list[Operation]:
+def _uncropped(processor: object) -> list[Operation]:
     return [*_resize(processor), *_values(processor)]
 
 

@@ -88,7 +88,7 @@ def apply(
     model: torch.nn.Module,
     layers: Mapping[str, Mapping[str, torch.Tensor]],
     replacements: Weights,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     adapter_name: str,
 ) -> None:
     """Change the weights of ``model`` in place: ``layers`` are A [r, in] and B [out, r] by module
@@ -131,7 +131,7 @@ def _scale(name: str, rank: int, settings: Mapping[str, Any]) -> float:
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
-def _delta(module: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor | None:
+def _delta(module: object, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor | None:
     """B·A in the layout of the module's weight; None for a module type without a known layout, or
     if A and B do not fit."""
     from transformers.pytorch_utils import Conv1D

@@ -199,7 +199,7 @@ def _require_no_model2vec(path: Path) -> None:
         )
 
 
-def _entries(path: Path) -> list[Mapping[str, Any]]:
+def _entries(path: Path) -> list[Mapping[str, object]]:
     entries = _read_json(path)
     if isinstance(entries, list) and all(
         isinstance(entry, dict) and {"type", "path"} <= set(entry) for entry in entries
@@ -208,7 +208,7 @@ def _entries(path: Path) -> list[Mapping[str, Any]]:
     raise SourceRefused(f"{path} must be a list of modules, each with a type and a path")
 
 
-def _module(root: Path, entry: Mapping[str, Any]) -> tuple[str, Path]:
+def _module(root: Path, entry: Mapping[str, object]) -> tuple[str, Path]:
     """The class name of a module and its folder, which is inside the model's."""
     match = _KNOWN_MODULE.fullmatch(str(entry["type"]))
     if match is None:

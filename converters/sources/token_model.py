@@ -63,7 +63,7 @@ def usable_tokens(module: torch.nn.Module, declared: int) -> int:
     )
 
 
-def probe_ids(module: Any, rows: int, length: int) -> torch.Tensor:
+def probe_ids(module: object, rows: int, length: int) -> torch.Tensor:
     """Ids INT64 [rows, length] that any such model accepts: a token of its vocabulary, and at the
     end the token that ends a text if it has one (BART predicts from that one)."""
     model = getattr(module, "model", module)

@@ -121,7 +121,7 @@ def own_files(file: Path) -> list[Path]:
     return sorted(path for path in files if path.is_relative_to(folder) and path.is_file())
 
 
-def made_by(source: str, factory: Callable[[], Any]) -> tuple[torch.nn.Module, dict[str, Any]]:
+def made_by(source: str, factory: Callable[[], object]) -> tuple[torch.nn.Module, dict[str, Any]]:
     """The module in evaluation mode, and its example inputs by name, at least two rows each.
     SourceRefused says what is wrong with what the factory returns."""
     try:
@@ -190,7 +190,7 @@ def _require_plain(source: str, module: torch.nn.Module) -> None:
             )
 
 
-def _named_inputs(source: str, module: torch.nn.Module, inputs: Any) -> dict[str, Any]:
+def _named_inputs(source: str, module: torch.nn.Module, inputs: object) -> dict[str, Any]:
     try:
         parameters = inspect.signature(module.forward).parameters
     except (TypeError, ValueError) as error:
@@ -246,7 +246,7 @@ def run_example(source: str, module: torch.nn.Module, inputs: Tensors) -> dict[s
     return outputs
 
 
-def _require_batch_axis(source: str, outputs: Mapping[str, Any], rows: int) -> None:
+def _require_batch_axis(source: str, outputs: Mapping[str, object], rows: int) -> None:
     for name, tensor in outputs.items():
         if not isinstance(tensor, torch.Tensor) or tensor.ndim == 0 or len(tensor) != rows:
             shape = (

@@ -66,7 +66,7 @@ def _used(message: Any) -> Iterator[str]:
                 yield f"{_short(field.enum_type)}={name}"
 
 
-def _values(field: Any, value: Any) -> Iterable[Any]:
+def _values(field: Any, value: Any) -> Iterable[object]:
     if isinstance(value, str | bytes | int | float) or hasattr(value, "ListFields"):
         return [value]
     is_map = field.message_type is not None and field.message_type.GetOptions().map_entry

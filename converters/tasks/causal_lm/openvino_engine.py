@@ -88,7 +88,7 @@ class OpenVinoEngine:
         config.stop_token_ids = set(self.end_ids)
         return config
 
-    def _run(self, rows: Sequence[np.ndarray], config: Any) -> list[Any]:
+    def _run(self, rows: Sequence[np.ndarray], config: object) -> list[Any]:
         import openvino
 
         handles = []

@@ -1,8 +1,6 @@
 """What a language model is asked in its proof: passages to score, prompts to continue, texts to
 tokenize, conversations to render."""
 
-from typing import Any
-
 from converters.tasks.text.samples import default_texts, multilingual_texts
 
 PASSAGES = 16
@@ -65,7 +63,7 @@ def token_texts() -> list[str]:
     ]
 
 
-def conversations() -> list[dict[str, Any]]:
+def conversations() -> list[dict[str, object]]:
     """``messages``, and ``tools`` where there are some."""
     user = {"role": "user", "content": "Where is my parcel?"}
     reply = {"role": "assistant", "content": "It is on its way."}

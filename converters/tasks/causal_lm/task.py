@@ -105,7 +105,7 @@ class CausalLm(Task):
             _link(source, target)
         else:
             write_gguf(file, target, precision)
-        settings: dict[str, Any] = {"context_length": reference.metadata["context_length"]}
+        settings: dict[str, object] = {"context_length": reference.metadata["context_length"]}
         others = set(reference.outputs["end_ids"].tolist()) - {file.end_token}
         if others:
             settings["stop_token_ids"] = sorted(others)

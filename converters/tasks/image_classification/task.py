@@ -51,7 +51,7 @@ class HuggingFaceImages(ImageTask):
         self._labels = self.source.labels(distinct=False)
         self._function = _function(self.source.config, len(self._labels))
 
-    def _processor(self) -> Any:
+    def _processor(self) -> object:
         """transformers' image processor: the folder's, or that of ``--preprocess`` where the folder
         has none."""
         if not self._preset:
@@ -134,7 +134,7 @@ class HuggingFaceImages(ImageTask):
             )
 
 
-def _function(config: Mapping[str, Any], labels: int) -> str:
+def _function(config: Mapping[str, object], labels: int) -> str:
     """The function that transformers' own pipeline would choose."""
     problem_type = config.get("problem_type")
     if problem_type == "regression":

@@ -96,7 +96,7 @@ def _noise(model: str, group: Batch, reported: Batch) -> dict[str, np.ndarray]:
     return noise_of_fp32(reported, exact, EXACT_ROWS)
 
 
-def in_double(model: str) -> Any:
+def in_double(model: str) -> object:
     """The graph with FP64 wherever it has FP32, for onnx's evaluator, which checks no types."""
     import onnx
     from onnx import TensorProto, numpy_helper

@@ -196,7 +196,7 @@ def _rows(group: Batch) -> int:
     return len(next(iter(group.values())))
 
 
-def _flat(values: np.ndarray) -> list[Any]:
+def _flat(values: np.ndarray) -> list[object]:
     return list(np.ravel(values).tolist())
 
 
