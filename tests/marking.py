@@ -71,6 +71,7 @@ LISTED = {
         "gateway/api/openai/test_better_than_tritons_frontend",
         "gateway/api/openai/test_openai_tokens",
         "gateway/api/openai/test_output_parsers",
+        "gateway/api/openai/test_parameters",
         "gateway/api/openai/test_responses",
         "gateway/api/v2/test_large_bodies",
         "gateway/api/v2/test_v2_request::test_any_json_is_parsed_or_invalid",

@@ -8,7 +8,7 @@ from starlette.routing import Mount, Route
 from gateway.errors import Forbidden, NotFound
 from gateway.http.handler import OPEN, Endpoint, Policy, Undeclared, declared, needs, open_to_all
 from gateway.models.catalogue import Catalogue
-from gateway.policy.access import MAX_DECISIONS, Access
+from gateway.policy.access import Access
 from gateway.policy.gateway_toml import NO_FILE, Rules, parse_rules
 from gateway.policy.principal import ACTIONS, ADMIN, USER, Grant, Principal
 from tests.gateway.request_contexts import context_of
@@ -113,11 +113,12 @@ def test_what_you_see_but_may_not_do_is_forbidden():
         access.check(principal, "admin")
 
 
-def test_decisions_are_remembered_within_bounds():
+def test_decisions_are_remembered_within_bounds(monkeypatch):
+    monkeypatch.setattr("gateway.policy.access.MAX_DECISIONS", 100)
     access, principal = Access(RULES), Principal("id", "name", Grant("acme"))
-    for n in range(MAX_DECISIONS + 10):
+    for n in range(110):
         access.allowed(principal, "infer", f"text_{n}")
-    assert len(access._decisions) <= MAX_DECISIONS
+    assert len(access._decisions) <= 100
     access.allowed(principal, "infer", "x" * 5000)
     assert max(len(model) for _, _, model in access._decisions) < 5000
     assert access.allowed(principal, "infer", "text_0")
