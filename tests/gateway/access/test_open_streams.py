@@ -210,7 +210,7 @@ async def test_a_stream_ends_when_its_callers_rights_do(world, change, error):
     stream = await world.stream(_key(world, "acme", ("analyst",)))
     assert await stream.stays_open()
     change(world)
-    assert type(await stream.ended()) is error
+    assert isinstance(await stream.ended(), error)
     assert len(world.access_control.limiter.local) == 0
 
 
