@@ -286,7 +286,7 @@ async def test_a_token_that_would_no_longer_be_accepted(world, issuer, change, m
     else:
         issuer.keys = [SigningKey("two")]
     expected = NotFound if change == "role" else Unauthenticated
-    assert type(await stream.ended()) is expected
+    assert isinstance(await stream.ended(), expected)
 
 
 async def test_an_issuer_that_hangs_delays_nobody_else(world, issuer, monkeypatch):
