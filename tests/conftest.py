@@ -18,7 +18,8 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 # Before anything imports torch: two workers share two cores (``converters.offline`` says why).
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
-import converters.proof.reference_process
+from converters.proof import reference_process
+from converters.sources import booster_probe, graph_probe
 from tests.echoing import echoing
 from tests.forked_references import ForkedReferences
 from tests.marking import MARKERS, has_unit_tests, marker_of, refuse_servers
@@ -100,10 +101,11 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 @pytest.fixture(scope="session", autouse=True)
 def forked_references() -> Iterator[None]:
-    """Conversions in this process run their originals through ``tests.forked_references``."""
+    """Conversions in this process start their own processes through ``tests.forked_references``."""
     references = ForkedReferences()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(converters.proof.reference_process, "subprocess", references)
+        for module in (reference_process, booster_probe, graph_probe):
+            patch.setattr(module, "subprocess", references)
         yield
     references.close()
 

@@ -1,5 +1,5 @@
-"""The references of the tests' own conversions, forked from a process that has loaded their
-libraries: importing torch and transformers takes ten times as long as running a tiny model.
+"""The processes of the tests' own conversions (references, probes of files), forked from one that
+has loaded their libraries: importing torch or xgboost takes ten times as long as the work itself.
 
 Each still runs in a process of its own, as the same module with the same arguments. Conversions
 that the tests start through the command line start them as a user's would.
@@ -44,11 +44,15 @@ LIBRARIES = {
         "threadpoolctl",
     ),
     "converters.tasks.tensors.torch_reference": ("torch",),
+    "converters.sources.booster_probe": ("xgboost", "lightgbm"),
+    "converters.sources.graph_probe": ("onnxruntime", "converters.export.tensor_info"),
 }
 
 
 class ForkedReferences:
-    """Replaces the module ``subprocess`` in ``converters.proof.reference_process``."""
+    """Replaces the module ``subprocess`` where a conversion starts one of these processes."""
+
+    TimeoutExpired = subprocess.TimeoutExpired
 
     def __init__(self) -> None:
         self._server: subprocess.Popen[str] | None = None
@@ -73,7 +77,7 @@ class ForkedReferences:
             f"the references' process ended, or {module} did not answer in {RESPONSE_S:.0f} s"
         )
         response = json.loads(line)
-        return subprocess.CompletedProcess(command, response["returncode"], "", response["stderr"])
+        return subprocess.CompletedProcess(command, **response)
 
     def _started(self) -> subprocess.Popen[str]:
         if self._server is None:
@@ -103,23 +107,25 @@ def main() -> None:
         request = json.loads(line)
         for name in LIBRARIES[request["module"]]:
             importlib.import_module(name)
-        with tempfile.TemporaryFile("w+") as output:
+        with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
             child = os.fork()
             if child == 0:
-                _become(request, output.fileno())
+                _become(request, output.fileno(), errors.fileno())
             _, status = os.waitpid(child, 0)
-            output.seek(0)
-            response = {"returncode": os.waitstatus_to_exitcode(status), "stderr": output.read()}
+            response = {"returncode": os.waitstatus_to_exitcode(status)}
+            for name, stream in (("stdout", output), ("stderr", errors)):
+                stream.seek(0)
+                response[name] = stream.read()
         responses.write(f"{json.dumps(response)}\n")
         responses.flush()
 
 
-def _become(request: dict, output: int) -> None:
+def _become(request: dict, output: int, errors: int) -> None:
     """Run ``python -m MODULE ARGUMENTS...`` in its folder; does not return."""
     code = 1
     try:
-        for stream in (1, 2):
-            os.dup2(output, stream)
+        os.dup2(output, 1)
+        os.dup2(errors, 2)
         with contextlib.suppress(OSError):
             sys.stdin.close()
         os.chdir(request["cwd"])
