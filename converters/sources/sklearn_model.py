@@ -2,6 +2,7 @@
 one, from a skops file."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +28,7 @@ from converters.sources.sklearn_columns import (
 )
 from converters.sources.sklearn_target import with_target, without_target
 from converters.sources.sklearn_trees import (
+    TreeSum,
     estimator_thresholds,
     has_jumps,
     mixes_kinds,
@@ -216,8 +218,14 @@ class SklearnModel(TabularModel):
         names = (column.name for column in self._trained)
         return dict(zip(names, thresholds, strict=True))
 
+    @cached_property
+    def _tree_sums(self) -> list[TreeSum]:
+        """Read once: a booster writes itself out as JSON for it, and ``forest`` is asked for the
+        trees' inputs hundreds of times."""
+        return tree_sums(self.last)
+
     def forest(self, table: Table) -> Forest | None:
-        sums = tree_sums(self.last)
+        sums = self._tree_sums
         if not sums:
             return None
         narrow = all(summed.narrow for summed in sums)

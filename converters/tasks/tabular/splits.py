@@ -212,9 +212,12 @@ def _with_edges(
     feature = feature.astype(np.int64)
     model, single = explored.model, explored.model.number == "FP32"
 
-    def sides(numbers: np.ndarray, which: np.ndarray) -> np.ndarray:
+    def read_at(numbers: np.ndarray) -> np.ndarray:
         rows = base.rows(np.zeros(len(numbers), dtype=int))
-        read = _numbers(model, Table({**rows.columns, name: numbers}, rows.labels))
+        return _numbers(model, Table({**rows.columns, name: numbers}, rows.labels))
+
+    def sides(numbers: np.ndarray, which: np.ndarray) -> np.ndarray:
+        read = read_at(numbers)
         return passes(mode[which], read[np.arange(len(read)), feature[which]], threshold[which])
 
     with np.errstate(over="ignore"):
@@ -225,8 +228,7 @@ def _with_edges(
             edges += [np.nextafter(threshold, -np.inf), np.nextafter(threshold, np.inf)]
     else:
         grid = np.unique(values[np.isfinite(values)])
-        everywhere = np.arange(len(splits))
-        crossed = np.stack([sides(np.full(len(splits), x), everywhere) for x in grid], axis=1)
+        crossed = np.stack([passes(mode, row[feature], threshold) for row in read_at(grid)], axis=1)
         which, at = np.nonzero(crossed[:, 1:] != crossed[:, :-1])
         which, first = np.unique(which, return_index=True)
         at = at[first]
