@@ -7,6 +7,7 @@ GatewayError                 a stable code, a message that says what to do, some
 |  `- UnknownModel           the model is
 |- MethodNotAllowed          the path exists, but not for this method
 |- InvalidRequest            the request does not fit the schema
+|  `- PromptTooLong          its prompt does not fit into the model's context
 |- TooLarge                  the body is over the limit
 |- RequestTimeout            the body did not arrive in time
 |- QuotaExceeded             the caller's own limit
@@ -85,13 +86,17 @@ class InvalidRequest(GatewayError):
 
     def at_row(self, row: int) -> "InvalidRequest":
         """The same error, for this row."""
-        return InvalidRequest(self.problem, param=self.param, row=row)
+        return type(self)(self.problem, param=self.param, row=row)
 
     def at(self, where: str) -> "InvalidRequest":
         """The same error, located by the row's path in the body, such as ``inputs.3``; '' for a row
         that is the whole body."""
         message = f"{where}: {self.problem}" if where else self.problem
-        return InvalidRequest(message, param=".".join(filter(None, (where, self.param))))
+        return type(self)(message, param=".".join(filter(None, (where, self.param))))
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt has more tokens than a language model's context holds."""
 
 
 class TooLarge(GatewayError):

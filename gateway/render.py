@@ -11,7 +11,7 @@ from enum import Enum
 import orjson
 from starlette.types import Send
 
-from gateway.errors import GatewayError, MethodNotAllowed, UnknownModel
+from gateway.errors import GatewayError, MethodNotAllowed, PromptTooLong, UnknownModel
 from modelspec.names import OPENAI_RESOURCES
 
 Respond = Callable[[int, list[tuple[bytes, bytes]], bytes], bool]
@@ -130,8 +130,11 @@ def _problem(error: GatewayError, status: int, path: str, request_id: str) -> di
 
 def _openai(error: GatewayError, request_id: str) -> dict[str, object]:
     message, code = error.message, error.code
+    # OpenAI's own codes, where its clients look for them: agents cut a prompt that is too long.
+    if isinstance(error, PromptTooLong):
+        code = "context_length_exceeded"
     if isinstance(error, UnknownModel):
-        code = "model_not_found"  # OpenAI's own, which its clients look for
+        code = "model_not_found"
         if error.name:
             message = f"The model {error.name} does not exist: see GET /v1/models for yours"
     fields = {

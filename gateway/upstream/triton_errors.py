@@ -14,14 +14,18 @@ from gateway.errors import (
     GatewayError,
     InvalidRequest,
     NoCapacity,
+    PromptTooLong,
     TooLarge,
     UpstreamError,
 )
 from gateway.models.sequences import not_begun
 
 # A step's error that is meant for the client starts with this, and may name the faulty row of its
-# batch; any other text of Triton's may name paths or shared-memory regions and is not passed on.
-FOR_CLIENT = re.compile(r"\[tidegate:invalid_input(?: row=(\d{1,9}))?\] ")
+# batch, or say that the prompt does not fit into the model's context; any other text of Triton's
+# may name paths or shared-memory regions and is not passed on.
+FOR_CLIENT = re.compile(r"\[tidegate:invalid_input(?: row=(\d{1,9})|( context_length))?\] ")
+# vLLM says so in its own words, and means no more by it.
+_VLLM_CONTEXT = re.compile(r"maximum (?:context|model) length (?:is|of) (\d{1,9})")
 # In a model's error that says it is full: errors in a stream carry no status. It may say how many
 # seconds later another try is worth it.
 NO_CAPACITY = "[tidegate:no_capacity]"
@@ -97,6 +101,7 @@ def log_upstream(status: grpc.StatusCode, details: str, whose: str = "") -> None
         caused = (
             status in _CAUSED_BY_CLIENTS
             or FOR_CLIENT.search(details) is not None
+            or _VLLM_CONTEXT.search(details) is not None
             or NO_CAPACITY in details
         )
         level = logging.INFO if caused else logging.WARNING
@@ -110,7 +115,12 @@ def translate(status: grpc.StatusCode, details: str = "", whose: str = "") -> Ga
     match = FOR_CLIENT.search(details)
     if match:
         text = details[match.end() :].strip()
-        return InvalidRequest(text, row=int(match[1]) if match[1] else None)
+        kind = PromptTooLong if match[2] else InvalidRequest
+        return kind(text, row=int(match[1]) if match[1] else None)
+    if context := _VLLM_CONTEXT.search(details):
+        return PromptTooLong(
+            f"the prompt is longer than the model's context of {context[1]} tokens"
+        )
     if NO_CAPACITY in details:
         retry = _RETRY_AFTER.search(details)
         retry_after_s = int(retry[1]) if retry else 1

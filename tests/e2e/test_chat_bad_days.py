@@ -82,7 +82,9 @@ def test_slow_readers_hold_nothing(clients):
 def test_what_cannot_be_is_refused_by_name(clients, asked, words):
     reply = clients.stack.post(CHAT, json=clients.body("x", **asked))
     assert reply.status_code == 400
-    assert words in reply.json()["error"]["message"]
+    error = reply.json()["error"]
+    assert words in error["message"]
+    assert (error["code"] == "context_length_exceeded") == ("the context holds" in words)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,8 @@ class FakeLlm(FakeTriton):
         sampling = json.loads(inputs["sampling_parameters"])
         self.requests.append({"prompt": prompt, "sampling": sampling})
         if self.refusal:
-            error = f"[tidegate:invalid_input] {self.refusal}"
+            kind = " context_length" if "the context holds" in self.refusal else ""
+            error = f"[tidegate:invalid_input{kind}] {self.refusal}"
             yield service_pb2.ModelStreamInferResponse(error_message=error)
             return
         decoder = codecs.getincrementaldecoder("utf-8")()

@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from gateway import errors
-from gateway.errors import GatewayError, UnknownModel, no_model
+from gateway.errors import GatewayError, PromptTooLong, UnknownModel, no_model
 from gateway.render import TABLE, Api, api_of, error_reply, status_of
 
 # From the design's table: task, OpenAI, V2.
@@ -21,6 +21,8 @@ DESIGN = {
     "deadline_exceeded": (504, 504, 504),
     "upstream_error": (502, 502, 502),
 }
+# Where OpenAI has a code of its own.
+OPENAI_CODES = {UnknownModel: "model_not_found", PromptTooLong: "context_length_exceeded"}
 PATHS = {Api.TASK: "/v1/anything", Api.OPENAI: "/v1/embeddings", Api.V2: "/v2/models/m/infer"}
 ERRORS = [
     error_type
@@ -55,7 +57,7 @@ def test_every_error_has_the_shape_of_its_api(error_type, api):
         assert body["title"] == TABLE[error_type.code][2]
     elif api is Api.OPENAI:
         assert body["error"]["message"] == "what is wrong"
-        code = "model_not_found" if error_type is UnknownModel else error_type.code
+        code = OPENAI_CODES.get(error_type, error_type.code)
         assert (body["error"]["code"], body["error"]["param"]) == (code, "field")
     else:
         assert body == {"error": "what is wrong (request id-1)"}

@@ -167,7 +167,7 @@ class _Completion:
             param = self._field
         elif named in self._request.sampling:
             param = named
-        return InvalidRequest(error.problem, param=param)
+        return type(error)(error.problem, param=param)
 
     def _counts(self, admission: Admission) -> TokenCounts:
         return TokenCounts(self._request.choices, self._request.n, admission)

@@ -22,7 +22,7 @@ sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 import openvino_genai as genai
 from lm_compiler import Compiler
 from lm_jobs import Busy, Cancelled, EngineDied, Load
-from lm_sampling import WHAT_FITS, Refused, Sampling
+from lm_sampling import WHAT_FITS, PromptTooLong, Refused, Sampling
 from lm_settings import BLOCK, Settings, model_path
 from lm_structures import Structures
 from lm_text import TextPieces, is_byte_level
@@ -325,7 +325,7 @@ class Driver(threading.Thread):
         if keep and len(ids) > keep:
             ids = ids[-keep:]
         if len(ids) >= context:
-            raise Refused(
+            raise PromptTooLong(
                 f"the prompt has {len(ids)} tokens, and the context holds {context}, of which "
                 "at least one is for the output"
             )
@@ -343,7 +343,7 @@ class Driver(threading.Thread):
         if not job.prompt:
             raise Refused("the prompt is empty")
         if len(job.prompt) > context * self._longest and not keep:
-            raise Refused(f"the prompt is longer than the context of {context} tokens")
+            raise PromptTooLong(f"the prompt is longer than the context of {context} tokens")
         # What is cut away for certain need not be tokenized.
         text = job.prompt[-context * self._longest :] if keep else job.prompt
         return self.encode(text, may_cut=bool(keep))

@@ -11,7 +11,7 @@ import math
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from lm_sampling import Refused
+from lm_sampling import PromptTooLong, Refused
 
 MAX_RETRY_S = 30
 
@@ -37,7 +37,8 @@ class RequestFailed(Exception):
 
 
 _KINDS: dict[str, type[Exception]] = {
-    kind.__name__: kind for kind in (Refused, Busy, Cancelled, EngineDied, RequestFailed)
+    kind.__name__: kind
+    for kind in (Refused, PromptTooLong, Busy, Cancelled, EngineDied, RequestFailed)
 }
 
 

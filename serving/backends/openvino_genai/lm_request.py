@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from lm_jobs import Busy, Cancelled, EngineDied, Load, Question, SentPiece
-from lm_sampling import MARKER, Refused
+from lm_sampling import CONTEXT_MARKER, MARKER, PromptTooLong, Refused
 
 # The gateway answers 503 to an error that starts with this: a stream's errors carry no code.
 NO_CAPACITY = "[tidegate:no_capacity]"
@@ -170,7 +170,8 @@ def _strings(texts: list[str]) -> Any:
 def failure(error: Exception) -> Any:
     codes = pb_utils.TritonError
     if isinstance(error, Refused):
-        words, code = f"{MARKER} {error}", codes.INVALID_ARG
+        marker = CONTEXT_MARKER if isinstance(error, PromptTooLong) else MARKER
+        words, code = f"{marker} {error}", codes.INVALID_ARG
     elif isinstance(error, Busy):
         words = f"{NO_CAPACITY} retry after {error.retry_after_s} s: {error}"
         code = codes.UNAVAILABLE

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from lm_schema import CannotWrite, writable
 
 MARKER = "[tidegate:invalid_input]"
+CONTEXT_MARKER = "[tidegate:invalid_input context_length]"
 MAX_N = 16
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 1024  # characters
@@ -62,6 +63,10 @@ Number = TypeVar("Number", int, float)
 
 class Refused(Exception):
     """The client asked for something that cannot be done; the text is meant for it."""
+
+
+class PromptTooLong(Refused):
+    """The prompt does not fit into the context."""
 
 
 @dataclass(frozen=True)

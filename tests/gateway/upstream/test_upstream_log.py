@@ -6,7 +6,13 @@ import logging
 import grpc
 import pytest
 
-from gateway.errors import DeadlineExceeded, InvalidRequest, NoCapacity, UpstreamError
+from gateway.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    NoCapacity,
+    PromptTooLong,
+    UpstreamError,
+)
 from gateway.upstream.triton_errors import (
     WORDS,
     UpstreamLog,
@@ -44,6 +50,31 @@ def test_the_log_has_the_message_and_the_response_has_not(caplog, status, detail
     record = caplog.records[-1]
     assert record.levelname == level
     assert record.getMessage() == f"req-1 upstream {status.name}: {details!r}"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "[tidegate:invalid_input context_length] the prompt has 9 tokens",
+            "the prompt has 9 tokens",
+        ),
+        (
+            "Error generating stream: The decoder prompt (length 5000) is longer than the maximum "
+            "model length of 4096. Make sure that ...",
+            "the prompt is longer than the model's context of 4096 tokens",
+        ),
+        (
+            "This model's maximum context length is 512 tokens. However, you requested 600 tokens",
+            "the prompt is longer than the model's context of 512 tokens",
+        ),
+    ],
+)
+def test_a_prompt_that_is_too_long_is_known_whatever_the_engine(caplog, words, message):
+    fault = translate(INTERNAL, words)
+    assert (type(fault), fault.message) == (PromptTooLong, message)
+    assert type(fault.at_row(3)) is type(fault.at("inputs.3")) is PromptTooLong
+    assert caplog.records[-1].levelname == "INFO"
 
 
 @pytest.mark.parametrize(

@@ -406,3 +406,5 @@ def test_what_the_engine_refuses_is_named_as_the_request_names_it(
         served.llm.refusal = ""
     error = json.loads(body)["error"]
     assert (status, error["param"], error["message"]) == (400, param, refusal)
+    is_too_long = "the context holds" in refusal
+    assert error["code"] == ("context_length_exceeded" if is_too_long else "invalid_request")
