@@ -18,6 +18,7 @@ from gateway.api.openai.embeddings import EmbeddingsApi
 from gateway.api.openai.models import models_router
 from gateway.api.openapi.docs_pages import docs_router
 from gateway.api.openapi.document import describe
+from gateway.api.tasks.pipelines import pipelines_router
 from gateway.api.tasks.routes import TaskApi
 from gateway.api.v2.routes import V2Api
 from gateway.background import Background, readiness
@@ -61,11 +62,13 @@ def create_app(settings: Settings) -> Middleware:
     gateway = Gateway(settings)
     app.state.gateway = gateway
     health = routes_of(health_router(gateway))
+    pipelines = routes_of(pipelines_router(gateway))
     apis = [
         *health,
         *routes_of(docs_router()),
-        *routes_of(_description_router(gateway, health)),
+        *routes_of(_description_router(gateway, [*health, *pipelines])),
         *routes_of(models_router(gateway)),
+        *pipelines,
         *_late_routes(gateway),
         *V2Api(gateway).routes(),
         *EmbeddingsApi(gateway).routes(),

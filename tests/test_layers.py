@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("tidegate", "modelspec", "converters", "ensembles", "serving", "gateway", "loadtests")
+PACKAGES = (
+    "tidegate",
+    "modelspec",
+    "converters",
+    "ensembles",
+    "serving",
+    "gateway",
+    "loadtests",
+    "training",
+)
 MAY_IMPORT = {
     "tidegate": set(PACKAGES),
     "modelspec": set(),
@@ -20,6 +29,7 @@ MAY_IMPORT = {
     "serving": {"modelspec"},
     "gateway": {"modelspec"},
     "loadtests": {"modelspec"},
+    "training": set(),
 }
 INSIDE_TRITON = ("ensembles/steps", "serving/backends")
 HEAVY = ("torch", "onnx", "onnxruntime", "transformers")

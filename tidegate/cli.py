@@ -18,6 +18,7 @@ VERBS = (
     "status",
     "demo",
     "chat",
+    "train",
     "convert",
     "prove",
     "optimize",
@@ -129,8 +130,9 @@ def _code(error: Exception) -> int:
 def _foreseen() -> tuple[type[Exception], ...]:
     from converters.errors import ConversionError
     from serving.errors import ServingError
+    from training.recipe import TrainingError
 
-    return (ConversionError, ServingError)
+    return (ConversionError, ServingError, TrainingError)
 
 
 if __name__ == "__main__":

@@ -1,65 +1,23 @@
 """What every request passes through, whichever API it is for: identity, methods, CORS, paths."""
 
-import contextlib
-
-import httpx
 import pytest
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
 
 from gateway.api.openapi.docs_pages import ASSETS
-from gateway.app import create_app
-from gateway.models.catalogue import Catalogue, read_model
-from gateway.settings import Settings
-from tests.gateway.settled import write_settled
-from tests.running import ROOT
-from tidegate.app.key_store import KeyStore
+from tests.gateway.echo_app import echo_app
 
 ORIGIN = "https://app.example.com"
 TENANTS = "[tenants.default]\nmodels = ['echo_*']\n"
 
 
-def _echo():
-    text = (ROOT / "tests/models/echo_llm/config.pbtxt").read_text()
-    config = text_format.Parse(text, model_config_pb2.ModelConfig())
-    config.name = "echo_llm"
-    return read_model(config, ("1",))
-
-
-@contextlib.asynccontextmanager
-async def _served(folder, policy="", **settings):
-    """A client of the app, and a key."""
-    _, key = KeyStore(folder / "keys.toml", folder / "pepper").create("app")
-    if policy:
-        write_settled(folder / "gateway.toml", policy)
-    app = create_app(
-        Settings(
-            keys_file=folder / "keys.toml",
-            pepper_file=folder / "pepper",
-            policy_file=folder / "gateway.toml",
-            state_folder=folder,
-            pipelines=("echo_llm", "secret_model"),
-            **settings,
-        )
-    )
-    await app.access_control.open()
-    app.gateway.catalogue = Catalogue({"echo_llm": _echo()})
-    app.gateway.probes = {"echo_llm": "", "secret_model": "is not being served"}
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
-        yield client, key
-    await app.access_control.close()
-
-
 @pytest.fixture
 async def open_app(tmp_path):
-    async with _served(tmp_path, cors_origins=(ORIGIN,)) as client_and_key:
+    async with echo_app(tmp_path, cors_origins=(ORIGIN,)) as client_and_key:
         yield client_and_key
 
 
 @pytest.fixture
 async def governed(tmp_path):
-    async with _served(tmp_path, TENANTS) as client_and_key:
+    async with echo_app(tmp_path, TENANTS) as client_and_key:
         yield client_and_key
 
 
@@ -294,7 +252,7 @@ async def test_without_the_setting_there_is_none(governed):
 
 
 async def test_every_origin(tmp_path):
-    async with _served(tmp_path, cors_origins=("*",)) as (client, key):
+    async with echo_app(tmp_path, cors_origins=("*",)) as (client, key):
         response = await client.get("/v1/models", headers=_with(key, Origin="https://any.example"))
         assert response.headers["access-control-allow-origin"] == "*"
         preflight = await client.options("/v1/models", headers=PREFLIGHT)

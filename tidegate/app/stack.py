@@ -44,6 +44,7 @@ from tidegate.app.paths import Paths
 from tidegate.app.pipelines import is_current
 from tidegate.app.signals import interrupt_on_sigterm
 from tidegate.app.task_registry import KNOWN
+from tidegate.app.train import RECIPES
 
 # For the gateway to start and probe each model's golden sample for the first time.
 READY_TIMEOUT_S = 60.0 + probe_time_s(None)
@@ -367,16 +368,17 @@ class Stack:
         )
 
     def _missing(self) -> list[str]:
-        """The known pipelines that must be converted first; ServingError for an unknown name."""
+        """The known pipelines that must be converted first, or trained too; ServingError for an
+        unknown name."""
         repository = ModelRepository(self.options.paths.repository)
         missing = []
         for name in self._models():
             if is_current(name, repository) if name in KNOWN else repository.is_published(name):
                 continue
-            if name not in KNOWN:
+            if name not in KNOWN and name not in RECIPES:
                 raise ServingError(
                     f"there is no model {name!r} in {repository.path.name}/ and no known pipeline "
-                    f"of that name: known are {', '.join(KNOWN)}"
+                    f"of that name: known are {', '.join([*KNOWN, *RECIPES])}"
                 )
             missing.append(name)
         return missing
@@ -384,10 +386,11 @@ class Stack:
     def _convert(self, names: Sequence[str]) -> None:
         """Convert each in its own process: torch's memory is released, and Ctrl-C ends it."""
         for name in names:
-            self._report(f"converting {name} ...")
+            verb = "train" if name in RECIPES else "convert"
+            self._report(f"training {name} ..." if name in RECIPES else f"converting {name} ...")
             # With --json, stdout holds one document.
             log = os.fdopen(os.dup(sys.stderr.fileno()), "ab") if self.options.as_json else None
-            self._converter = start([sys.executable, "-m", "tidegate", "convert", name], log=log)
+            self._converter = start([sys.executable, "-m", "tidegate", verb, name], log=log)
             if self._converter.wait() != 0:
                 raise ServingError(f"{name} was not converted (see above); nothing was started")
 

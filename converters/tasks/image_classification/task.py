@@ -18,6 +18,7 @@ from converters.sources.image_processor import (
     transform,
 )
 from converters.sources.image_rules import GREY
+from converters.sources.model_card import card_of
 from converters.task import ConversionRequest
 from converters.tasks.image_classification import reference as pipeline_reference
 from converters.tasks.image_classification.image_task import ImageTask
@@ -87,7 +88,8 @@ class HuggingFaceImages(ImageTask):
 
     def card(self) -> dict[str, Any]:
         names = self.source.config.get("architectures") or [self.source.config.get("model_type")]
-        return {**super().card(), "architecture": ", ".join(map(str, names))}
+        card = card_of(self.source.path)
+        return {**super().card(), **card, "architecture": ", ".join(map(str, names))}
 
     def default_samples(self) -> list[Sample]:
         return few_image_samples()

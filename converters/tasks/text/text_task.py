@@ -23,6 +23,7 @@ from converters.proof.token_graph import TokenGraph, text_of_tokens
 from converters.proof.token_table import TABLE, row_products, table_checks
 from converters.sample_texts import read_texts
 from converters.sources.huggingface import HuggingFaceFolder, TokenizerFile
+from converters.sources.model_card import card_of
 from converters.sources.token_model import (
     Logits,
     buckets_up_to,
@@ -65,6 +66,9 @@ class TextTask(Task):
 
     def files(self) -> list[Path]:
         return self.source.files()
+
+    def card(self) -> dict[str, Any]:
+        return {**super().card(), **card_of(self.source.path)}
 
     def settings(self) -> str:
         return "\n".join(self.samples)

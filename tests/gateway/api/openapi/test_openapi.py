@@ -11,6 +11,7 @@ from tritonclient.grpc import model_config_pb2
 from gateway.api.admin.health import health_router
 from gateway.api.openapi.docs_pages import REDOC, SCRIPT, SWAGGER
 from gateway.api.openapi.document import describe
+from gateway.api.tasks.pipelines import pipelines_router
 from gateway.models.catalogue import Catalogue, read_model
 from tests.running import ROOT
 
@@ -27,8 +28,8 @@ CLASSIFIER = replace(ECHO, name="labels", decoupled=False)
 
 
 def _described(models):
-    health = health_router(None).routes  # they are described, not called
-    return describe("Tidegate", "1", Catalogue(models), health)
+    control = [*health_router(None).routes, *pipelines_router(None).routes]  # described, not called
+    return describe("Tidegate", "1", Catalogue(models), control)
 
 
 @pytest.fixture
@@ -42,6 +43,19 @@ def _operations(document):
         for method in ("get", "post"):
             if method in item:
                 yield path, item[method]
+
+
+def test_a_card_is_text_to_read():
+    card = {
+        "license": "mit",
+        "language": ["en", "zh"],
+        "metrics": [{"name": "macro-F1", "value": 0.84, "data": "127 questions"}],
+    }
+    schema = replace(CLASSIFIER.endpoint_schema.schema, card=card)
+    labels = replace(CLASSIFIER, endpoint_schema=replace(CLASSIFIER.endpoint_schema, schema=schema))
+    assert _described({"labels": labels})["paths"]["/v1/labels"]["post"]["description"] == (
+        "- **license**: mit\n- **language**: en; zh\n- **metrics**: macro-F1 0.84 (127 questions)"
+    )
 
 
 @pytest.mark.parametrize("models", [(), (IDENTITY,), (ECHO,), (ECHO, IDENTITY, CLASSIFIER)])

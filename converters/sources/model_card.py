@@ -1,0 +1,71 @@
+"""What a Hugging Face folder's README.md says about its model: the YAML at its top, as far as those
+who call the model should know it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+README = "README.md"
+LIMIT_BYTES, LIMIT_CHARACTERS, LIMIT_ITEMS = 1024 * 1024, 1000, 32
+# Hugging Face's own fields, and two that its cards have as sections.
+FIELDS = ("license", "language", "datasets", "base_model", "purpose", "limits")
+
+
+def card_of(folder: Path) -> dict[str, Any]:
+    """The fields of the card that are texts or lists of texts, and ``metrics``: from its
+    ``model-index``, a list of ``{"name", "value", "data"}``. {} without a card, or for one that
+    cannot be read: it says nothing that a conversion needs."""
+    try:
+        with (folder / README).open(encoding="utf-8") as file:
+            text = file.read(LIMIT_BYTES)
+    except (OSError, UnicodeDecodeError):
+        return {}
+    fields = _front_matter(text)
+    card: dict[str, Any] = {
+        name: _texts(fields[name]) for name in FIELDS if _texts(fields.get(name))
+    }
+    metrics = _metrics(fields.get("model-index"))
+    return {**card, **({"metrics": metrics} if metrics else {})}
+
+
+def _front_matter(text: str) -> Mapping[str, object]:
+    import yaml
+
+    if not text.startswith("---\n"):
+        return {}
+    end = text.find("\n---", 4)
+    try:
+        fields = yaml.safe_load(text[4:end]) if end > 0 else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, Mapping) else {}
+
+
+def _texts(value: object) -> str | list[str]:
+    """The text, or those of a list; "" for anything else."""
+    if isinstance(value, str):
+        return value[:LIMIT_CHARACTERS]
+    if isinstance(value, list):
+        return [item[:LIMIT_CHARACTERS] for item in value[:LIMIT_ITEMS] if isinstance(item, str)]
+    return ""
+
+
+def _metrics(index: object) -> list[dict[str, str | float]]:
+    metrics: list[dict[str, str | float]] = []
+    for model in _mappings(index):
+        for result in _mappings(model.get("results")):
+            dataset = result.get("dataset")
+            data = _texts(dataset.get("name")) if isinstance(dataset, Mapping) else ""
+            for metric in _mappings(result.get("metrics")):
+                name, value = metric.get("name") or metric.get("type"), metric.get("value")
+                is_number = isinstance(value, int | float) and not isinstance(value, bool)
+                if isinstance(name, str) and isinstance(value, int | float) and is_number:
+                    found = {"name": name[:LIMIT_CHARACTERS], "value": value}
+                    metrics.append(
+                        {**found, **({"data": data} if isinstance(data, str) and data else {})}
+                    )
+    return metrics[:LIMIT_ITEMS]
+
+
+def _mappings(value: object) -> Sequence[Mapping[str, object]]:
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []

@@ -1,0 +1,58 @@
+"""``/v1/pipelines``: what each pipeline is for, and what its card says of it."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from gateway.api.openapi.operations import TASK, responses
+from gateway.core import Gateway
+from gateway.http.control import ControlRoute, CurrentContext
+from gateway.http.handler import needs
+from gateway.models.catalogue import Model
+from gateway.models.compiled_endpoint import CompiledEndpoint
+
+# As one range, which also keeps FastAPI from adding a 422 that a name cannot cause.
+_FAILURES: dict[int | str, dict[str, Any]] = {"4XX": responses(TASK, None, (404,))["404"]}
+
+
+class PipelineCard(BaseModel):
+    name: str
+    purpose: str
+    versions: list[str]  # that are served now
+    card: dict[str, Any]  # license, languages, data, metrics, limits: what its conversion knew
+    example: dict[str, Any]  # a request of its endpoint schema
+
+
+class PipelineCards(BaseModel):
+    pipelines: list[PipelineCard]
+
+
+def pipelines_router(gateway: Gateway) -> APIRouter:
+    router = APIRouter(route_class=ControlRoute, tags=["tasks"])
+
+    @router.get("/v1/pipelines", responses=_FAILURES)
+    @needs("read")
+    async def pipelines(context: CurrentContext) -> PipelineCards:
+        """The pipelines that the caller may read, each with its card."""
+        names = [model.name for model in gateway.catalogue.public if context.may_read(model.name)]
+        return PipelineCards(pipelines=[_card(*gateway.catalogue.endpoint(name)) for name in names])
+
+    @router.get("/v1/pipelines/{model}", responses=_FAILURES)
+    @needs("read", model="model")
+    async def one_pipeline(model: str) -> PipelineCard:
+        """One pipeline's card."""
+        return _card(*gateway.catalogue.endpoint(model))
+
+    return router
+
+
+def _card(model: Model, endpoint: CompiledEndpoint) -> PipelineCard:
+    schema = endpoint.schema
+    return PipelineCard(
+        name=model.name,
+        purpose=schema.purpose,
+        versions=list(model.versions),
+        card=dict(schema.card),
+        example=dict(schema.example),
+    )

@@ -1,0 +1,110 @@
+"""Fine-tune a text classifier: a Hugging Face encoder with a new head."""
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.recipe import Progress
+
+Pair = tuple[str, str]  # a text and its label
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``max_tokens`` of a text are read. The encoder's learning rate rises over the first tenth of
+    the steps and falls to 0; the new head's is ten times as high."""
+
+    epochs: int
+    batch: int = 16
+    learning_rate: float = 1e-4
+    max_tokens: int = 64
+    smoothing: float = 0.05  # of the labels
+
+
+class Classifier:
+    """``labels`` in the order of the outputs. ``folder`` has the encoder and its tokenizer. For the
+    same model from the same seed, create and train it within ``reproducible``."""
+
+    def __init__(self, folder: Path, labels: Sequence[str], seed: int) -> None:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self._seed, self._labels = seed, list(labels)
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self._model = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            local_files_only=True,
+            id2label=dict(enumerate(labels)),
+            label2id={label: index for index, label in enumerate(labels)},
+            problem_type="single_label_classification",
+        )
+
+    def train(self, pairs: Sequence[Pair], settings: Settings, report: Progress) -> None:
+        """Rare labels count for more: by the square root of how much rarer they are."""
+        import torch
+
+        batches = -(-len(pairs) // settings.batch)
+        steps = settings.epochs * batches
+        optimizer = torch.optim.AdamW(self._parameters(settings), weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / (0.1 * steps)) * (1 - step / steps)
+        )
+        counts = [sum(label == one for _, label in pairs) for one in self._labels]
+        weights = [(len(pairs) / len(counts) / count) ** 0.5 for count in counts]
+        loss_of = torch.nn.CrossEntropyLoss(
+            torch.tensor(weights), label_smoothing=settings.smoothing
+        )
+        order, shuffled = list(pairs), random.Random(self._seed)  # noqa: S311 - nothing secret
+        for epoch in range(1, settings.epochs + 1):
+            began, total = time.monotonic(), 0.0
+            self._model.train()
+            shuffled.shuffle(order)
+            for start in range(0, len(order), settings.batch):
+                batch = order[start : start + settings.batch]
+                actual = torch.tensor([self._labels.index(label) for _, label in batch])
+                texts = [text for text, _ in batch]
+                loss = loss_of(self._logits(texts, settings.max_tokens), actual)
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                total += float(loss.detach())
+            report(
+                f"epoch {epoch} of {settings.epochs}: loss {total / batches:.3f}, "
+                f"{time.monotonic() - began:.1f} s"
+            )
+        self._model.eval()
+
+    def predict(self, texts: Sequence[str], max_tokens: int, batch: int = 32) -> list[str]:
+        """The likeliest label of each text."""
+        import torch
+
+        self._model.eval()
+        labels: list[str] = []
+        with torch.no_grad():
+            for start in range(0, len(texts), batch):
+                logits = self._logits(texts[start : start + batch], max_tokens)
+                labels += [self._labels[index] for index in logits.argmax(1).tolist()]
+        return labels
+
+    def save(self, folder: Path) -> None:
+        self._model.save_pretrained(folder)
+        self._tokenizer.save_pretrained(folder)
+
+    def _logits(self, texts: Sequence[str], max_tokens: int) -> Any:
+        """FP32 [texts, labels]."""
+        fed = self._tokenizer(
+            list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
+        )
+        return self._model(**fed).logits
+
+    def _parameters(self, settings: Settings) -> list[dict[str, Any]]:
+        head = {id(parameter) for parameter in self._model.classifier.parameters()}
+        encoder = [one for one in self._model.parameters() if id(one) not in head]
+        return [
+            {"params": encoder, "lr": settings.learning_rate},
+            {"params": [*self._model.classifier.parameters()], "lr": 10 * settings.learning_rate},
+        ]
