@@ -66,18 +66,29 @@ class ChatClients:
         }
 
     async def ask(
-        self, text: str, leave_after: int = 0, leave_s: float | None = None, **more: Any
+        self,
+        text: str,
+        leave_after: int = 0,
+        leave_s: float | None = None,
+        begun: asyncio.Event | None = None,
+        **more: Any,
     ) -> Outcome:
-        """One stream, left after so many events or seconds."""
+        """One stream, left after so many events or seconds; ``begun`` is set at its first text."""
         outcome = Outcome()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(leave_s):
-                await self._read(outcome, self.body(text, **more), leave_after)
+                await self._read(outcome, self.body(text, **more), leave_after, begun)
                 return outcome
         outcome.has_left = True
         return outcome
 
-    async def _read(self, outcome: Outcome, body: dict[str, Any], leave_after: int) -> None:
+    async def _read(
+        self,
+        outcome: Outcome,
+        body: dict[str, Any],
+        leave_after: int,
+        begun: asyncio.Event | None,
+    ) -> None:
         async with self.http.stream("POST", CHAT, json=body) as response:
             outcome.status = response.status_code
             outcome.retry_after = response.headers.get("retry-after")
@@ -93,6 +104,8 @@ class ChatClients:
                 for choice in event.get("choices", ()):
                     outcome.text += choice["delta"].get("content") or ""
                     outcome.finish_reason = choice["finish_reason"] or outcome.finish_reason
+                if begun and outcome.text:
+                    begun.set()
                 events += 1
                 if events == leave_after:
                     outcome.has_left = True
@@ -119,9 +132,6 @@ class ChatClients:
             return not any(gauges.get(name, 1.0) for name in GAUGES)
 
         wait_until(is_idle, 60, f"idle again: {gauges}")
-
-    def wait_running(self) -> None:
-        wait_until(lambda: self.metrics().get("tidegate_running"), 30, "something runs")
 
     def engine(self) -> psutil.Process:
         """The engine's process."""

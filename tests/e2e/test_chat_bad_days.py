@@ -114,6 +114,17 @@ def test_random_requests_leave_nothing_behind(clients):
     assert {200, 400} <= set(statuses)
 
 
+async def _begun(clients, count: int) -> list[asyncio.Task]:
+    """Long streams, the first of which has begun."""
+    begun = asyncio.Event()
+    streams = [
+        asyncio.create_task(clients.ask("x", begun=begun, max_tokens=480)) for _ in range(count)
+    ]
+    async with asyncio.timeout(60):
+        await begun.wait()
+    return streams
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_an_engine_that_dies_or_hangs_says_so_and_is_replaced(clients, number):
     """Triton and its other models go on, so does the model's process in Triton."""
@@ -122,8 +133,7 @@ def test_an_engine_that_dies_or_hangs_says_so_and_is_replaced(clients, number):
 
     async def disturbed() -> None:
         expected = await clients.ask("x")
-        streams = [asyncio.create_task(clients.ask("x", max_tokens=480)) for _ in range(24)]
-        await asyncio.to_thread(clients.wait_running)
+        streams = await _begun(clients, 24)
         engine.send_signal(number)
         outcomes = await asyncio.gather(*streams)
         failed = [one for one in outcomes if one.error]
@@ -150,8 +160,7 @@ def test_an_engine_that_dies_or_hangs_says_so_and_is_replaced(clients, number):
 def test_streams_end_when_triton_does_and_come_back(clients):
     async def disturbed() -> None:
         expected = await clients.ask("x")
-        streams = [asyncio.create_task(clients.ask("x", max_tokens=480)) for _ in range(24)]
-        await asyncio.to_thread(clients.wait_running)
+        streams = await _begun(clients, 24)
         clients.stack.triton().kill()
         outcomes = await asyncio.gather(*streams)
         assert any(one.status == 200 and one.error for one in outcomes), outcomes
