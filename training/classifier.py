@@ -29,11 +29,8 @@ class Classifier:
     same model from the same seed, create and train it within ``reproducible``."""
 
     def __init__(self, folder: Path, labels: Sequence[str], seed: int) -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        # It would report that the head is new, which is what it is for.
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
         self._seed, self._labels = seed, list(labels)
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._model = AutoModelForSequenceClassification.from_pretrained(

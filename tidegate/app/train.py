@@ -49,6 +49,9 @@ def run(
 ) -> TrainResult:
     """Train the model into ``.tidegate/trained/NAME``, replacing what was trained before; convert,
     prove and publish it as the next version. Raises TrainingError, and what ``convert`` raises."""
+    from converters.offline import go_offline
+
+    go_offline()  # and transformers does not report that a classifier's head is new
     recipe = importlib.import_module(RECIPES[name])
     train = cast("Callable[[Path, int, Progress], Sequence[Metric]]", recipe.train)
     folder = paths.state / "trained" / name
