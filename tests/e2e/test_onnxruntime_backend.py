@@ -19,6 +19,7 @@ from serving.repository.model_repository import ModelRepository
 from serving.triton.backend_directory import OURS
 from serving.triton.launch import LaunchOptions, TritonServer
 from serving.triton.ports import Ports, free_ports
+from tests.running import wait_until
 
 FLOAT, INT64, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.STRING
 MARKER = "[tidegate:invalid_input]"
@@ -276,9 +277,16 @@ class Served:
     def config(self, model: str) -> Any:
         return self.client.get_model_config(model).config
 
-    def counts(self, model: str) -> tuple[int, int]:
-        stats = self.client.get_inference_statistics(model).model_stats[0]
-        return stats.inference_count, stats.execution_count
+    def counts(self, model: str, inferences: int = 0) -> tuple[int, int]:
+        """Inferences and executions; Triton counts them only after it has answered, so this waits
+        for so many ``inferences``."""
+
+        def read() -> tuple[int, int]:
+            stats = self.client.get_inference_statistics(model).model_stats[0]
+            return stats.inference_count, stats.execution_count
+
+        wait_until(lambda: read()[0] >= inferences, 10, f"{inferences} inferences of {model}")
+        return read()
 
     def log(self) -> str:
         return self.server.log_file.read_text()
@@ -449,7 +457,9 @@ def test_a_dynamic_batch_is_one_execution(served: Served) -> None:
         assert all(pool.map(ask, range(320)))
     inferences, executions = (
         after - before
-        for after, before in zip(served.counts("heavy"), (inferences, executions), strict=True)
+        for after, before in zip(
+            served.counts("heavy", inferences + 320), (inferences, executions), strict=True
+        )
     )
     assert inferences == 320
     assert executions < 0.8 * inferences
@@ -467,9 +477,9 @@ def test_a_bad_request_in_a_merged_batch_fails_alone(served: Served) -> None:
         except InferenceServerException as error:
             return f"{error.status()} {error.message()}"
 
-    before = served.counts("lookup")[1]
+    inferences, executions = served.counts("lookup")
     first, second, bad, last = _together(ask, [0, 1, 7, 2])
-    assert served.counts("lookup")[1] - before == 1
+    assert served.counts("lookup", inferences + 3)[1] - executions == 1
     assert (first, second, last) == (10, 20, 30)
     assert bad.startswith(f"StatusCode.INVALID_ARGUMENT {MARKER} model 'lookup' tensor 'index': ")
     assert "idx=7" in bad
@@ -480,9 +490,9 @@ def test_different_shapes_in_one_batch_each_get_their_answer(served: Served) -> 
         a = np.full((1, length), length, np.float32)
         return served.infer("mixed_shapes", a=a, b=a)["total"].tolist()
 
-    before = served.counts("mixed_shapes")[1]
+    inferences, executions = served.counts("mixed_shapes")
     assert _together(ask, [2, 3, 2, 5]) == [[[4.0] * 2], [[6.0] * 3], [[4.0] * 2], [[10.0] * 5]]
-    assert served.counts("mixed_shapes")[1] - before == 1
+    assert served.counts("mixed_shapes", inferences + 4)[1] - executions == 1
 
 
 def test_a_cancelled_request_is_not_run(served: Served) -> None:
