@@ -57,4 +57,5 @@ def test_a_death_is_seen_at_once_and_all_processes_are_read_seldom(process, monk
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it stays as a zombie
     for _ in range(2):
         assert watched.dead_models(os.getpid()) == ["m"]
-    assert watched.processes() == set()
+    # This process may have other stubs, of a server that other tests share.
+    assert process.pid not in {stub.pid for stub in watched.processes()}
