@@ -95,13 +95,31 @@ def describe(
         "info": {"title": title, "version": version, "description": _INTRODUCTION},
         "servers": [{"url": "/"}],
         "tags": [{"name": name} for name in tags],
-        "paths": tasks | _openai_paths(catalogue) | _v2_paths(catalogue) | control["paths"],
+        "paths": tasks
+        | _openai_paths(catalogue)
+        | _v2_paths(catalogue)
+        | _of_control(control, catalogue),
         "components": {
             "schemas": SCHEMAS | control_schemas,
             "securitySchemes": {"key": _KEY, "api-key": _AZURE},
         },
         "security": [{"key": []}, {"api-key": []}],
     }
+
+
+def _of_control(control: Json, catalogue: Catalogue) -> Json:
+    """FastAPI's paths; those of one model with the models' names, as everywhere else, or without
+    a model not at all."""
+    names = [model.name for model in catalogue.public]
+    paths: Json = {}
+    for path, item in control["paths"].items():
+        if "{model}" not in path:
+            paths[path] = item
+        elif names:
+            operation = {key: value for key, value in item["get"].items() if key != "parameters"}
+            parameter = _path_parameter("model", names[0], names)
+            paths[path] = {"parameters": [parameter], "get": operation}
+    return paths
 
 
 def _task(model: Model, endpoint_schema: CompiledEndpoint) -> Json:

@@ -18,7 +18,8 @@ async def test_the_cards_of_what_the_caller_may_read(tmp_path, policy, names):
         document = (await client.get("/openapi.json", headers=headers)).json()
     assert [card["name"] for card in listed] == names
     assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
-    assert {"/v1/pipelines", "/v1/pipelines/{model}"} <= document["paths"].keys()
+    assert "/v1/pipelines" in document["paths"]
+    assert ("/v1/pipelines/{model}" in document["paths"]) == bool(names)
     if not names:
         assert one.status_code == 404
         return
