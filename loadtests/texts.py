@@ -4,10 +4,11 @@ Read from where pip installed it. 1,898 distinct texts of natural length: half h
 words, one in ten has more than 15, and some are paragraphs and code.
 """
 
-import importlib.util
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from modelspec.packages import package_folder
 
 # The model reads 256 tokens, and the corpus's code has 2.6 characters per token: three texts are
 # too long. They would rightly be refused, and counted as failures.
@@ -45,13 +46,13 @@ def _step(count: int) -> int:
 
 
 def _corpus_folder() -> Path:
-    package = importlib.util.find_spec("chatterbot_corpus")
-    if package is None or package.origin is None:
+    package = package_folder("chatterbot_corpus")
+    if package is None:
         raise CorpusMissing(
             "the texts to send are in the package chatterbot-corpus, which is not installed: "
             "pip install 'tidegate[load]'"
         )
-    return Path(package.origin).parent / "data"
+    return package / "data"
 
 
 def _lines(file: Path) -> Iterator[str]:

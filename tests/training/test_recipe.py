@@ -12,7 +12,7 @@ from training.recipe import (
     TrainingError,
     accuracy,
     macro_f1,
-    package_folder,
+    required_folder,
     split,
 )
 
@@ -57,4 +57,4 @@ def test_the_card_that_is_written_is_the_card_that_a_conversion_reads(tmp_path):
 
 def test_a_missing_package_is_named_with_how_to_install_it():
     with pytest.raises(TrainingError, match=r"no-such-data is not installed: .*pip install"):
-        package_folder("no_such_data")
+        required_folder("no_such_data")

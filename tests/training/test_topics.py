@@ -26,10 +26,10 @@ def test_the_questions_are_distinct_and_their_topics_clear():
 def tiny(tmp_path, monkeypatch):
     """The encoder is tiny, and trained for a moment."""
     save_encoder("bert", tmp_path / "package" / "model")
-    real = topics.package_folder
+    real = topics.required_folder
     monkeypatch.setattr(
         topics,
-        "package_folder",
+        "required_folder",
         lambda name: tmp_path / "package" if name == topics.BASE else real(name),
     )
     monkeypatch.setattr(topics, "SETTINGS", replace(topics.SETTINGS, epochs=1, max_tokens=16))

@@ -386,8 +386,8 @@ class Stack:
     def _convert(self, names: Sequence[str]) -> None:
         """Convert each in its own process: torch's memory is released, and Ctrl-C ends it."""
         for name in names:
-            verb = "train" if name in RECIPES else "convert"
-            self._report(f"training {name} ..." if name in RECIPES else f"converting {name} ...")
+            verb, doing = ("train", "training") if name in RECIPES else ("convert", "converting")
+            self._report(f"{doing} {name} ...")
             # With --json, stdout holds one document.
             log = os.fdopen(os.dup(sys.stderr.fileno()), "ab") if self.options.as_json else None
             self._converter = start([sys.executable, "-m", "tidegate", verb, name], log=log)

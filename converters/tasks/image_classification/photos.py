@@ -3,10 +3,10 @@
 None of them is copied into this repository; they are read where pip installed them.
 """
 
-import importlib.util
 from pathlib import Path
 
 from converters.errors import SourceMissing
+from modelspec.packages import package_folder
 
 _FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 _DISTRIBUTIONS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
@@ -47,8 +47,8 @@ KNOWN = {
 def photo_file(name: str) -> Path:
     """The file of one of ``PHOTOS``; SourceMissing says how to install it."""
     package, file = PHOTOS[name].split("/")
-    spec = importlib.util.find_spec(package)
-    path = Path(spec.origin).parent / _FOLDERS[package] / file if spec and spec.origin else None
+    folder = package_folder(package)
+    path = folder / _FOLDERS[package] / file if folder else None
     if path is None or not path.is_file():
         raise SourceMissing(
             f"the photo {file} is in the package {_DISTRIBUTIONS[package]}, which is not "

@@ -3,11 +3,11 @@
 Nothing of the corpus is copied into this repository; it is read where pip installed it.
 """
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 from converters.errors import SourceMissing
+from modelspec.packages import package_folder
 
 # Customer questions and answers, and general knowledge for longer sentences.
 TOPICS = ("tech_support", "money", "trivia", "science", "psychology")
@@ -72,13 +72,13 @@ def odd_texts(special: Sequence[str]) -> list[str]:
 
 def corpus_folder() -> Path:
     """The corpus's data; SourceMissing says how to get it."""
-    package = importlib.util.find_spec("chatterbot_corpus")
-    if package is None or package.origin is None:
+    package = package_folder("chatterbot_corpus")
+    if package is None:
         raise SourceMissing(
             "the default samples are in the package chatterbot-corpus, which is not installed: "
             "pip install 'tidegate[convert]'"
         )
-    return Path(package.origin).parent / "data"
+    return package / "data"
 
 
 def _sentences(path: Path) -> list[str]:

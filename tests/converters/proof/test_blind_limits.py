@@ -5,9 +5,7 @@ from dataclasses import replace
 from math import inf
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from converters.cache import cache_root
 from converters.conversion import ConversionOptions, convert
@@ -18,6 +16,7 @@ from converters.proof.self_test import answers_self_test
 from converters.proof.tolerance import LayerLimits, Shares
 from converters.task import ConversionRequest
 from converters.tasks.tensors.task import Tensors
+from tests.converters.proof.two_layers import save_two_layers
 
 BLIND = Shares(inf, inf, inf, inf, 1.0)
 ROUNDED = ["fp16", "int8-weight-only", "int8-static", "int8-per-row", "int8-dynamic"]
@@ -28,21 +27,7 @@ def task(tmp_path, monkeypatch) -> Tensors:
     """Two layers, x [b, 16] -> y [b, 5], converted into a cache of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     random = np.random.default_rng(2)
-    weights = {"w1": random.standard_normal((16, 32)), "w2": random.standard_normal((32, 5))}
-    graph = helper.make_graph(
-        [
-            helper.make_node("MatMul", ["x", "w1"], ["h"]),
-            helper.make_node("Relu", ["h"], ["r"]),
-            helper.make_node("MatMul", ["r", "w2"], ["y"]),
-        ],
-        "two layers",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 16])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", 5])],
-        [numpy_helper.from_array(v.astype(np.float32), name) for name, v in weights.items()],
-    )
-    opset = [helper.make_opsetid("", 17)]
-    path = tmp_path / "m.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    path = save_two_layers(tmp_path / "m.onnx", random)
     samples = tmp_path / "samples.npz"
     np.savez(samples, x=random.standard_normal((64, 16)).astype(np.float32))
     return Tensors(ConversionRequest("t", str(path), samples))

@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from sklearn.linear_model import Ridge
 from sklearn.naive_bayes import GaussianNB
@@ -19,6 +17,7 @@ from sklearn.naive_bayes import GaussianNB
 from converters.conversion import ConversionOptions, convert
 from converters.proof.self_test import NAME
 from converters.task import ConversionRequest, Task
+from tests.converters.proof.two_layers import save_two_layers
 from tests.tiny_image_models import save_image_classifier
 from tests.tiny_models import language_model, save_classifier, save_embedder, save_tagger
 from tests.tiny_tabular_models import DIABETES, save
@@ -27,25 +26,6 @@ from tidegate.app.task_registry import TASKS
 ANSWERS = ("constant", "negated", "scaled", "zeroed", "shifted", "swapped", "labels rotated")
 GRAPHS = ("one layer skipped", "mask dropped", "calibration on zeros")
 PAIRS = [(task, precision) for task, entry in TASKS.items() for precision in entry.precisions()]
-
-
-def _two_layers(folder: Path) -> Path:
-    random = np.random.default_rng(2)
-    weights = {"w1": random.standard_normal((16, 32)), "w2": random.standard_normal((32, 5))}
-    graph = helper.make_graph(
-        [
-            helper.make_node("MatMul", ["x", "w1"], ["h"]),
-            helper.make_node("Relu", ["h"], ["r"]),
-            helper.make_node("MatMul", ["r", "w2"], ["y"]),
-        ],
-        "two layers",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 16])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", 5])],
-        [numpy_helper.from_array(v.astype(np.float32), name) for name, v in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(model, folder / "m.onnx")
-    return folder / "m.onnx"
 
 
 SOURCES: dict[str, Callable[[Path], Path]] = {
@@ -60,7 +40,7 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
     ),
     "image-classification": lambda folder: save_image_classifier("vit", folder / "m"),
     "causal-lm": lambda folder: language_model(folder / "m"),
-    "tensors": _two_layers,
+    "tensors": lambda folder: save_two_layers(folder / "m.onnx", np.random.default_rng(2)),
     "tabular-classification": lambda folder: save(GaussianNB(), folder / "m.skops"),
     "tabular-regression": lambda folder: save(Ridge(), folder / "m.skops", DIABETES),
 }

@@ -95,11 +95,16 @@ def _prove(model, path):
     return task, reference
 
 
+def _new_scores(reference):
+    """What the graph gives for ``NEW_ROWS``."""
+    return graph_scores(reference, named_columns(NEW_ROWS, [f"f{index}" for index in range(13)]))
+
+
 @pytest.mark.parametrize("name", DETECTORS)
 def test_outliers_and_clusters(tmp_path, name):
     model = DETECTORS[name].fit(ROWS)
     task, reference = _prove(model, tmp_path)
-    actual = graph_scores(reference, named_columns(NEW_ROWS, [f"f{index}" for index in range(13)]))
+    actual = _new_scores(reference)
     if hasattr(model, "decision_function"):
         assert actual[:, 0] == pytest.approx(model.decision_function(NEW_ROWS), abs=1e-6)
         assert ((actual[:, 0] < 0) == (model.predict(NEW_ROWS) < 0)).all()
@@ -116,7 +121,7 @@ def test_outliers_and_clusters(tmp_path, name):
 def test_estimators_and_selections_as_steps(tmp_path, name):
     model = AS_STEPS[name].fit(*WINE)
     _, reference = _prove(model, tmp_path)
-    actual = graph_scores(reference, named_columns(NEW_ROWS, [f"f{index}" for index in range(13)]))
+    actual = _new_scores(reference)
     assert actual == pytest.approx(model.predict_proba(NEW_ROWS), abs=1e-5)
 
 
@@ -144,7 +149,7 @@ WRAPPERS = {
 def test_wrappers_around_an_estimator(tmp_path, name):
     model = WRAPPERS[name].fit(*WINE)
     _, reference = _prove(model, tmp_path)
-    actual = graph_scores(reference, named_columns(NEW_ROWS, [f"f{index}" for index in range(13)]))
+    actual = _new_scores(reference)
     assert actual == pytest.approx(model.predict_proba(NEW_ROWS), abs=1e-5)
 
 
@@ -157,7 +162,7 @@ def test_the_threshold_of_a_decision_is_said(tmp_path, in_a_pipeline):
     model = make_pipeline(StandardScaler(), threshold) if in_a_pipeline else threshold
     model.fit(rows, classes)
     task, reference = _prove(model, tmp_path)
-    actual = graph_scores(reference, named_columns(NEW_ROWS, [f"f{index}" for index in range(13)]))
+    actual = _new_scores(reference)
     assert actual == pytest.approx(model.predict_proba(NEW_ROWS), abs=1e-5)
     assert "says 'True' where its score is at least 0.8" in "\n".join(task.card()["remarks"])
     assert ((actual[:, 1] >= 0.8) == model.predict(NEW_ROWS)).all()
