@@ -6,6 +6,7 @@ ServingError                 the message says what failed and what to do
 |- DeadlineExceeded            no answer in time, or a full queue: Triton is busy, or hangs
 |- TritonDied                the server process ended by itself
 |- ModelLoadFailed           Triton refused a model; carries its name
+|  `- StubCrashed            one of its Python processes lost a race: a new server will load it
 |- PublishFailed             nothing was published
 |- RepositoryBusy            another publisher holds the repository's lock
 |- Tampered                  a file differs from its manifest; carries the file's name
@@ -38,6 +39,10 @@ class ModelLoadFailed(ServingError):
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(f"model {model} failed to load: {reason}")
         self.model = model
+
+
+class StubCrashed(ModelLoadFailed):
+    pass
 
 
 class PublishFailed(ServingError):

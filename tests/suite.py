@@ -2,25 +2,32 @@
 
 Most tests talk to real servers with real deadlines, and a busy machine now and then makes one of
 thousands miss its own. If at most five tests failed, exactly those are run again, alone and one
-after the other. One that passes then is reported as unsteady and does not fail the run; one that
-fails again does, and so do six failures, an error before any test ran, or a crash.
+after the other; the tests of one file whose set-up failed count as one, and run together. One that
+passes then is reported as unsteady and does not fail the run; one that fails again does, and so do
+six failures, an error before any test ran, or a crash.
+
+At the end it says which files took longest: the suite is to stay under half an hour.
 """
 
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 FEW = 5
+SLOWEST = 20
 ROOT = Path(__file__).parent.parent
 
 
 class Failures:
-    """What failed in this run; with xdist, in any of its workers."""
+    """What failed in this run, and what took how long; with xdist, in any of its workers."""
 
     def __init__(self) -> None:
-        self.tests: list[str] = []
+        # What is run together: the test, or the file whose set-up failed -> its failed tests.
+        self.groups: dict[str, list[str]] = {}
+        self.seconds: dict[str, float] = defaultdict(float)  # by file, with what its fixtures took
         self.options: list[str] = []
         # A run that ended early, by -x or by an error of collection, has not run every test.
         self.is_whole = True
@@ -30,8 +37,13 @@ class Failures:
         self.options = [option for option in config.invocation_params.args if option not in paths]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed and report.nodeid not in self.tests:
-            self.tests.append(report.nodeid)
+        self.seconds[report.nodeid.partition("::")[0]] += report.duration
+        if report.failed:
+            test = report.nodeid
+            group = test.partition("::")[0] if report.when == "setup" else test
+            tests = self.groups.setdefault(group, [])
+            if test not in tests:
+                tests.append(test)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
@@ -48,26 +60,30 @@ def run(arguments: list[str]) -> int:
     code, pytest's own if nothing was run again."""
     failures = Failures()
     code = int(pytest.main(arguments, plugins=[failures]))
-    failed = failures.tests
-    if code != pytest.ExitCode.TESTS_FAILED or not failures.is_whole or len(failed) > FEW:
+    print("\nseconds by file, of all workers:")
+    slowest = sorted(failures.seconds.items(), key=lambda item: item[1], reverse=True)
+    for file, seconds in slowest[:SLOWEST]:
+        print(f"{seconds:7.0f}  {file}")
+    groups = failures.groups
+    if code != pytest.ExitCode.TESTS_FAILED or not failures.is_whole or len(groups) > FEW:
         return code
-    print(f"\n{len(failed)} failed: running exactly these once more, alone", flush=True)
-    print(*(f"  {test}" for test in failed), sep="\n", flush=True)
+    print(f"\n{len(groups)} failed: running exactly these once more, alone", flush=True)
+    print(*(f"  {group}" for group in groups), sep="\n", flush=True)
     unsteady, code = [], 0
-    for test in failed:
+    for group, tests in groups.items():
         # A process of its own for each: nothing of the run that failed is left in it.
-        command = [sys.executable, "-m", "pytest", *failures.options, "-n", "0", test]
+        command = [sys.executable, "-m", "pytest", *failures.options, "-n", "0", *tests]
         again = subprocess.run(command, check=False).returncode
         if again == 0:
-            unsteady.append(test)
+            unsteady.append(group)
         else:
             code = int(pytest.ExitCode.TESTS_FAILED)
     print("\n" + "=" * 80)
-    for test in failed:
-        if test in unsteady:
-            print(f"unsteady: {test} failed in the run and passed alone")
+    for group in groups:
+        if group in unsteady:
+            print(f"unsteady: {group} failed in the run and passed alone")
         else:
-            print(f"FAILED twice: {test}")
+            print(f"FAILED twice: {group}")
     print("=" * 80, flush=True)
     return code
 

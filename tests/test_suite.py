@@ -56,6 +56,18 @@ def test_one_that_fails_again_fails_the_run(tmp_path):
     assert (_runs(tmp_path, "broken"), _runs(tmp_path, "well")) == (2, 1)
 
 
+def test_a_set_up_that_fails_for_many_tests_is_one_failure(tmp_path):
+    tests = (
+        "\nimport pytest\n@pytest.fixture(scope='module')\ndef served():\n"
+        "    assert nth_run('served') > 1\n"
+    )
+    tests += "".join(f"\ndef test_served_{n}(served):\n    pass\n" for n in range(7))
+    code, output = _run(tmp_path, tests, "-n", "0")
+    assert code == 0, output
+    assert "unsteady: test_toy.py failed in the run and passed alone" in output
+    assert (_runs(tmp_path, "served"), _runs(tmp_path, "well")) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("tests", "options", "code"),
     [

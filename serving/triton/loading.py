@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import psutil
 
-from serving.errors import ModelLoadFailed, ServingError
+from serving.errors import ModelLoadFailed, ServingError, StubCrashed
 from serving.repository.model_repository import ModelRepository
 from serving.triton.stubs import live_stubs, stub_of
 
@@ -22,6 +22,10 @@ REPORT_EVERY_S = 10.0
 UNNOTICED_S = 4.0
 # A process's connections close a moment before it has ended.
 DIED_S = 0.5
+# What a Python process of Triton 2.51 dies of if it opens the shared memory before the server has
+# set it up, on a machine without idle cores (triton-inference-server/server#8882). The server waits
+# for it for ever.
+RACE = "boost::interprocess::lock_exception"
 TAIL_BYTES = 1024 * 1024
 _LINE = re.compile(r'[IWEF]\d{4} [\d:.]+ +\d+ \S+\] +"?(.*?)"?\s*')
 _REASONS = re.compile(
@@ -56,7 +60,8 @@ class Loading:
         self._others: set[int] = set()  # processes of models that are loaded concurrently
 
     def look(self) -> None:
-        """Call this often; ModelLoadFailed if the load will never end."""
+        """Call this often; ModelLoadFailed if the load will never end in this server, StubCrashed
+        if it would in a new one."""
         now = time.monotonic()
         children = self._children()
         stubs = (stub_of(child) for child in children if child.pid not in self._children_before)
@@ -66,7 +71,8 @@ class Loading:
         ended -= self._children_before | self._others
         self._ended_since = {pid: self._ended_since.get(pid, now) for pid in ended}
         if any(now - since > UNNOTICED_S for since in self._ended_since.values()):
-            raise ModelLoadFailed(
+            raced = any(RACE in line for line in self._lines())
+            raise (StubCrashed if raced else ModelLoadFailed)(
                 self._model,
                 self.explained("one of its processes ended before it was ready, and Triton waits"),
             )

@@ -18,11 +18,13 @@ LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 
 
 def _raw(stack, data: bytes) -> bytes:
-    """The bytes received until the gateway closes the connection or is silent for half a second."""
+    """The bytes received until the gateway closes the connection or, once it has answered, is
+    silent for half a second."""
     with socket.create_connection(("127.0.0.1", stack.gateway_port)) as connection:
         connection.sendall(data)
+        connection.settimeout(30)  # every request here is answered, late on a busy machine
+        received = connection.recv(65536)
         connection.settimeout(0.5)
-        received = b""
         try:
             while part := connection.recv(65536):
                 received += part

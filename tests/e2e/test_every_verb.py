@@ -52,6 +52,7 @@ NOWHERE = {
     "promote": (["m"], FAILED),
     "lint": ([], FAILED),
     "optimize": (["m"], WRONG_USAGE),  # its original is missing
+    "train": (["nobody"], WRONG_USAGE),
     "keys create": (["a"], DONE),
     "keys list": ([], DONE),
     "keys rotate": (["b"], FAILED),

@@ -118,6 +118,33 @@ def test_a_model_that_fails_to_load(built, tmp_path):
     assert not _regions(running.process.pid)
 
 
+def test_a_process_that_loses_a_race_at_its_start_is_started_once_more(tmp_path):
+    """What Triton 2.51 does on a machine without idle cores, played by a model."""
+    model = tmp_path / "model_repository" / "unlucky"
+    (model / "1").mkdir(parents=True)
+    (model / "config.pbtxt").write_text(
+        'backend: "python"\n'
+        'input [{ name: "x" data_type: TYPE_FP32 dims: [1] }]\n'
+        'output [{ name: "y" data_type: TYPE_FP32 dims: [1] }]\n'
+    )
+    (model / "1" / "model.py").write_text(
+        "import os\n"
+        f"if not os.path.exists({str(tmp_path / 'seen')!r}):\n"
+        f"    open({str(tmp_path / 'seen')!r}, 'w').close()\n"
+        "    os.write(2, b'  what():  boost::interprocess::lock_exception\\n')\n"
+        "    os.abort()\n"
+        "class TritonPythonModel:\n"
+        "    def execute(self, requests):\n"
+        "        return []\n"
+    )
+    running = launch(tmp_path, "unlucky")
+    try:
+        wait_ready(running, 120)
+        assert "starting Triton once more" in running.output
+    finally:
+        assert stop(running) == 0
+
+
 def test_a_config_that_does_not_parse(built, tmp_path):
     shutil.copytree(built / "model_repository", tmp_path / "model_repository")
     broken = tmp_path / "model_repository" / "broken"

@@ -24,7 +24,7 @@ import psutil
 from gateway.heartbeat import SOCKET
 from modelspec.address import joined, reached_at
 from modelspec.golden import probe_time_s
-from serving.errors import ServingError
+from serving.errors import ServingError, StubCrashed
 from serving.health.watch import Watcher
 from serving.publish.recovery import clear_up
 from serving.repository.model_repository import ModelRepository
@@ -408,15 +408,25 @@ class Stack:
         write_private(paths.dev_key, key.encode())
 
     def _load(self, server: TritonServer) -> list[str]:
+        """Load every model, in a second server if the first has crashed one's process."""
         models = self._models()
-        for model in models:
+        try:
             try:
-                server.control.load(model)
-            except ServingError:
-                server.stop(gently=False)  # nothing is served yet, and the server may hang
-                raise
-            self._report(f"  loaded {model}")
+                self._load_each(server, models)
+            except StubCrashed as error:
+                self._report(f"{error}; starting Triton once more ...")
+                server.stop(gently=False)
+                server.start()
+                self._load_each(server, models)
+        except ServingError:
+            server.stop(gently=False)  # nothing is served yet, and the server may hang
+            raise
         return models
+
+    def _load_each(self, server: TritonServer, models: list[str]) -> None:
+        for model in models:
+            server.control.load(model)
+            self._report(f"  loaded {model}")
 
     def _start_gateway(self, *, restarted: bool = False) -> None:
         """Start the gateway. A restarted one keeps the policy that was in force; at the first start

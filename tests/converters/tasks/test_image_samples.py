@@ -24,7 +24,7 @@ def test_every_photo_is_installed():
 
 
 def test_a_package_that_is_not_installed_says_so(monkeypatch):
-    monkeypatch.setattr(photos.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(photos, "package_folder", lambda name: None)
     with pytest.raises(SourceMissing, match="scikit-image, which is not installed: pip install"):
         photo_file("coffee")
     assert PathFinder.find_spec("skimage") is not None
