@@ -1,11 +1,12 @@
 """wrk's output is read exactly, and a pass with a failed request is refused."""
 
 import json
+import os
 
 import pytest
 
 from loadtests.bench.errors import BenchError
-from loadtests.bench.wrk import Figures, parse, record
+from loadtests.bench.wrk import Figures, LoadTarget, parse, record, run
 
 LINE = {
     "requests": 3000,
@@ -34,6 +35,20 @@ def test_a_failed_request_stops_the_benchmark(counter):
 def test_a_pass_without_requests_is_refused():
     with pytest.raises(BenchError, match="0 of 0"):
         parse("direct", json.dumps(LINE | {"requests": 0}), {})
+
+
+def test_a_pass_that_ends_before_the_first_answer_is_followed_by_a_longer_one(
+    tmp_path, monkeypatch
+):
+    wrk = tmp_path / "wrk"
+    none = json.dumps(LINE | {"requests": 0})
+    wrk.write_text(
+        f"#!/bin/sh\ncase $3 in -d2s) echo '{none}' ;; *) echo '{json.dumps(LINE)}' ;; esac\n"
+    )
+    wrk.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    target = LoadTarget("slow", "http://127.0.0.1:1", {}, [b"{}"], None)
+    assert run(target, 32, 2).rps == 1500.0
 
 
 @pytest.mark.parametrize("output", ["", "unable to connect\n"])
