@@ -30,7 +30,7 @@ from gateway.http.handler import Handler, LateEndpoint, open_to_all
 from gateway.http.json_body import to_json
 from gateway.logs import set_up
 from gateway.middleware import Middleware, unknown_path
-from gateway.render import error_reply
+from gateway.render import COHERE_PATH, error_reply
 from gateway.settings import Settings
 from gateway.upstream.replicas import CHECK_S
 from gateway.workers import end_with_parent
@@ -38,6 +38,7 @@ from gateway.workers import end_with_parent
 if TYPE_CHECKING:
     from gateway.api.openai.completions import CompletionsApi
     from gateway.api.openai.tokenization import TokenizationApi
+    from gateway.api.tasks.rerank import RerankApi
     from gateway.api.v2.generate import GenerateApi
 
 TITLE = "Tidegate"
@@ -165,6 +166,12 @@ def _late_routes(gateway: Gateway) -> list[Route]:
 
         return TokenizationApi(gateway)
 
+    @cache
+    def relevance() -> "RerankApi":
+        from gateway.api.tasks.rerank import RerankApi
+
+        return RerankApi(gateway)
+
     def decide() -> Handler:
         from gateway.api.grpc.nginx import NginxApi
 
@@ -188,6 +195,9 @@ def _late_routes(gateway: Gateway) -> list[Route]:
         ("POST", "/v1/chat/completions", lambda: completions().chat),
         ("POST", "/v1/completions", lambda: completions().completions),
         ("POST", "/v1/responses", lambda: completions().responses),
+        ("POST", "/v1/rerank", lambda: relevance().rerank),
+        ("POST", COHERE_PATH, lambda: relevance().rerank),
+        ("POST", "/v1/score", lambda: relevance().score),
         ("POST", "/tokenize", lambda: tokenization().tokenize),
         ("POST", "/detokenize", lambda: tokenization().detokenize),
         ("GET", "/internal/decide", decide),

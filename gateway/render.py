@@ -76,13 +76,14 @@ TABLE: dict[str, tuple[int, int, str, str]] = {
     "internal": (500, 500, "Internal error", "server_error"),
 }
 SHOWN_PATH = 256  # characters: a path may be long, and a reply to a stranger should not be
+COHERE_PATH = "/v2/rerank"  # of its clients: nothing of the V2 protocol
 TOKEN_PATHS = ("/tokenize", "/detokenize")  # vLLM's, whose clients are OpenAI's
 CLIENT_LEFT = 499  # nginx's status for a client that left before its response ended; never sent
 
 
 def api_of(path: str) -> Api:
     """Which API a path belongs to; known before routing, since a 401 needs a shape too."""
-    if path == "/v2" or path.startswith("/v2/"):
+    if path == "/v2" or (path.startswith("/v2/") and path != COHERE_PATH):
         return Api.V2
     if path in TOKEN_PATHS or (
         path.startswith("/v1/") and path[4:].partition("/")[0] in OPENAI_RESOURCES

@@ -47,7 +47,7 @@ OPENAI_RESOURCES = NOT_OFFERED_OPENAI | {
 }
 # Names already taken under /v1, which no pipeline may have. OpenAI's API has nothing at /v1/chat
 # itself, and ``chat`` is the name of our own language model.
-RESERVED_NAMES = (OPENAI_RESOURCES - {"chat"}) | {"pipelines", "jobs"}
+RESERVED_NAMES = (OPENAI_RESOURCES - {"chat"}) | {"pipelines", "jobs", "rerank", "score"}
 
 
 def require_model_name(name: str) -> str:

@@ -54,6 +54,12 @@ class CompiledEndpoint:
         """The bindings of the OpenAI routes that this pipeline serves."""
         return self.schema.openai
 
+    @property
+    def compares_texts(self) -> bool:
+        """Whether it serves ``/v1/rerank`` and ``/v1/score``: a cross-encoder's binding says so,
+        and vectors of texts are compared by their cosine."""
+        return not {"rerank", "embeddings"}.isdisjoint(self.openai)
+
     def without_nulls(self, row: object) -> Any:
         """The row without the optional fields that are null, where null has no other meaning."""
         if not isinstance(row, dict) or all(value is not None for value in row.values()):

@@ -165,10 +165,11 @@ class ServedLlm:
 
 
 @contextlib.contextmanager
-def served_llm(folder: Path, **binding: Any) -> Iterator[ServedLlm]:
-    """A gateway with the model ``llm``, both in a thread of this process."""
+def served_llm(folder: Path, fake: FakeLlm | None = None, **binding: Any) -> Iterator[ServedLlm]:
+    """A gateway with the model ``llm``, or with the models of ``fake``, both in a thread of this
+    process."""
     _, key = KeyStore(folder / "keys.toml", folder / "pepper").create("app")
-    llm = FakeLlm(llm_config(**binding))
+    llm = fake or FakeLlm(llm_config(**binding))
     ready = threading.Event()
     running: dict[str, Any] = {}
 

@@ -96,6 +96,7 @@ def describe(
         "servers": [{"url": "/"}],
         "tags": [{"name": name} for name in tags],
         "paths": tasks
+        | _relevance_paths(catalogue)
         | _openai_paths(catalogue)
         | _v2_paths(catalogue)
         | _of_control(control, catalogue),
@@ -212,6 +213,19 @@ def _embeddings(models: list[str]) -> Json:
     )
     operation["requestBody"] = body_of(schema, {"two texts": {"value": example}})
     return operation
+
+
+def _relevance_paths(catalogue: Catalogue) -> Json:
+    models = [
+        model.name
+        for model in catalogue.public
+        if model.endpoint_schema and model.endpoint_schema.compares_texts
+    ]
+    if not models:
+        return {}
+    from gateway.api.openapi.relevance import describe as describe_relevance
+
+    return describe_relevance(models)
 
 
 def _v2_paths(catalogue: Catalogue) -> Json:

@@ -204,6 +204,35 @@ SCHEMAS: Json = {
         sequence_number=INTEGER,
         response=of("Response"),
     ),
+    "Rerank": _object(
+        "id model results usage",
+        id=TEXT,
+        model=TEXT,
+        usage=_USAGE,
+        meta={"type": "object", "description": "As in Cohere's API."},
+        results=_list(
+            _object(
+                "index relevance_score",
+                index={**INTEGER, "description": "Of the document in the request."},
+                relevance_score={"type": "number"},
+                document={**_object("text", text=TEXT), "description": "If requested."},
+            )
+        ),
+    ),
+    "Scores": _object(
+        "id object created model data usage",
+        _COMMON,
+        object={"type": "string", "const": "list"},
+        usage=_USAGE,
+        data=_list(
+            _object(
+                "index object score",
+                index=INTEGER,
+                object={"type": "string", "const": "score"},
+                score={"type": "number"},
+            )
+        ),
+    ),
     "Tokens": _object(
         "count max_model_len tokens",
         count=INTEGER,

@@ -1,5 +1,6 @@
 """``/v1/pipelines``: what each pipeline is for, and what its card says of it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter
@@ -20,6 +21,7 @@ class PipelineCard(BaseModel):
     name: str
     purpose: str
     versions: list[str]  # that are served now
+    routes: list[str]  # where it is served, besides /v2
     card: dict[str, Any]  # license, languages, data, metrics, limits: what its conversion knew
     example: dict[str, Any]  # a request of its endpoint schema
 
@@ -47,12 +49,36 @@ def pipelines_router(gateway: Gateway) -> APIRouter:
     return router
 
 
+# What an endpoint schema binds -> the routes of that API.
+_BOUND = {
+    "embeddings": ("/v1/embeddings",),
+    "chat": ("/v1/chat/completions", "/v1/responses"),
+    "completions": ("/v1/completions",),
+    "tokenize": ("/tokenize", "/detokenize"),
+}
+
+
+def _routes(model: Model, endpoint: CompiledEndpoint) -> list[str]:
+    own = [] if model.decoupled else [f"/v1/{model.name}"]
+    bound = [path for name, paths in _BOUND.items() if name in endpoint.openai for path in paths]
+    relevance = ["/v1/rerank", "/v1/score"] if endpoint.compares_texts else []
+    return [*own, *bound, *relevance]
+
+
+def _with_relevance(card: Mapping[str, Any], endpoint: CompiledEndpoint) -> dict[str, Any]:
+    """An embedding model compares texts too, and the card says how."""
+    if not endpoint.compares_texts or "rerank" in endpoint.openai:
+        return dict(card)
+    return {**card, "relevance": "the cosine of the vectors: each text is read by itself"}
+
+
 def _card(model: Model, endpoint: CompiledEndpoint) -> PipelineCard:
     schema = endpoint.schema
     return PipelineCard(
         name=model.name,
         purpose=schema.purpose,
         versions=list(model.versions),
-        card=dict(schema.card),
+        routes=_routes(model, endpoint),
+        card=_with_relevance(schema.card, endpoint),
         example=dict(schema.example),
     )

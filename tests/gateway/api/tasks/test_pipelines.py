@@ -31,6 +31,7 @@ async def test_the_cards_of_what_the_caller_may_read(tmp_path, policy, names):
             "name": "echo_llm",
             "purpose": schema.purpose,
             "versions": ["1"],
+            "routes": ["/v1/chat/completions", "/v1/responses", "/v1/completions"],
             "card": dict(schema.card),
             "example": dict(schema.example),
         }
