@@ -19,6 +19,7 @@ VERBS = (
     "demo",
     "chat",
     "train",
+    "kb",
     "convert",
     "prove",
     "optimize",

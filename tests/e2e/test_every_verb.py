@@ -43,6 +43,7 @@ NOWHERE = {
     "up": (["nobody"], FAILED),
     "status": ([], NOTHING),
     "convert": (["./nothing.onnx", "--name", "m"], FAILED),
+    "kb build": (["./nothing.csv"], FAILED),
     "prove": (["m", "--against", "./nothing"], FAILED),
     "publish": (["m"], FAILED),
     "rollback": (["m"], FAILED),

@@ -56,6 +56,9 @@ POLL_S = 0.3
 FAILED_S = 5.0  # the pause after a check that could not be made
 
 
+KNOWLEDGE_BASE = "smart_reply"  # which is built, not converted
+
+
 @dataclass(frozen=True)
 class StackOptions:
     paths: Paths
@@ -375,10 +378,11 @@ class Stack:
         for name in self._models():
             if is_current(name, repository) if name in KNOWN else repository.is_published(name):
                 continue
-            if name not in KNOWN and name not in RECIPES:
+            if name not in KNOWN and name not in RECIPES and name != KNOWLEDGE_BASE:
+                known = ", ".join([*KNOWN, *RECIPES, KNOWLEDGE_BASE])
                 raise ServingError(
                     f"there is no model {name!r} in {repository.path.name}/ and no known pipeline "
-                    f"of that name: known are {', '.join([*KNOWN, *RECIPES])}"
+                    f"of that name: known are {known}"
                 )
             missing.append(name)
         return missing
@@ -386,11 +390,11 @@ class Stack:
     def _convert(self, names: Sequence[str]) -> None:
         """Convert each in its own process: torch's memory is released, and Ctrl-C ends it."""
         for name in names:
-            verb, doing = ("train", "training") if name in RECIPES else ("convert", "converting")
+            doing, command = _command_for(name)
             self._report(f"{doing} {name} ...")
             # With --json, stdout holds one document.
             log = os.fdopen(os.dup(sys.stderr.fileno()), "ab") if self.options.as_json else None
-            self._converter = start([sys.executable, "-m", "tidegate", verb, name], log=log)
+            self._converter = start([sys.executable, "-m", "tidegate", *command], log=log)
             if self._converter.wait() != 0:
                 raise ServingError(f"{name} was not converted (see above); nothing was started")
 
@@ -546,3 +550,12 @@ def serve(stack: Stack, report: Callable[[str], None]) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         stack.stop()
     report("stopped")
+
+
+def _command_for(name: str) -> tuple[str, Sequence[str]]:
+    """What to say of it, and the command line that publishes the pipeline."""
+    if name == KNOWLEDGE_BASE:
+        return "building", ("kb", "build")
+    if name in RECIPES:
+        return "training", ("train", name)
+    return "converting", ("convert", name)

@@ -58,6 +58,19 @@ class CompletionsApi:
         """Served by what serves chat; only how a request and its response are written differs."""
         return await self._complete(context, "chat", "input", read_response, ResponsesWriter)
 
+    async def answer(self, context: RequestContext, body: _Body) -> str:
+        """What a chat model answers to a request that a route of ours makes of its caller's; the
+        caller's limits apply."""
+        model, _, declaration = resolve_model(self.gateway, context, "chat", body)
+        binding = Binding.compile(declaration, model.inputs, model.outputs)
+        request, messages = _read_request(read_chat, body, binding, model)
+        completion = _Completion(
+            self.gateway, context, model, binding, request, messages, "messages"
+        )
+        writer = ChatWriter(context.request_id, model.name, request)
+        document = await context.while_connected(completion.whole(writer))
+        return str(document["choices"][0]["message"]["content"])
+
     async def _complete(
         self, context: RequestContext, route: str, field: str, read: _Read, write: _Write
     ) -> Sendable:

@@ -1,36 +1,49 @@
 """The task API: a catch-all ``POST /v1/{endpoint}`` for pipelines that have an endpoint schema."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from starlette.routing import Route
 
 from gateway.core import Gateway
 from gateway.errors import InvalidRequest, NotFound
-from gateway.http.handler import Endpoint, needs
+from gateway.http.handler import Endpoint, Sendable, needs
 from gateway.http.json_body import LARGE_BYTES, parse_json, to_json
 from gateway.http.request_context import RequestContext
+from gateway.models.catalogue import Model
 from gateway.models.compiled_endpoint import CompiledEndpoint, Row
 from gateway.models.rows import Tensors, size_of
 from gateway.render import Reply
 
+if TYPE_CHECKING:
+    from gateway.api.tasks.grounded_reply import GroundedReplies
+
 MAX_ROWS = 1024
+BINDING = "grounded_reply"  # of a pipeline whose passages a language model may choose from
 
 
 class TaskApi:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
+        self._grounded_replies: GroundedReplies | None = None  # imported at the first call
 
     def routes(self) -> list[Route]:
         return [Route("/v1/{endpoint}", Endpoint(self.call), methods=["POST"])]
 
     @needs("infer", model="endpoint")
-    async def call(self, context: RequestContext) -> Reply:
+    async def call(self, context: RequestContext) -> Sendable:
         """``{field: ...}`` outputs with one object; ``{"inputs": [{...}, ...]}`` with
         ``{"outputs": [...]}``, in the same order. A multipart form is one object too."""
         model, endpoint_schema = self.gateway.catalogue.endpoint(context.param("endpoint"))
         if model.decoupled:
             raise NotFound(f"{model.name!r} streams: see /v1/chat/completions and generate_stream")
-        body = await context.body()
+        if BINDING in endpoint_schema.openai:
+            return await self._grounded(context, model, endpoint_schema)
+        return await self._infer(context, model, endpoint_schema, await context.body())
+
+    async def _infer(
+        self, context: RequestContext, model: Model, endpoint_schema: CompiledEndpoint, body: bytes
+    ) -> Reply:
         content_type = context.headers.get(b"content-type", b"")
         rows, is_single = await self.gateway.work(
             context, _read, endpoint_schema, content_type, body
@@ -41,6 +54,22 @@ class TaskApi:
         except InvalidRequest as error:
             raise _with_path(error, is_single) from error
         return await self._reply(context, endpoint_schema, outputs, is_single)
+
+    async def _grounded(
+        self, context: RequestContext, model: Model, endpoint_schema: CompiledEndpoint
+    ) -> Sendable:
+        """One message may be answered by a language model, and streamed; several are only looked
+        up."""
+        body = await context.body()
+        document = await self.gateway.work(context, parse_json, body)
+        if not isinstance(document, dict) or "inputs" in document:
+            return await self._infer(context, model, endpoint_schema, body)
+        if self._grounded_replies is None:
+            from gateway.api.tasks.grounded_reply import GroundedReplies
+
+            self._grounded_replies = GroundedReplies(self.gateway)
+        row = endpoint_schema.without_nulls(document)
+        return await self._grounded_replies.reply(context, model, endpoint_schema, row)
 
     async def _reply(
         self,

@@ -1,0 +1,91 @@
+"""The step of a knowledge base: which answers it gives, and of which it is not sure."""
+
+import numpy as np
+import pytest
+
+from ensembles.steps.nearest_answers import NearestAnswers
+
+ENTRIES = [
+    {"text": "Restart it.", "question": "It hangs", "source": "faq#1"},
+    {"text": "Restart it.", "question": "It is frozen", "source": "faq#1"},
+    {"text": "Charge it.", "question": "It is off", "source": "faq#2"},
+    {"text": "Ünïcödé 答案", "question": "", "source": "book"},
+]
+KNOWLEDGE = {"entries": ENTRIES, "confident": 0.9, "possible": 0.5, "unknown": "I don't know."}
+VECTORS = np.array([[1, 0, 0], [0.8, 0.6, 0], [0, 1, 0], [0, 0, 1]], dtype=np.float32)
+
+
+@pytest.fixture
+def answers():
+    return NearestAnswers(VECTORS, KNOWLEDGE, 3)
+
+
+def _row(outputs, row=0):
+    def text(name):
+        return [value.decode() for value in outputs[name][row]]
+
+    return {
+        "reply": text("reply")[0],
+        "source": text("source")[0],
+        "from": text("from")[0],
+        "hand_over": bool(outputs["hand_over"][row, 0]),
+        "confidence": round(float(outputs["confidence"][row, 0]), 5),
+        "passages": text("passage_text")[: outputs["passage_count"][row, 0]],
+    }
+
+
+def test_a_sure_answer_has_its_source(answers):
+    row = _row(answers(VECTORS[2:3]))
+    assert row == {
+        "reply": "Charge it.",
+        "source": "faq#2",
+        "from": "knowledge_base",
+        "hand_over": False,
+        "confidence": 1.0,
+        "passages": ["Charge it.", "Restart it."],
+    }
+
+
+def test_what_is_only_possible_is_a_passage_and_no_answer(answers):
+    row = _row(answers(np.array([[0, 0.6, 0.8]], dtype=np.float32)))
+    assert row["reply"] == "I don't know." and row["hand_over"] and row["source"] == ""
+    assert row["from"] == "none" and row["confidence"] == pytest.approx(0.8)
+    assert row["passages"] == ["Ünïcödé 答案", "Charge it."]
+
+
+def test_nothing_near_has_no_passages(answers):
+    row = _row(answers(np.array([[-0.5, -0.5, 0.1]], dtype=np.float32)))
+    assert (row["from"], row["hand_over"], row["passages"]) == ("none", True, [])
+
+
+def test_entries_that_say_the_same_are_one_passage(answers):
+    row = _row(answers(np.array([[0.8, 0.6, 0]], dtype=np.float32)))
+    assert row["passages"] == ["Restart it.", "Charge it."]
+
+
+def test_rows_do_not_depend_on_each_other(answers):
+    messages = np.concatenate([VECTORS, [[0, 0.6, 0.8]]]).astype(np.float32)
+    together = answers(messages)
+    for row in range(len(messages)):
+        assert _row(together, row) == _row(answers(messages[row : row + 1]))
+    assert together["passage_score"].dtype == np.float32
+    assert together["passage_text"].shape == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "problem"),
+    [
+        (np.ones((1, 4), dtype=np.float32), r"returned \(1, 4\), not \[n, 3\]"),
+        (np.array([[np.nan, 0, 0]], dtype=np.float32), "not finite"),
+    ],
+)
+def test_wrong_vectors(answers, vectors, problem):
+    with pytest.raises(ValueError, match=problem):
+        answers(vectors)
+
+
+def test_a_knowledge_base_whose_files_do_not_match():
+    with pytest.raises(ValueError, match="4 entries have vectors of shape"):
+        NearestAnswers(VECTORS[:2], KNOWLEDGE, 3)
+    with pytest.raises(ValueError, match="0 entries"):
+        NearestAnswers(VECTORS[:0], {**KNOWLEDGE, "entries": []}, 3)

@@ -1,0 +1,278 @@
+"""From a user's files to the next version of ``smart_reply``: read, embedded with the published
+``text_embedding``, checked, published. No restart: the pin moves as for any other pipeline."""
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from modelspec.layout import ENGINE_FILE, STEP_FILE, owned_prefix
+from modelspec.names import Role, member_name
+from tidegate.app.paths import Paths
+from tidegate.app.progress import Progress
+from training.recipe import TrainingError
+
+if TYPE_CHECKING:
+    from ensembles.smart_reply import EmbeddingSteps
+    from modelspec.model import Pipeline
+    from serving.publish.deployment import Deployment
+    from serving.repository.model_repository import ModelRepository
+    from training.knowledge_base import Evaluation, Question
+    from training.knowledge_files import Entry
+
+UNKNOWN = "I don't know the answer to that. I am handing you over to a colleague."
+# How far the cosine of an entry with itself may be from 1: the graph rounds.
+SAME = 1e-3
+LIMITS = (
+    "It says only what its entries say, in their words. Thresholds depend on how the entries are "
+    "written: measure your own with --messages. English: text_embedding knows little else."
+)
+
+
+@dataclass(frozen=True)
+class KnowledgeBase:
+    """``vectors`` FP32 [entries, width], of length 1, of what each entry is compared by."""
+
+    entries: Sequence["Entry"]
+    vectors: np.ndarray
+    evaluation: "Evaluation"
+    is_own: bool  # built from the user's files
+    is_measured: bool  # on messages for these entries
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the step reads."""
+        return {
+            "entries": [asdict(entry) for entry in self.entries],
+            **asdict(self.evaluation.thresholds),
+            "unknown": UNKNOWN,
+        }
+
+    def card(self) -> dict[str, Any]:
+        sources = sorted({entry.source.partition("#")[0] for entry in self.entries})
+        metrics = [asdict(metric) for metric in self.evaluation.metrics]
+        base = {
+            "entries": len(self.entries),
+            "data": sources
+            if len(sources) <= 8
+            else [*sources[:8], f"and {len(sources) - 8} more"],
+            "base_model": "sentence-transformers/all-MiniLM-L6-v2",
+            "thresholds": asdict(self.evaluation.thresholds),
+            "limits": LIMITS,
+        }
+        if self.is_measured:
+            return {**base, "metrics": metrics}
+        return {**base, "thresholds_from": "the default knowledge base, not from these entries"}
+
+
+class Embedder:
+    """The published ``text_embedding``, in this process: its tokenizer and its graph."""
+
+    def __init__(self, repository: "ModelRepository") -> None:
+        import onnxruntime
+        from tokenizers import Tokenizer
+
+        from ensembles.embedding import VECTOR
+        from ensembles.smart_reply import EMBEDDING, EmbeddingSteps
+        from ensembles.steps.tokenize_text import BucketTokenizer
+        from modelspec.parameters import BUCKETS_PARAMETER
+
+        repository.require_published(EMBEDDING)
+        pins = repository.pinned_members(EMBEDDING)
+        tokenizer = _member(pins, member_name(EMBEDDING, Role.PRE))
+        engine = next(position for position in pins.items() if position != tokenizer)
+        parameters = repository.config(tokenizer[0]).parameters
+        buckets = parameters[BUCKETS_PARAMETER].string_value.split(",")
+        file = repository.version_folder(*tokenizer) / "tokenizer.json"
+        pad_id = int(parameters["pad_id"].string_value or 0)
+        self._tokenize = BucketTokenizer(
+            Tokenizer.from_file(str(file)), [int(length) for length in buckets], pad_id
+        )
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        graph = repository.version_folder(*engine) / ENGINE_FILE
+        self._session = onnxruntime.InferenceSession(
+            str(graph), options, providers=["CPUExecutionProvider"]
+        )
+        self._output = VECTOR
+        width = int(repository.config(engine[0]).output[0].dims[-1])
+        self.steps: EmbeddingSteps = EmbeddingSteps(tokenizer, engine, width)
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """FP32 [n, width], each of length 1. A text that is too long is cut."""
+        vectors = []
+        for text in texts:
+            tokens = self._tokenize([text.encode()], True)
+            feed = {"input_ids": tokens.ids, "attention_mask": tokens.mask}
+            vectors.append(self._session.run([self._output], feed)[0][0])
+        matrix = np.stack(vectors).astype(np.float32)
+        return np.asarray(matrix / np.linalg.norm(matrix, axis=1, keepdims=True), dtype=np.float32)
+
+
+def _member(pins: Mapping[str, int], name: str) -> tuple[str, int]:
+    """The member of this name, or its latest generation (``NAME.g2``)."""
+    return next(
+        (model, version) for model, version in pins.items() if model.partition(".")[0] == name
+    )
+
+
+def build(
+    files: Sequence[Path], messages: Path | None, paths: Paths, report: Progress
+) -> Callable[["Deployment"], tuple[str, int]]:
+    """The change that publishes a knowledge base of these files, or the default one. Raises
+    TrainingError; nothing is changed then."""
+    from serving.repository.model_repository import ModelRepository
+    from training.knowledge_base import default_entries
+    from training.knowledge_files import distinct, read_entries
+
+    if files:
+        entries, contradictions = distinct(entry for path in files for entry in read_entries(path))
+        if contradictions:
+            report(
+                f"{contradictions} entries ask what an earlier one asks and answer otherwise: the "
+                "earlier answer counts"
+            )
+    else:
+        entries = default_entries()
+    asked = read_messages(messages, entries) if messages else None
+    _require_embedding(ModelRepository(paths.repository), paths, report)
+
+    def change(deployment: "Deployment") -> tuple[str, int]:
+        embed = Embedder(deployment.repository)
+        report(f"embedding {len(entries)} entries")
+        knowledge = _measured(entries, bool(files), asked, embed)
+        for metric in knowledge.evaluation.metrics if knowledge.is_measured else ():
+            report(f"{metric.name} {metric.value:.3f} on {metric.data}")
+        thresholds = knowledge.evaluation.thresholds
+        report(
+            f"confident from {thresholds.confident:.2f}, possible from {thresholds.possible:.2f}"
+        )
+        return publish(knowledge, embed.steps, deployment)
+
+    return change
+
+
+def _require_embedding(repository: "ModelRepository", paths: Paths, report: Progress) -> None:
+    from ensembles.smart_reply import EMBEDDING
+    from tidegate.app.convert import ConvertOptions
+    from tidegate.app.convert import run as convert
+
+    if not repository.is_published(EMBEDDING):
+        convert(ConvertOptions(EMBEDDING), paths, report)
+
+
+def _measured(
+    entries: Sequence["Entry"],
+    is_own: bool,
+    asked: tuple[list["Question"], list["Question"]] | None,
+    embed: Embedder,
+) -> KnowledgeBase:
+    """The entries with their vectors and thresholds; those of the default knowledge base where
+    nobody has said what is asked of this one."""
+    from training.knowledge_base import default_entries, evaluate, questions
+
+    vectors = embed([entry.embedded for entry in entries])
+    if asked or not is_own:
+        evaluation = evaluate(entries, vectors, embed, asked or questions())
+        return KnowledgeBase(entries, vectors, evaluation, is_own, is_measured=True)
+    usual = default_entries()
+    evaluation = evaluate(usual, embed([entry.embedded for entry in usual]), embed, questions())
+    return KnowledgeBase(entries, vectors, evaluation, is_own, is_measured=False)
+
+
+def read_messages(
+    path: Path, entries: Sequence["Entry"]
+) -> tuple[list["Question"], list["Question"]]:
+    """What people ask of these entries: a CSV file with ``message`` and ``question`` (empty: no
+    entry answers it); every second message chooses the thresholds, the others measure."""
+    import csv
+
+    from training.knowledge_base import Question
+
+    known = {entry.question for entry in entries if entry.question}
+    asked = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, strict=True)
+            if not {"message", "question"} <= set(rows.fieldnames or ()):
+                raise TrainingError(f"{path}: its first line must be message,question")
+            for row in rows:
+                message, question = (row["message"] or "").strip(), (row["question"] or "").strip()
+                if not message or (question and question not in known):
+                    raise TrainingError(
+                        f"{path} line {rows.line_num}: a message is empty, or its question is that "
+                        "of no entry: use the entry's own words, or leave the question empty"
+                    )
+                asked.append(Question(message, question))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TrainingError(f"{path} cannot be read ({error}): check it") from None
+    inside = [question for question in asked if question.answered_by]
+    outside = [question for question in asked if not question.answered_by]
+    if min(len(inside), len(outside)) < 4:
+        raise TrainingError(
+            f"{path} has {len(inside)} messages that an entry answers and {len(outside)} that none "
+            "does: write at least 4 of each, better 50"
+        )
+    return inside[::2] + outside[::2], inside[1::2] + outside[1::2]
+
+
+def publish(
+    knowledge: KnowledgeBase, steps: "EmbeddingSteps", deployment: "Deployment"
+) -> tuple[str, int]:
+    """Stage the pipeline with this knowledge base, check it, and publish it as the next version."""
+    from ensembles.smart_reply import NAME, declare
+    from modelspec.staging import stage_model
+    from serving.publish.publish import publish as publish_staged
+    from serving.repository.model_repository import ModelRepository
+    from tidegate.app.pipelines import step_file
+
+    pipeline = declare(steps, _checked_golden(knowledge), knowledge.card())
+    staging = deployment.repository.staging
+    staging.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=staging, prefix=owned_prefix(NAME)) as folder_name:
+        folder = Path(folder_name)
+        files = {"knowledge.json": folder / "knowledge.json", "vectors.npy": folder / "vectors.npy"}
+        document = json.dumps(knowledge.as_dict(), ensure_ascii=False, indent=1)
+        files["knowledge.json"].write_text(document, encoding="utf-8")
+        np.save(files["vectors.npy"], knowledge.vectors)
+        staged = ModelRepository(folder / "staged")
+        for spec in pipeline.models:
+            own = {STEP_FILE: step_file(spec.step), **files} if spec.step else {}
+            stage_model(staged.path, spec, own)
+        version = publish_staged(staged, _names(pipeline), deployment)
+    return NAME, version
+
+
+def _names(pipeline: "Pipeline") -> list[str]:
+    return [spec.name for spec in pipeline.models]
+
+
+def _checked_golden(knowledge: KnowledgeBase) -> Any:
+    """The golden sample: the first entry's own words. TrainingError if an entry's own words do
+    not find what it says: its vector is wrong, or two entries cannot be told apart."""
+    from ensembles.smart_reply import PASSAGES
+    from ensembles.steps.nearest_answers import NearestAnswers
+    from modelspec.golden import Golden
+
+    answers = NearestAnswers(knowledge.vectors, knowledge.as_dict(), PASSAGES)
+    for start in range(0, len(knowledge.entries), 256):
+        outputs = answers(knowledge.vectors[start : start + 256])
+        for row, confidence in enumerate(outputs["confidence"][:, 0]):
+            if not abs(float(confidence) - 1) <= SAME:
+                entry = knowledge.entries[start + row]
+                raise TrainingError(
+                    f"the entry {entry.embedded[:60]!r} ({entry.source}) does not find itself "
+                    f"(cosine {confidence:.3f}): report this"
+                )
+    first = answers(knowledge.vectors[:1])
+    return Golden(
+        request={"text": knowledge.entries[0].embedded[:1000]},
+        expect={
+            "reply": [first["reply"][0, 0].decode()],
+            "confidence": [float(first["confidence"][0, 0])],
+        },
+        tolerance=0.02,
+    )

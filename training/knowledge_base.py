@@ -1,0 +1,156 @@
+"""The knowledge base of ``smart_reply``: what is in it by default, from which confidence its
+answers are given, and how often they are right.
+
+A message is compared with the question of each entry (with the text of a passage). Two thresholds
+follow from data: an answer is given as it is from ``confident`` on; from ``possible`` on a passage
+may help a language model, or a person.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from training.knowledge_files import Entry, distinct, read_entries
+from training.paraphrases import OUTSIDE, PARAPHRASES
+from training.recipe import Metric, required_folder
+
+TOPICS = ("tech_support", "computers", "coding")
+SOURCE = "chatterbot-corpus"
+DATA = "held-out paraphrases"
+# Of the answers that are given as they are, and of what is outside and passed on nevertheless.
+LEAST_PRECISION = 0.99
+MOST_HELD_BACK = 0.1  # of the right answers: a wrong one costs more than a hand-over
+NOWHERE = 2**31  # the rank of an entry that is not there
+MOST_PASSED_ON = 0.1
+# [n, width] FP32 of length 1, for n texts.
+Embed = Callable[[Sequence[str]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Cosines of a message and an entry."""
+
+    confident: float
+    possible: float
+
+
+@dataclass(frozen=True)
+class Question:
+    """A message, and the question of the entry that answers it; "" if none does."""
+
+    message: str
+    answered_by: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured on messages that chose nothing."""
+
+    thresholds: Thresholds
+    metrics: tuple[Metric, ...]
+
+
+def default_entries() -> list[Entry]:
+    """The dialogues by topic of ``chatterbot-corpus``; the first answer to a question counts."""
+    folder = required_folder("chatterbot_corpus") / "data" / "english"
+    entries = [
+        Entry(entry.text, f"{SOURCE}: {topic}", entry.question)
+        for topic in TOPICS
+        for entry in read_entries(folder / f"{topic}.yml")
+    ]
+    return distinct(entries)[0]
+
+
+def questions() -> tuple[list[Question], list[Question]]:
+    """Messages to choose the thresholds with, and other ones to measure with."""
+    choosing: list[Question] = []
+    measuring: list[Question] = []
+    for question, messages in PARAPHRASES.items():
+        asked = [Question(message, question) for message in messages]
+        choosing += asked[::2]
+        measuring += asked[1::2]
+    outside = [Question(message, "") for message in OUTSIDE]
+    return choosing + outside[::2], measuring + outside[1::2]
+
+
+def evaluate(
+    entries: Sequence[Entry],
+    vectors: np.ndarray,
+    embed: Embed,
+    asked: tuple[Sequence[Question], Sequence[Question]],
+) -> Evaluation:
+    """Thresholds from the first of ``asked``, and the metrics on the second."""
+    choosing, measuring = asked
+    thresholds = choose_thresholds(*_nearest(choosing, entries, vectors, embed)[:2], choosing)
+    best, scores, ranks = _nearest(measuring, entries, vectors, embed)
+    is_inside = np.array([bool(question.answered_by) for question in measuring])
+    is_given = scores >= thresholds.confident
+    is_right = _is_right(best, measuring)
+    data = f"{int(is_inside.sum())} {DATA}"
+    outside = f"{int((~is_inside).sum())} held-out messages that no entry answers"
+    given = f"the {int(is_given.sum())} of {len(measuring)} messages that are answered directly"
+    metrics = (
+        Metric("recall@1", _share(ranks[is_inside] < 1), data),
+        Metric("recall@3", _share(ranks[is_inside] < 3), data),
+        Metric("precision", _share(is_right[is_given]), given),
+        Metric("answered directly", _share(is_given[is_inside]), data),
+        Metric("not answered", _share(~is_given[~is_inside]), outside),
+    )
+    return Evaluation(thresholds, metrics)
+
+
+def choose_thresholds(
+    best: Sequence[str], scores: np.ndarray, asked: Sequence[Question]
+) -> Thresholds:
+    """``best`` are the questions of the nearest entries, and ``scores`` their cosines.
+
+    ``confident`` is the highest cosine that holds few right answers back, and no lower than that
+    from which on nearly all answers are right; ``possible`` is the least above which few messages
+    lie that nothing answers.
+    """
+    is_right = _is_right(best, asked)
+    confident = 1.0
+    for score in np.sort(scores)[::-1]:
+        is_given = scores >= score
+        if _share(is_right[is_given]) >= LEAST_PRECISION:
+            confident = float(score)
+    if is_right.any():
+        confident = max(confident, float(np.quantile(scores[is_right], MOST_HELD_BACK)))
+    outside = np.sort(scores[[not question.answered_by for question in asked]])[::-1]
+    passed_on = int(MOST_PASSED_ON * len(outside))
+    possible = float(outside[passed_on]) if len(outside) else confident
+    # Rounded up: a threshold is shown on the card as it is used.
+    confident = min(1.0, float(np.ceil(confident * 100) / 100))
+    above = round(float(np.floor(possible * 100) / 100) + 0.01, 2)
+    return Thresholds(confident, min(confident, above))
+
+
+def _nearest(
+    asked: Sequence[Question], entries: Sequence[Entry], vectors: np.ndarray, embed: Embed
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """For each message the question of the nearest entry, its cosine, and the rank of the right one
+    (beyond all if there is none)."""
+    cosines = embed([question.message for question in asked]) @ vectors.T
+    order = np.argsort(-cosines, axis=1, kind="stable")
+    names = [entry.question for entry in entries]
+    ranks = []
+    for question, row in zip(asked, order, strict=True):
+        ranked = [names[index] for index in row]
+        is_there = question.answered_by and question.answered_by in ranked
+        ranks.append(ranked.index(question.answered_by) if is_there else NOWHERE)
+    best = [names[row[0]] for row in order]
+    return best, cosines.max(axis=1), np.array(ranks)
+
+
+def _is_right(best: Sequence[str], asked: Sequence[Question]) -> np.ndarray:
+    return np.array(
+        [
+            bool(question.answered_by) and name == question.answered_by
+            for name, question in zip(best, asked, strict=True)
+        ]
+    )
+
+
+def _share(of: np.ndarray) -> float:
+    return round(float(of.mean()), 4) if len(of) else 0.0
