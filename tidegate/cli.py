@@ -21,6 +21,7 @@ VERBS = (
     "train",
     "kb",
     "convert",
+    "compose",
     "prove",
     "optimize",
     "publish",

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,17 @@ Pair = tuple[str, str]  # a text and its label
 @dataclass(frozen=True)
 class Settings:
     """``max_tokens`` of a text are read. The encoder's learning rate rises over the first tenth of
-    the steps and falls to 0; the new head's is ten times as high."""
+    the steps and falls to 0; the new head's is ten times as high. The embeddings and the first
+    ``frozen_layers`` layers stay as they are, if there are any. Of ``similar_lengths`` batches at a
+    time the texts are sorted by length, to save padding; 1 leaves them as they come."""
 
     epochs: int
     batch: int = 16
     learning_rate: float = 1e-4
     max_tokens: int = 64
     smoothing: float = 0.05  # of the labels
+    frozen_layers: int = 0
+    similar_lengths: int = 1
 
 
 class Classifier:
@@ -45,6 +49,7 @@ class Classifier:
         """Rare labels count for more: by the square root of how much rarer they are."""
         import torch
 
+        self._freeze(settings.frozen_layers)
         batches = -(-len(pairs) // settings.batch)
         steps = settings.epochs * batches
         optimizer = torch.optim.AdamW(self._parameters(settings), weight_decay=0.01)
@@ -56,13 +61,13 @@ class Classifier:
         loss_of = torch.nn.CrossEntropyLoss(
             torch.tensor(weights), label_smoothing=settings.smoothing
         )
-        order, shuffled = list(pairs), random.Random(self._seed)  # noqa: S311 - nothing secret
+        shuffled = random.Random(self._seed)  # noqa: S311 - nothing secret
+        order = list(pairs)
         for epoch in range(1, settings.epochs + 1):
             began, total = time.monotonic(), 0.0
             self._model.train()
             shuffled.shuffle(order)
-            for start in range(0, len(order), settings.batch):
-                batch = order[start : start + settings.batch]
+            for batch in in_batches(order, settings, shuffled):
                 actual = torch.tensor([self._labels.index(label) for _, label in batch])
                 texts = [text for text, _ in batch]
                 loss = loss_of(self._logits(texts, settings.max_tokens), actual)
@@ -83,11 +88,14 @@ class Classifier:
         import torch
 
         self._model.eval()
-        labels: list[str] = []
+        labels = [""] * len(texts)
+        by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         with torch.no_grad():
             for start in range(0, len(texts), batch):
-                logits = self._logits(texts[start : start + batch], max_tokens)
-                labels += [self._labels[index] for index in logits.argmax(1).tolist()]
+                chosen = by_length[start : start + batch]
+                logits = self._logits([texts[index] for index in chosen], max_tokens)
+                for index, label in zip(chosen, logits.argmax(1).tolist(), strict=True):
+                    labels[index] = self._labels[label]
         return labels
 
     def save(self, folder: Path) -> None:
@@ -103,8 +111,31 @@ class Classifier:
 
     def _parameters(self, settings: Settings) -> list[dict[str, Any]]:
         head = {id(parameter) for parameter in self._model.classifier.parameters()}
-        encoder = [one for one in self._model.parameters() if id(one) not in head]
+        trained = (one for one in self._model.parameters() if one.requires_grad)
+        encoder = [one for one in trained if id(one) not in head]
         return [
             {"params": encoder, "lr": settings.learning_rate},
             {"params": [*self._model.classifier.parameters()], "lr": 10 * settings.learning_rate},
         ]
+
+    def _freeze(self, layers: int) -> None:
+        if layers:
+            encoder = self._model.base_model
+            for part in (encoder.embeddings, *encoder.encoder.layer[:layers]):
+                part.requires_grad_(False)
+
+
+def in_batches(
+    order: Sequence[Pair], settings: Settings, shuffled: random.Random
+) -> Iterator[Sequence[Pair]]:
+    """All pairs, in batches; with ``similar_lengths`` in another order of the batches too."""
+    size = settings.batch
+    if settings.similar_lengths == 1:
+        yield from (order[start : start + size] for start in range(0, len(order), size))
+        return
+    together = size * settings.similar_lengths
+    for start in range(0, len(order), together):
+        chunk = sorted(order[start : start + together], key=lambda pair: len(pair[0]))
+        batches = [chunk[first : first + size] for first in range(0, len(chunk), size)]
+        shuffled.shuffle(batches)
+        yield from batches

@@ -3,7 +3,7 @@ published."""
 
 import importlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,16 +97,28 @@ def release(
         if built.converted:
             report(f"{name}: proving it again through a scratch Triton, from a client's request")
             record = _proved(staged, work_dir, built)
-        servers = servers_of(work_dir, repository.path)
-        with connected(servers) as replicas:
-            models = [spec.name for spec in built.pipeline.models]
-            deployment = Deployment(repository, replicas)
-            version = publish(staged, models, deployment)
-            answering = {replica.address for replica in replicas}
+        models = [spec.name for spec in built.pipeline.models]
+        publish_staged(staged, models, repository, work_dir, report)
+    return record
+
+
+def publish_staged(
+    staged: ModelRepository,
+    models: Sequence[str],
+    repository: ModelRepository,
+    work_dir: Path,
+    report: Progress,
+) -> int:
+    """Publish ``models`` (members first, the pipeline last) of ``staged`` into ``repository`` and
+    on the servers that run it; the pipeline's version."""
+    servers, name = servers_of(work_dir, repository.path), models[-1]
+    with connected(servers) as replicas:
+        version = publish(staged, models, Deployment(repository, replicas))
+        answering = {replica.address for replica in replicas}
     for silent in {server.address for server in servers} - answering:
         report(f"{name}: {silent} did not answer: when it does, run tidegate publish {name}")
     report(f"{name}: published into {repository.path.name}/ as version {version}")
-    return record
+    return version
 
 
 def is_current(name: str, repository: ModelRepository) -> bool:
@@ -116,7 +128,7 @@ def is_current(name: str, repository: ModelRepository) -> bool:
     if repository.is_published(name) and plan in repository.pinned_members(name):
         pipeline = with_plan(pipeline)
     return all(
-        repository.is_published(spec.name) and _has_step(repository, spec)
+        repository.is_published(spec.name) and has_step(repository, spec)
         for spec in pipeline.models
     )
 
@@ -128,7 +140,7 @@ def step_file(step: str) -> Path:
     return Path(ensembles.steps.__path__[0]) / f"{step}.py"
 
 
-def _has_step(repository: ModelRepository, spec: ModelSpec) -> bool:
+def has_step(repository: ModelRepository, spec: ModelSpec) -> bool:
     """Whether the newest version's step does what the step in git does; comments may differ."""
     from converters.code_key import file_code_sha256
 

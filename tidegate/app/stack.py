@@ -36,6 +36,8 @@ from serving.triton.ports import Endpoint, Ports, require_free
 from serving.triton.servers import servers_of
 from tidegate.app.canaries import companion_models
 from tidegate.app.claim import Claim, Running
+from tidegate.app.compose import COMPOSED
+from tidegate.app.compose import is_current as composed_is_current
 from tidegate.app.configs import AUTO, DEFAULT, automatic, config_name
 from tidegate.app.faults import require_loadable
 from tidegate.app.gateway_watch import GatewayWatch
@@ -57,6 +59,13 @@ FAILED_S = 5.0  # the pause after a check that could not be made
 
 
 KNOWLEDGE_BASE = "smart_reply"  # which is built, not converted
+# How what is missing is made: what that is called while it runs, and the command.
+_COMMANDS = {
+    **{name: ("converting", ("convert", name)) for name in KNOWN},
+    **{name: ("training", ("train", name)) for name in RECIPES},
+    KNOWLEDGE_BASE: ("building", ("kb", "build")),
+    **{name: ("composing", ("compose", name)) for name in COMPOSED},
+}
 
 
 @dataclass(frozen=True)
@@ -374,23 +383,31 @@ class Stack:
         """The known pipelines that must be converted first, or trained too; ServingError for an
         unknown name."""
         repository = ModelRepository(self.options.paths.repository)
-        missing = []
+        missing: list[str] = []
         for name in self._models():
-            if is_current(name, repository) if name in KNOWN else repository.is_published(name):
+            if name in COMPOSED:
+                missing += [
+                    member for member in COMPOSED[name] if not repository.is_published(member)
+                ]
+            if self._is_current(name, repository):
                 continue
-            if name not in KNOWN and name not in RECIPES and name != KNOWLEDGE_BASE:
-                known = ", ".join([*KNOWN, *RECIPES, KNOWLEDGE_BASE])
+            if name not in _COMMANDS:
                 raise ServingError(
                     f"there is no model {name!r} in {repository.path.name}/ and no known pipeline "
-                    f"of that name: known are {known}"
+                    f"of that name: known are {', '.join(_COMMANDS)}"
                 )
             missing.append(name)
-        return missing
+        return list(dict.fromkeys(missing))
+
+    def _is_current(self, name: str, repository: ModelRepository) -> bool:
+        if name in COMPOSED:
+            return composed_is_current(name, repository)
+        return is_current(name, repository) if name in KNOWN else repository.is_published(name)
 
     def _convert(self, names: Sequence[str]) -> None:
         """Convert each in its own process: torch's memory is released, and Ctrl-C ends it."""
         for name in names:
-            doing, command = _command_for(name)
+            doing, command = _COMMANDS[name]
             self._report(f"{doing} {name} ...")
             # With --json, stdout holds one document.
             log = os.fdopen(os.dup(sys.stderr.fileno()), "ab") if self.options.as_json else None
@@ -550,12 +567,3 @@ def serve(stack: Stack, report: Callable[[str], None]) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         stack.stop()
     report("stopped")
-
-
-def _command_for(name: str) -> tuple[str, Sequence[str]]:
-    """What to say of it, and the command line that publishes the pipeline."""
-    if name == KNOWLEDGE_BASE:
-        return "building", ("kb", "build")
-    if name in RECIPES:
-        return "training", ("train", name)
-    return "converting", ("convert", name)

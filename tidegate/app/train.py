@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from training.recipe import Metric
 
 # Pipeline -> the recipe's module: ``TASK``, and ``train(folder, seed, report) -> metrics``.
-RECIPES: Mapping[str, str] = MappingProxyType({"topic_classification": "training.topics"})
+RECIPES: Mapping[str, str] = MappingProxyType(
+    {"topic_classification": "training.topics", "sentiment": "training.sentiment"}
+)
+# In a trained folder: texts of its language to prove it on, one a line; without it, English ones.
+SAMPLES = "samples.txt"
 
 
 @dataclass(frozen=True)
@@ -67,5 +71,12 @@ def run(
     if not publish:
         return TrainResult(name, folder, metrics, None)
     # What has this name was trained here: another version of it is no other model.
-    options = ConvertOptions(str(folder), task=recipe.TASK, name=name, force=was_trained)
+    samples = folder / SAMPLES
+    options = ConvertOptions(
+        str(folder),
+        task=recipe.TASK,
+        name=name,
+        samples=samples if samples.is_file() else None,
+        force=was_trained,
+    )
     return TrainResult(name, folder, metrics, convert(options, paths, report))
