@@ -14,7 +14,7 @@ from tidegate.app.convert import ConvertOptions, run
 from tidegate.app.paths import Paths
 
 NAME = "text_classification"
-ENGLISH, CHINESE = "Where is my parcel?", "物流很快，昨天下单今天就到了。"
+ENGLISH, CHINESE = "Where is my parcel?", "物流很快\uff0c昨天下单今天就到了。"
 MODELS = {"topic_classification": ("orders", "returns", "other"), "sentiment": ("bad", "good")}
 
 

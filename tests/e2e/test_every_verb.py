@@ -54,6 +54,7 @@ NOWHERE = {
     "lint": ([], FAILED),
     "optimize": (["m"], WRONG_USAGE),  # its original is missing
     "train": (["nobody"], WRONG_USAGE),
+    "compose": (["nobody"], WRONG_USAGE),
     "keys create": (["a"], DONE),
     "keys list": ([], DONE),
     "keys rotate": (["b"], FAILED),
