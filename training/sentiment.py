@@ -19,11 +19,11 @@ from training.recipe import (
 )
 
 NAME, TASK = "sentiment", "text-classification"
-LAYERS = 8  # of the encoder's 12
+LAYERS = 6  # of the encoder's 12
 HELD_OUT = 0.1
 SAMPLES = 40  # held-out pieces that the conversion is proved on, after the messages of customers
 SETTINGS = Settings(
-    epochs=2, learning_rate=2e-4, max_tokens=64, frozen_layers=4, similar_lengths=50
+    epochs=1, learning_rate=2e-4, max_tokens=64, frozen_layers=3, similar_lengths=50
 )
 CARD = ModelCard(
     purpose="Say whether a Chinese message is positive or negative.",
