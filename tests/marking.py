@@ -87,6 +87,9 @@ LISTED = {
         "test_layers",
         "test_suite",
         "tidegate/test_vllm_model",
+        "training/test_multilingual_e5",
+        "training/test_reviews",
+        "training/test_sentiment",
         "serving/backends/test_openvino_genai_schema",
     ),
 }
