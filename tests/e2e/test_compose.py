@@ -6,12 +6,14 @@ import pytest
 from tritonclient import grpc as triton
 
 from serving.repository.model_repository import ModelRepository
+from serving.triton.ports import Ports
 from tests.command_line import tidegate
 from tests.running import launch, stop, wait_ready
 from tests.tiny_models import save_classifier
 from tidegate.app import compose
 from tidegate.app.convert import ConvertOptions, run
 from tidegate.app.paths import Paths
+from tidegate.app.stack import Stack, StackOptions
 
 NAME = "text_classification"
 ENGLISH, CHINESE = "Where is my parcel?", "物流很快\uff0c昨天下单今天就到了。"
@@ -133,6 +135,16 @@ def test_invalid_utf8_is_refused_over_each_api(served):
         column.set_data_from_numpy(np.array([[b"\xff\xfe"]], dtype=object))
         with pytest.raises(triton.InferenceServerException, match="UTF-8"):
             client.infer(NAME, [column], headers={"authorization": f"Bearer {served.key}"})
+
+
+def test_up_makes_the_members_first(tmp_path):
+    ports = Ports(4, 5, 6)
+    options = StackOptions(Paths(tmp_path), "127.0.0.1", 1, 2, 3, ports, 1, (NAME,))
+    stack = Stack(options, print)
+    try:
+        assert stack._missing() == [*MODELS, NAME, "identity_fp32"]
+    finally:
+        stack.stop()
 
 
 def test_it_keeps_its_members_versions_until_it_is_composed_again(home, tmp_path):
