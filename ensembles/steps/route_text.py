@@ -105,11 +105,11 @@ class Router:
             language = supported[0]  # only one that it can be
         language = language or self._detected(row, decoded)
         if language not in supported:
+            unsupported = f"{task} does not support" if task else "no task supports"
+            offered = ", ".join(supported) if task else self._offered()
             raise InvalidText(
-                f"the text seems to be in the language {language!r}, which "
-                f"{task or 'no task'} supports{'' if not task else ' not'}: supported are "
-                f"{', '.join(supported) if task else self._offered()}. If it is in one of these, "
-                "send `language`",
+                f"the text seems to be in the language {language!r}, which {unsupported}: "
+                f"supported are {offered}. If it is in one of these, send `language`",
                 row,
             )
         tasks = (name for name, languages in self._languages.items() if language in languages)
