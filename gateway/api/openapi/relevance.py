@@ -4,6 +4,7 @@ from typing import Any
 
 from gateway.api.openapi.operations import INFER, TASK, Json, body_of, responses
 from gateway.api.openapi.schemas import TEXT, of
+from gateway.render import COHERE_PATH
 
 _SCORES = (
     "A cross-encoder reads query and passage together and gives a score from 0 to 1. An embedding "
@@ -71,7 +72,16 @@ def describe(models: list[str]) -> Json:
             "text_2": ["We ship within two days.", "Passwords expire after a year."],
         },
     )
-    return {"/v1/rerank": {"post": rerank}, "/v1/score": {"post": score}}
+    own_path = {
+        **rerank,
+        "summary": "The same as /v1/rerank, where Cohere's client looks for it",
+        "operationId": "cohere_rerank",
+    }
+    return {
+        "/v1/rerank": {"post": rerank},
+        COHERE_PATH: {"post": own_path},
+        "/v1/score": {"post": score},
+    }
 
 
 def _operation(

@@ -3,6 +3,7 @@
 import httpx
 import numpy as np
 import pytest
+from openapi_spec_validator import validate
 
 from tests.gateway.fake_llm import served_llm
 from tests.gateway.fake_texts import FakeTexts, vector
@@ -234,7 +235,9 @@ def test_the_card_and_the_document_say_it(served):
     assert "cosine" in card["card"]["relevance"]
     card = httpx.get(served.url + "/v1/pipelines/cross", headers=headers).json()
     assert "relevance" not in card["card"]
-    paths = httpx.get(served.url + "/openapi.json", headers=headers).json()["paths"]
-    for path in ("/v1/rerank", "/v1/score"):
+    document = httpx.get(served.url + "/openapi.json", headers=headers).json()
+    validate(document)
+    paths = document["paths"]
+    for path in ("/v1/rerank", "/v2/rerank", "/v1/score"):
         body = paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]
         assert body["properties"]["model"]["enum"] == ["cross", "embed"]
