@@ -18,11 +18,10 @@ from training.recipe import Metric, required_folder
 TOPICS = ("tech_support", "computers", "coding")
 SOURCE = "chatterbot-corpus"
 DATA = "held-out paraphrases"
-# Of the answers that are given as they are, and of what is outside and passed on nevertheless.
+# Of the answers that are given as they are.
 LEAST_PRECISION = 0.99
 MOST_HELD_BACK = 0.1  # of the right answers: a wrong one costs more than a hand-over
 NOWHERE = 2**31  # the rank of an entry that is not there
-MOST_PASSED_ON = 0.1
 # [n, width] FP32 of length 1, for n texts.
 Embed = Callable[[Sequence[str]], np.ndarray]
 
@@ -106,8 +105,9 @@ def choose_thresholds(
     """``best`` are the questions of the nearest entries, and ``scores`` their cosines.
 
     ``confident`` is the highest cosine that holds few right answers back, and no lower than that
-    from which on nearly all answers are right; ``possible`` is the least above which few messages
-    lie that nothing answers.
+    from which on nearly all answers are right; ``possible`` is halfway between it and the
+    highest of a message that nothing answers: those that nobody has written down yet lie a little
+    higher.
     """
     is_right = _is_right(best, asked)
     confident = 1.0
@@ -117,13 +117,12 @@ def choose_thresholds(
             confident = float(score)
     if is_right.any():
         confident = max(confident, float(np.quantile(scores[is_right], MOST_HELD_BACK)))
-    outside = np.sort(scores[[not question.answered_by for question in asked]])[::-1]
-    passed_on = int(MOST_PASSED_ON * len(outside))
-    possible = float(outside[passed_on]) if len(outside) else confident
+    outside = scores[[not question.answered_by for question in asked]]
+    possible = float(outside.max(initial=0.0))
     # Rounded up: a threshold is shown on the card as it is used.
     confident = min(1.0, float(np.ceil(confident * 100) / 100))
-    above = round(float(np.floor(possible * 100) / 100) + 0.01, 2)
-    return Thresholds(confident, min(confident, above))
+    halfway = float(np.ceil(round((possible + confident) * 50, 6)) / 100)
+    return Thresholds(confident, min(confident, halfway))
 
 
 def _nearest(

@@ -2,7 +2,7 @@
 
 The pipeline (``grounded_reply`` in its endpoint schema) is asked first. What it is sure of is the
 reply. If it only has passages, the language model that the binding names says which of their
-sentences answer the message; these are the reply, word for word, each with the number of its
+sentences answer the message; these are the reply, word for word, with the number of the
 passage. The model writes nothing but numbers, by a grammar: so nothing is said that no passage
 says, there is no prompt that it could give away, and an instruction in a message or a passage can
 make it choose other sentences, and no more.
@@ -35,7 +35,8 @@ from gateway.render import json_reply
 
 LANGUAGE_MODEL, NONE = "language_model", "none"
 MAX_SENTENCES, MAX_QUOTES = 12, 3
-SENTENCE, MESSAGE = 300, 1000  # characters that the language model is shown
+SHOWN, MESSAGE = 300, 1000  # characters of a sentence and a message that it is shown
+WHOLE = 600  # characters of a passage that is not taken apart
 MAX_TOKENS = 32  # of numbers
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。\uff01\uff1f])|\n+")
 _PIECE = re.compile(r".+?(?:\] |\Z)", re.DOTALL)  # a sentence and the number of its passage
@@ -107,12 +108,11 @@ class GroundedReplies:
         if not quotes:
             return answer
         chosen = [sentences[number] for number in quotes]
+        number = chosen[0].passage
         return {
             **answer,
-            "reply": " ".join(f"{sentence.text} [{sentence.passage}]" for sentence in chosen),
-            "source": "; ".join(
-                dict.fromkeys(passages[sentence.passage - 1]["source"] for sentence in chosen)
-            ),
+            "reply": " ".join(f"{sentence.text} [{number}]" for sentence in chosen),
+            "source": passages[number - 1]["source"],
             "from": LANGUAGE_MODEL,
             "hand_over": False,
         }
@@ -164,24 +164,37 @@ class GroundedReplies:
             return []
         # By an engine that ignored the grammar: anything else than a number of ours is no choice.
         known = {number: index for index, number in enumerate(numbers)}
-        return sorted({known[number] for number in map(str, chosen) if number in known})[
-            :MAX_QUOTES
-        ]
+        indices = [known[number] for number in map(str, chosen) if number in known]
+        # Of one passage, the first that it chose: what small models add is rarely to the point.
+        own = {index for index in indices if _is_of(sentences, index, indices[0])}
+        return sorted(own)[:MAX_QUOTES]
 
 
 def _sentences(passages: Sequence[str]) -> list[Sentence]:
-    """The passages' sentences, as many as are shown. One that is too long to be shown whole cannot
-    be quoted: half a sentence may say the opposite."""
+    """The passages' sentences, as many as are shown; a short passage, or one with code, is quoted
+    as a whole."""
     return [
         Sentence(text, number)
         for number, passage in enumerate(passages, 1)
-        for text in map(str.strip, _SENTENCE_END.split(passage))
-        if text and len(text) <= SENTENCE
+        for text in map(str.strip, _parts(passage))
+        if text
     ][:MAX_SENTENCES]
 
 
+def _is_of(sentences: Sequence[Sentence], index: int, first: int) -> bool:
+    return sentences[index].passage == sentences[first].passage
+
+
+def _parts(passage: str) -> Sequence[str]:
+    if len(passage) <= WHOLE or "```" in passage:
+        return [passage]
+    return _SENTENCE_END.split(passage)
+
+
 def _messages(message: str, sentences: Sequence[Sentence]) -> list[Mapping[str, str]]:
-    lines = [f"{number}. {_plain(sentence.text)}" for number, sentence in enumerate(sentences, 1)]
+    lines = [
+        f"{number}. {_plain(sentence.text[:SHOWN])}" for number, sentence in enumerate(sentences, 1)
+    ]
     asked = f"Message: {_plain(message[:MESSAGE])}"
     question = "Which sentences answer the message?"
     content = "\n".join(["Sentences:", *lines, "", asked, question])

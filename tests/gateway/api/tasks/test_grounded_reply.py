@@ -9,6 +9,7 @@ import pytest
 
 from ensembles.smart_reply import PASSAGES, EmbeddingSteps, declare
 from ensembles.steps.nearest_answers import NearestAnswers
+from gateway.api.tasks.grounded_reply import MAX_SENTENCES, _sentences
 from modelspec.golden import Golden
 from modelspec.pbtxt import to_proto
 from tests.gateway.fake_llm import llm_config, served_llm
@@ -97,14 +98,26 @@ def test_a_sure_answer_asks_no_language_model(post, served):
     assert served.llm.requests == []
 
 
-def test_the_language_model_chooses_sentences_and_each_is_cited(post, served):
-    served.llm.write = _choosing("3", "1")
+def test_the_language_model_chooses_a_passage_which_is_cited(post, served):
+    served.llm.write = _choosing("2", "1")
     reply = post(UNSURE).json()
-    assert reply["reply"] == "It ships on Monday. [1] Send a photo. [2]"
-    assert (reply["source"], reply["from"], reply["hand_over"]) == ("a; b", "language_model", False)
+    assert reply["reply"] == "Send a photo. [2]"
+    assert (reply["source"], reply["from"], reply["hand_over"]) == ("b", "language_model", False)
     (request,) = served.llm.requests
-    assert "1. It ships on Monday." in request["prompt"] and UNSURE in request["prompt"]
+    assert (
+        "1. It ships on Monday. Ask us then." in request["prompt"] and UNSURE in request["prompt"]
+    )
     assert request["sampling"]["temperature"] == 0
+
+
+def test_a_long_passage_is_quoted_by_the_sentence():
+    long = " ".join(f"This is sentence {number} of a long passage." for number in range(30))
+    code = "Run it: ```\n" + "x = 1. \n" * 200 + "```"
+    sentences = _sentences(["One. Two.", long, code])
+    assert len(sentences) == MAX_SENTENCES
+    assert sentences[0] == ("One. Two.", 1)
+    assert sentences[2] == ("This is sentence 1 of a long passage.", 2)
+    assert _sentences([code]) == [(code, 1)]
 
 
 def test_nothing_chosen_is_handed_over(post, served):
@@ -174,14 +187,14 @@ def test_a_language_model_that_fails_is_no_answer(post, served):
 
 
 def test_streamed(post, served):
-    served.llm.write = _choosing("1", "3")
+    served.llm.write = _choosing("1")
     text = post(UNSURE, stream=True)
     assert text.headers["content-type"].startswith("text/event-stream")
     lines = [line.removeprefix("data: ") for line in text.text.split("\n\n") if line]
     assert lines.pop() == "[DONE]"
     passages, *deltas, reply = map(json.loads, lines)
     assert passages["type"] == "passages" and len(passages["passages"]) >= 2
-    assert [delta["type"] for delta in deltas] == ["delta", "delta"]
+    assert [delta["type"] for delta in deltas] == ["delta"]
     assert "".join(delta["text"] for delta in deltas) == reply["reply"]
     assert reply["type"] == "reply" and reply["from"] == "language_model"
 
