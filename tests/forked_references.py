@@ -28,6 +28,7 @@ _TEXTS = ("torch", "transformers.pipelines", "transformers.modeling_utils")
 # with running threads must not be forked.
 LIBRARIES = {
     "converters.tasks.text_classification.reference": _TEXTS,
+    "converters.tasks.text_ranking.reference": _TEXTS,
     "converters.tasks.token_classification.reference": _TEXTS,
     "converters.tasks.embedding.reference": ("sentence_transformers",),
     "converters.tasks.image_classification.reference": (

@@ -82,8 +82,8 @@ class HuggingFaceFolder:
         if _reads_pairs(self.path, self.config) and task == "text-classification":
             raise SourceRefused(
                 f"{self.path} is a CrossEncoder: it scores pairs of texts (a query and a passage), "
-                "and text-classification sends a single text, for which its scores mean nothing. "
-                "Rerankers cannot be converted yet"
+                "and text-classification sends a single text, for which its scores mean nothing: "
+                "give --task text-ranking"
             )
         architectures = [str(name) for name in self.config.get("architectures") or ()]
         heads = {head for name in architectures for head in HEADS if name.endswith(head)}

@@ -1,5 +1,6 @@
 """Unfamiliar embedders and token classifiers are converted, proved and served, or refused."""
 
+import itertools
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from converters.tasks.text.samples import default_texts, multilingual_texts
 from tests.command_line import tidegate
 from tests.running import launch, stop, wait_ready
-from tests.tiny_models import save_embedder, save_encoder, save_tagger
+from tests.tiny_models import save_classifier, save_embedder, save_encoder, save_tagger
 from tidegate.app.convert import ConvertOptions, run
 from tidegate.app.paths import Paths
 
@@ -32,23 +33,28 @@ def models(tmp_path_factory):
     (folder / "samples.txt").write_text("\n".join(samples))
     save_embedder("xlm-roberta", folder / "embedder", Pooling(32, "mean"), Normalize())
     save_tagger("bert", folder / "tagger")
+    save_classifier("bert", folder / "ranker", ["relevant"])
+    pairs = (f"{query}\t{passage}" for query, passage in itertools.pairwise(samples))
+    (folder / "pairs.txt").write_text("\n".join(pairs))
     return folder
 
 
 @pytest.fixture(scope="module")
 def home(models, tmp_path_factory):
-    """A home with both, converted in this process: the command itself is tested elsewhere."""
+    """A home with all, converted in this process: the command itself is tested elsewhere."""
     home = tmp_path_factory.mktemp("text-tasks")
     samples = models / "samples.txt"
     for name, task in (("embedder", "embedding"), ("tagger", "token-classification")):
         options = ConvertOptions(str(models / name), task, name, samples)
         run(options, Paths(home), lambda text: None)
+    options = ConvertOptions(str(models / "ranker"), "text-ranking", "ranker", models / "pairs.txt")
+    run(options, Paths(home), lambda text: None)
     return home
 
 
 @pytest.fixture(scope="module")
 def served(home):
-    running = launch(home, "embedder", "tagger")
+    running = launch(home, "embedder", "tagger", "ranker")
     wait_ready(running, 60)
     yield running
     assert stop(running) == 0
@@ -84,6 +90,34 @@ def test_the_entities_are_the_originals(served, models):
         assert scores == pytest.approx([e["score"] for e in theirs], abs=1e-4)
         assert all(e["text"] == text[e["start"] : e["end"]] for e in mine["entities"])
         assert mine["token_count"] > 0
+
+
+def test_the_relevance_is_the_originals(served, models):
+    from transformers import pipeline
+
+    original = pipeline("text-classification", str(models / "ranker"), device="cpu")
+    query, passages = "Where is my parcel?", [*TEXTS, "[SEP] It is on its way. [SEP]"]
+    expected = [
+        original({"text": query, "text_pair": text}, function_to_apply="sigmoid")["score"]
+        for text in passages
+    ]
+    body = {"model": "ranker", "text_1": query, "text_2": passages}
+    response = served.post("/v1/score", json=body)
+    assert response.status_code == 200, response.text
+    scores = [entry["score"] for entry in response.json()["data"]]
+    assert scores == pytest.approx(expected, abs=1e-5)
+    assert len({round(score, 6) for score in scores}) == len(passages)
+    body = {"model": "ranker", "query": query, "documents": passages}
+    results = served.post("/v1/rerank", json=body).json()["results"]
+    assert [result["index"] for result in results] == np.argsort(-np.array(scores)).tolist()
+    too_long = served.post(
+        "/v1/score", json={"model": "ranker", "text_1": query, "text_2": "a " * 99}
+    )
+    assert too_long.status_code == 422 and "tokens together" in too_long.json()["detail"]
+    empty = served.post(
+        "/v1/rerank", json={"model": "ranker", "query": query, "documents": ["a", " "]}
+    )
+    assert (empty.status_code, empty.json()["param"]) == (422, "documents.1")
 
 
 def test_a_text_without_an_entity_has_none(served, models):

@@ -159,6 +159,7 @@ class RegisteredTask:
 TASKS: Mapping[str, RegisteredTask] = {
     "embedding": RegisteredTask("embedding:Embedding", "./my-sentence-transformer"),
     "text-classification": RegisteredTask("text_classification:TextClassification", "./my-model"),
+    "text-ranking": RegisteredTask("text_ranking:TextRanking", "./my-cross-encoder"),
     "token-classification": RegisteredTask("token_classification:TokenClassification", "./tagger"),
     "image-classification": RegisteredTask("image_classification:HuggingFaceImages", "./my-vit"),
     "causal-lm": RegisteredTask("causal_lm:CausalLm", "./model.gguf", suffixes=(".gguf",)),

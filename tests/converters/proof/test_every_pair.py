@@ -35,6 +35,9 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
     "text-classification": lambda folder: save_classifier(
         "distilbert", folder / "m", dim=64, hidden_dim=128, n_layers=1
     ),
+    "text-ranking": lambda folder: save_classifier(
+        "distilbert", folder / "m", ["relevant"], dim=64, hidden_dim=128, n_layers=1
+    ),
     "token-classification": lambda folder: save_tagger(
         "distilbert", folder / "m", dim=64, hidden_dim=128, n_layers=1
     ),
@@ -54,7 +57,7 @@ def _impossible(task: Task, precision: str) -> Iterator[str]:
         yield "calibration on zeros"
     if not task.tests_graphs and task.name != "causal-lm":
         yield "one layer skipped"  # of trees and linear models
-    if task.name in ("tabular-regression", "causal-lm"):
+    if task.name in ("tabular-regression", "causal-lm", "text-ranking"):
         yield "labels rotated"  # a single number
 
 

@@ -425,14 +425,15 @@ def test_special_tokens_in_a_text_are_tokenised_as_the_original_does(tmp_path, s
         assert ours.backend.encode(text).ids == original(text)["input_ids"][:64], text
 
 
-def test_a_head_for_another_task_and_a_reranker_are_refused(tmp_path):
+def test_a_head_for_another_task_is_refused_and_a_cross_encoder_has_its_own(tmp_path):
     folder = HuggingFaceFolder(tmp_path, {"architectures": ["BertForSequenceClassification"]})
     with pytest.raises(SourceRefused, match="give --task text-classification"):
         folder.require_head("token-classification", "AutoModelForTokenClassification")
     folder.require_head("text-classification", "AutoModelForSequenceClassification")
     pairs = HuggingFaceFolder(tmp_path, {"sentence_transformers": {"version": "5"}})
-    with pytest.raises(SourceRefused, match="CrossEncoder"):
+    with pytest.raises(SourceRefused, match=r"CrossEncoder.*give --task text-ranking"):
         pairs.require_head("text-classification", "AutoModelForSequenceClassification")
+    pairs.require_head("text-ranking", "AutoModelForSequenceClassification")
 
 
 def test_a_hub_id_and_an_adapter_say_what_to_do(tmp_path):

@@ -1,0 +1,1 @@
+"""A query and a passage -> how relevant the passage is."""
