@@ -17,6 +17,7 @@ from modelspec.endpoint_schema import Binding, EndpointSchema, InvalidBase64
 from modelspec.errors import DeclarationError
 
 Row = Mapping[str, Any]
+GROUNDED_REPLY = "grounded_reply"  # the binding whose passages a language model may choose from
 VOCABULARY = "cl100k_base"  # of OpenAI's embedding models, and the default of its clients
 
 

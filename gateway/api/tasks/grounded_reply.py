@@ -23,14 +23,13 @@ import orjson
 
 from gateway.api.event_streams import DONE, EventStream, event
 from gateway.api.openai.completions import CompletionsApi
-from gateway.api.tasks.routes import BINDING
 from gateway.core import Gateway
 from gateway.errors import GatewayError, InvalidRequest
 from gateway.http.handler import Sendable
 from gateway.http.json_body import to_json
 from gateway.http.request_context import RequestContext
 from gateway.models.catalogue import Model
-from gateway.models.compiled_endpoint import CompiledEndpoint, Row
+from gateway.models.compiled_endpoint import GROUNDED_REPLY, CompiledEndpoint, Row
 from gateway.render import json_reply
 
 LANGUAGE_MODEL, NONE = "language_model", "none"
@@ -71,8 +70,8 @@ class GroundedReplies:
         endpoint_schema.check(row, "")
         ((tensors, index),) = await self.gateway.infer_rows(context, model, endpoint_schema, [row])
         answer = endpoint_schema.render(tensors, index)
-        name = str(endpoint_schema.openai[BINDING].get("model", ""))
-        message = str(row[str(endpoint_schema.openai[BINDING].get("message", "text"))])
+        name = str(endpoint_schema.openai[GROUNDED_REPLY].get("model", ""))
+        message = str(row[str(endpoint_schema.openai[GROUNDED_REPLY].get("message", "text"))])
         if not stream:
             return json_reply(await self._grounded(context, model, name, message, answer))
         events = self._events(context, model, name, message, answer)

@@ -11,7 +11,7 @@ from gateway.http.handler import Endpoint, Sendable, needs
 from gateway.http.json_body import LARGE_BYTES, parse_json, to_json
 from gateway.http.request_context import RequestContext
 from gateway.models.catalogue import Model
-from gateway.models.compiled_endpoint import CompiledEndpoint, Row
+from gateway.models.compiled_endpoint import GROUNDED_REPLY, CompiledEndpoint, Row
 from gateway.models.rows import Tensors, size_of
 from gateway.render import Reply
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from gateway.api.tasks.grounded_reply import GroundedReplies
 
 MAX_ROWS = 1024
-BINDING = "grounded_reply"  # of a pipeline whose passages a language model may choose from
 
 
 class TaskApi:
@@ -37,7 +36,7 @@ class TaskApi:
         model, endpoint_schema = self.gateway.catalogue.endpoint(context.param("endpoint"))
         if model.decoupled:
             raise NotFound(f"{model.name!r} streams: see /v1/chat/completions and generate_stream")
-        if BINDING in endpoint_schema.openai:
+        if GROUNDED_REPLY in endpoint_schema.openai:
             return await self._grounded(context, model, endpoint_schema)
         return await self._infer(context, model, endpoint_schema, await context.body())
 
