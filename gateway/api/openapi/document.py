@@ -20,7 +20,7 @@ from gateway.api.openapi.operations import (
 )
 from gateway.api.openapi.schemas import SCHEMAS, TEXT, of
 from gateway.models.catalogue import TEXT_ROUTES, Catalogue, Model
-from gateway.models.compiled_endpoint import CompiledEndpoint
+from gateway.models.compiled_endpoint import GROUNDED_REPLY, CompiledEndpoint
 
 _KEY = {"type": "http", "scheme": "bearer", "description": "An API key, `tg_...`, or a token."}
 _AZURE = {"type": "apiKey", "in": "header", "name": "api-key", "description": "The same key."}
@@ -74,6 +74,12 @@ _V2_MODEL: dict[str, tuple[str, str, str]] = {  # below a model, or one of its v
 }
 _NUMERIC_PREFIXES = frozenset({"INT", "UIN", "FP1", "FP3", "FP6"})  # of dtypes
 _MAX_EXAMPLE_VALUES = 64
+_STREAM = {
+    "type": "boolean",
+    "default": False,
+    "description": "Server-sent events: `passages`, a `delta` for each sentence, `reply`; `[DONE]` "
+    "last.",
+}
 _BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
 
@@ -139,14 +145,21 @@ def _task(model: Model, endpoint_schema: CompiledEndpoint) -> Json:
     }
     examples = {"one": {"value": example}, "several": {"value": {"inputs": [example, example]}}}
     card = "\n".join(f"- **{key}**: {_text(value)}" for key, value in schema.card.items())
-    return {
+    single: Json = dict(row)
+    if GROUNDED_REPLY in schema.openai:
+        single["properties"] = {**row["properties"], "stream": _STREAM}
+    operation: Json = {
         "tags": ["tasks"],
         "summary": schema.purpose,
         "description": card,
         "operationId": model.name,
-        "requestBody": _with_multipart(body_of({"oneOf": [row, batch]}, examples), row),
+        "requestBody": _with_multipart(body_of({"oneOf": [single, batch]}, examples), row),
         "responses": responses(TASK, {"oneOf": [response, outputs]}, INFER),
     }
+    if GROUNDED_REPLY in schema.openai:
+        content = operation["responses"]["200"]["content"]
+        content["text/event-stream"] = {"schema": TEXT}
+    return operation
 
 
 def _text(value: object) -> str:

@@ -6,6 +6,7 @@ import json
 import httpx
 import numpy as np
 import pytest
+from openapi_spec_validator import validate
 
 from ensembles.smart_reply import PASSAGES, EmbeddingSteps, declare
 from ensembles.steps.nearest_answers import NearestAnswers
@@ -228,6 +229,17 @@ def test_unknown_fields_and_a_wrong_stream(post):
     assert post(SURE, temperature=1).status_code == 422
     assert post(SURE, stream="yes").json()["param"] == "stream"
     assert post(SURE, stream=None, truncate=None).status_code == 200
+
+
+def test_the_document_has_the_stream(served):
+    headers = {"Authorization": f"Bearer {served.key}"}
+    document = httpx.get(served.url + "/openapi.json", headers=headers).json()
+    validate(document)
+    operation = document["paths"]["/v1/smart_reply"]["post"]
+    one, several = operation["requestBody"]["content"]["application/json"]["schema"]["oneOf"]
+    assert set(one["properties"]) == {"text", "truncate", "stream"}
+    assert set(several["properties"]["inputs"]["items"]["properties"]) == {"text", "truncate"}
+    assert "text/event-stream" in operation["responses"]["200"]["content"]
 
 
 def test_several_messages_are_only_looked_up(served):
