@@ -68,7 +68,12 @@ class GroundedReplies:
             raise InvalidRequest("'stream' must be true or false", param="stream")
         row = {name: value for name, value in row.items() if name != "stream"}
         endpoint_schema.check(row, "")
-        ((tensors, index),) = await self.gateway.infer_rows(context, model, endpoint_schema, [row])
+        try:
+            ((tensors, index),) = await self.gateway.infer_rows(
+                context, model, endpoint_schema, [row]
+            )
+        except InvalidRequest as error:
+            raise error.at("") from error
         answer = endpoint_schema.render(tensors, index)
         name = str(endpoint_schema.openai[GROUNDED_REPLY].get("model", ""))
         message = str(row[str(endpoint_schema.openai[GROUNDED_REPLY].get("message", "text"))])

@@ -208,13 +208,20 @@ def test_streamed_without_a_language_model(post):
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("", "shorter than 1"), (" \n", "is empty"), ("x" * 100_000, "longer than 65536"), (5, "5")],
+    [
+        ("", "shorter than 1"),
+        (" \n", "is empty"),
+        ("x" * 100_000, "longer than 65536"),
+        (5, "5"),
+        ("word " * 99, "too many"),
+    ],
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_wrong_message_has_its_status(post, text, problem, stream):
     response = post(text, stream=stream)
     assert response.status_code == 422
     assert problem in response.json()["detail"]
+    assert "row 0" not in response.json()["detail"]
 
 
 @pytest.mark.parametrize(
