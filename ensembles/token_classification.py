@@ -32,6 +32,7 @@ ENTITY = (
     TensorSpec("score", "FP32", (-1,)),
 )
 COUNT = TensorSpec("count", "INT32", (1,))
+REDACTED = TensorSpec("redacted", "BYTES", (1,))
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Declaration:
             step="label_entities",
             max_batch_size=MAX_BATCH_SIZE,
             inputs=(self._logits, TOKEN_SPAN, TEXT),
-            outputs=(*ENTITY, COUNT),
+            outputs=(*ENTITY, COUNT, REDACTED),
             batching=Batching(),
             versions=(1,),
             internal=True,
@@ -75,7 +76,7 @@ class Declaration:
             backend="ensemble",
             max_batch_size=MAX_BATCH_SIZE,
             inputs=(TEXT,),
-            outputs=(*ENTITY, COUNT, TOKEN_COUNT),
+            outputs=(*ENTITY, COUNT, TOKEN_COUNT, REDACTED),
             steps=(
                 StepSpec(
                     member_name(self.name, Role.PRE),
@@ -88,7 +89,7 @@ class Declaration:
                     member_name(self.name, Role.POST),
                     1,
                     {"logits": "logits", "token_span": "token_span", "text": "text"},
-                    {tensor.name: tensor.name for tensor in (*ENTITY, COUNT)},
+                    {tensor.name: tensor.name for tensor in (*ENTITY, COUNT, REDACTED)},
                 ),
             ),
             endpoint_schema=self._endpoint_schema(),
@@ -98,7 +99,7 @@ class Declaration:
     def _endpoint_schema(self) -> EndpointSchema:
         return EndpointSchema(
             purpose=f"Find the entities in a text: {', '.join(self._entity_labels())}.",
-            request=text_request(f"Text of at most {self.buckets[-1]} tokens."),
+            request=_request(f"Text of at most {self.buckets[-1]} tokens."),
             response=_RESPONSE,
             example=self.golden.request,
             card=self.card,
@@ -115,6 +116,18 @@ def declare(
 ) -> Pipeline:
     """The pipeline of a model with the metadata ``buckets``, ``pad_id`` and ``labels``."""
     return Declaration(name, golden=golden, card=card, **metadata).pipeline()
+
+
+def _request(description: str) -> dict[str, object]:
+    schema: dict[str, Any] = text_request(description)
+    redact = {
+        "type": "boolean",
+        "default": False,
+        "description": "Also return the text with its names, telephone numbers, mail addresses, "
+        "card and Chinese identity numbers masked.",
+        "x-parameter": "redact",
+    }
+    return {**schema, "properties": {**schema["properties"], "redact": redact}}
 
 
 _RESPONSE = {
@@ -152,6 +165,13 @@ _RESPONSE = {
                     },
                 },
             },
+        },
+        "redacted": {
+            "type": "string",
+            "description": "The text as far as it was read, with a label such as [PER] in place of "
+            "each name, number and address; only if the request says redact.",
+            "x-tensor": "redacted",
+            "x-null": "",
         },
         "token_count": {"type": "integer", "x-tensor": "token_count"},
     },

@@ -7,6 +7,7 @@ requests, describes the endpoint in OpenAPI and binds fields to tensors:
 - ``x-parameter``: the field is this request parameter (a string, a number or a boolean).
 - ``x-bytes``: the field is raw bytes: ``{"b64": "..."}`` in JSON, a file in multipart.
 - ``x-null``: where the field may be null, the text that its tensor then has (a number becomes NaN).
+  A response leaves the field out instead.
 - ``x-count`` on an array of objects (*records*): the tensor that says how many of them are real;
   the object's fields are tensors of equal length, zipped.
 
@@ -28,6 +29,7 @@ from modelspec.errors import DeclarationError
 
 Schema = Mapping[str, Any]
 Body = Mapping[str, Any]  # one request in the endpoint schema's form
+_ABSENT = object()
 PARTS = ("purpose", "request", "response", "example", "card", "openai")
 
 
@@ -140,8 +142,9 @@ class EndpointSchema:
         """Row ``index`` of the output tensors (batch axis first) as the response's object. Texts
         are ``str``; numbers stay arrays and numpy's scalars, in their own precision."""
         return {
-            name: _rendered(schema, tensors, index)
+            name: value
             for name, schema in self.response.get("properties", {}).items()
+            if (value := _rendered(schema, tensors, index)) is not _ABSENT
         }
 
 
@@ -214,8 +217,10 @@ def _decoded(value: Any, field: str) -> bytes:
 def _rendered(schema: Schema, tensors: Mapping[str, np.ndarray], index: int) -> Any:
     if "x-tensor" in schema:
         row = tensors[schema["x-tensor"]][index]
-        is_array = schema.get("type") == "array"
-        return _plain(row) if is_array else _plain(row.reshape(-1)[:1])[0]
+        if schema.get("type") == "array":
+            return _plain(row)
+        value = _plain(row.reshape(-1)[:1])[0]
+        return _ABSENT if "x-null" in schema and value == schema["x-null"] else value
     fields = schema["items"]["properties"]
     columns = [_plain(tensors[field["x-tensor"]][index]) for field in fields.values()]
     count = len(columns[0])

@@ -137,6 +137,28 @@ def test_a_text_without_an_entity_has_none(served, models):
     assert outputs["entity"]["shape"] == [1, 1]
 
 
+def test_a_redacted_text_is_the_same_over_rest_and_v2(served):
+    text = "Ann 👍 13800138000 ann@example.com"
+    plain = served.post("/v1/tagger", json={"text": text}).json()
+    assert "redacted" not in plain
+    response = served.post("/v1/tagger", json={"text": text, "redact": True}).json()
+    assert response["entities"] == plain["entities"]
+    redacted = response["redacted"]
+    assert "[" in redacted and not any(part in redacted for part in ("1380", "8000", "example"))
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": [text]}
+    request = {"inputs": [tensor], "outputs": [{"name": "redacted"}]}
+    for parameters, expected in (({"redact": True}, redacted), ({}, "")):
+        v2 = served.post("/v2/models/tagger/infer", json={**request, "parameters": parameters})
+        assert v2.json()["outputs"][0]["data"] == [expected]
+
+
+def test_a_redacted_text_ends_where_the_model_stopped_reading(served):
+    body = {"text": "parcel " * 200 + "secret", "truncate": True, "redact": True}
+    response = served.post("/v1/tagger", json=body).json()
+    assert response["token_count"] == 64
+    assert "secret" not in response["redacted"] and len(response["redacted"]) < 500
+
+
 def test_a_text_that_is_too_long_is_refused_or_cut(served):
     long = {"text": "parcel " * 200}
     for name in ("embedder", "tagger"):

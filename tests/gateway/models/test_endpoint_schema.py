@@ -57,6 +57,13 @@ def _model(max_batch_size: int = 4) -> Model:
     return Model("m", ("1",), max_batch_size, inputs, {}, False, _schema(), None)
 
 
+def test_a_response_leaves_out_a_field_that_its_tensor_says_is_missing():
+    text = {"type": "string", "x-tensor": "TEXT", "x-null": ""}
+    schema = _schema(response={"type": "object", "properties": {"text": text}})
+    tensors = {"TEXT": np.array([[b""], [b"x"]], dtype=object)}
+    assert [schema.render(tensors, row) for row in (0, 1)] == [{}, {"text": "x"}]
+
+
 def test_outputs_become_scalars_lists_and_records():
     tensors = {
         "SCORE": np.array([[0.5], [0.25]], dtype=np.float32),
