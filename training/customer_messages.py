@@ -1,7 +1,5 @@
 """Messages of customers, written by hand as a test set: no recipe trains on them."""
 
-# ruff: noqa: RUF001 - Chinese has punctuation of its own
-
 CHINESE_SENTIMENT = (
     ("收到货了，包装完好，质量比我想象的还要好，谢谢！", "positive"),
     ("客服小姐姐特别耐心，问题十分钟就解决了。", "positive"),

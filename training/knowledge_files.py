@@ -162,7 +162,7 @@ def _markdown(text: str, path: Path) -> Iterator[Entry]:
         for passage in _passages(paragraph):
             anchor = next((title for title in reversed(headings) if title), "")
             source = f"{path.name}#{anchor}" if anchor else path.name
-            question = anchor if anchor.endswith(("?", "？")) else ""  # noqa: RUF001 - Chinese
+            question = anchor if anchor.endswith(("?", "？")) else ""
             row = {"text": passage, "source": source[:MAX_QUESTION], "question": question}
             yield _entry(row, f"{path} {anchor!r}", path.name)
 

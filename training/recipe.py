@@ -69,22 +69,22 @@ def required_folder(package: str) -> Path:
 
 
 @contextmanager
-def reproducible(seed: int) -> Iterator[None]:
+def reproducible(seed: int, threads: int = THREADS) -> Iterator[None]:
     """What torch computes within is the same for the same seed, on one kind of processor."""
     import torch
 
-    threads, was_deterministic = (
+    previous, was_deterministic = (
         torch.get_num_threads(),
         torch.are_deterministic_algorithms_enabled(),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        torch.set_num_threads(THREADS)
+        torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True)
         try:
             yield
         finally:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(previous)
             torch.use_deterministic_algorithms(was_deterministic)
 
 

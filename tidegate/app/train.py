@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 # Pipeline -> the recipe's module: ``TASK``, and ``train(folder, seed, report) -> metrics``.
 RECIPES: Mapping[str, str] = MappingProxyType(
-    {"topic_classification": "training.topics", "sentiment": "training.sentiment"}
+    {
+        "topic_classification": "training.topics",
+        "sentiment": "training.sentiment",
+        "entity_recognition": "training.entities",
+    }
 )
 # In a trained folder: texts of its language to prove it on, one a line; without it, English ones.
 SAMPLES = "samples.txt"
