@@ -9,6 +9,7 @@ rest. It asks the pipelines by name, so each answers in the version that is acti
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ensembles.text_fields import TEXT, text_request
@@ -24,33 +25,33 @@ INSTANCES = 2
 MEMBERS = ("text_classification", "entity_recognition", "smart_reply")
 
 
-def _labels(name: str) -> dict[str, str]:
-    return {
+@dataclass(frozen=True)
+class Call:
+    """A request to another pipeline; ``outputs``: its output tensor -> ours."""
+
+    name: str
+    pipeline: str
+    outputs: Mapping[str, str]
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+def _classification(name: str, task: str) -> Call:
+    outputs = {
         "labels": f"{name}_label",
         "scores": f"{name}_score",
         "label_count": f"{name}_count",
         "language": "language",
     }
+    return Call(name, "text_classification", outputs, {"task": task})
 
 
 CALLS = (
-    {
-        "name": "topic",
-        "pipeline": "text_classification",
-        "parameters": {"task": "topic_classification"},
-        "outputs": _labels("topic"),
-    },
-    {
-        "name": "sentiment",
-        "pipeline": "text_classification",
-        "parameters": {"task": "sentiment"},
-        "outputs": _labels("sentiment"),
-    },
-    {
-        "name": "entities",
-        "pipeline": "entity_recognition",
-        "parameters": {},
-        "outputs": {
+    _classification("topic", "topic_classification"),
+    _classification("sentiment", "sentiment"),
+    Call(
+        "entities",
+        "entity_recognition",
+        {
             "entity": "entity",
             "start": "start",
             "end": "end",
@@ -59,18 +60,12 @@ CALLS = (
             "count": "entity_count",
             "redacted": "redacted",
         },
-    },
-    {
-        "name": "reply",
-        "pipeline": "smart_reply",
-        "parameters": {},
-        "outputs": {
-            "reply": "reply",
-            "source": "source",
-            "confidence": "confidence",
-            "from": "from",
-        },
-    },
+    ),
+    Call(
+        "reply",
+        "smart_reply",
+        {name: name for name in ("reply", "source", "confidence", "from")},
+    ),
 )
 _COUNT = len(CALLS)
 OUTPUTS = (
@@ -109,7 +104,7 @@ def declare(golden: Golden, card: Mapping[str, Any]) -> Pipeline:
         outputs=OUTPUTS,
         instances=Instances(count=INSTANCES),
         batching=Batching(),
-        parameters={"calls": json.dumps(CALLS)},
+        parameters={"calls": json.dumps([asdict(call) for call in CALLS])},
         versions=(1,),
         internal=True,
     )

@@ -1,22 +1,16 @@
-"""Pipelines that are composed of others: their members' steps are joined as they are published,
-proved together through a scratch Triton, and published as one more pipeline."""
+"""Pipelines that are composed of others: proved beside their members through a scratch Triton, and
+published like any other."""
 
+import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ensembles.routed_classification import Classifier, declare
-from modelspec.endpoint_schema import EndpointSchema
-from modelspec.golden import Golden
 from modelspec.layout import CONFIG_FILE, CONFIGS, STEP_FILE, owned_prefix
-from modelspec.model import Pipeline, StepSpec
-from modelspec.parameters import ENDPOINT_PARAMETER, GOLDEN_PARAMETER
 from modelspec.pbtxt import render
 from modelspec.staging import stage_model
 from serving.errors import PublishFailed
@@ -24,28 +18,20 @@ from serving.repository.configs import with_versions
 from serving.repository.model_repository import ModelRepository
 from serving.triton.launch import LaunchOptions, TritonServer
 from serving.triton.ports import Ports, free_ports
+from tidegate.app import compose_classifiers, compose_service
+from tidegate.app.composed import Composition
 from tidegate.app.paths import Paths
 from tidegate.app.pipelines import has_step, publish_staged, step_file
 from tidegate.app.progress import Progress
+from tidegate.app.train import RECIPES
+from tidegate.app.train import run as train
 
-if TYPE_CHECKING:
-    from tritonclient.grpc import InferenceServerClient, InferResult
-
-# Composed pipeline -> its classifiers with the languages that they read, the preferred one of a
-# language first.
-COMPOSED: Mapping[str, Mapping[str, Sequence[str]]] = MappingProxyType(
-    {"text_classification": {"topic_classification": ("en",), "sentiment": ("zh",)}}
+COMPOSED: Mapping[str, Composition] = MappingProxyType(
+    {
+        compose_classifiers.NAME: compose_classifiers.RoutedClassifiers(),
+        compose_service.NAME: compose_service.AskedPipelines(),
+    }
 )
-CARD = {
-    "task": "text-classification",
-    "limits": "English goes to topic_classification, Chinese to sentiment; another language is "
-    "refused by name. The language is told by script, and among those in Latin script by "
-    "py3langid, where a text of fewer than 12 letters counts as English. There is no category of "
-    "Chinese news: no package that installs here has labelled articles.",
-}
-SAMPLES = 32  # of each language
-TOLERANCE = 1e-5  # of a score: the same graphs run, in other batches
-_DEADLINE_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -65,160 +51,98 @@ class ComposeResult:
 
 def run(name: str, paths: Paths, report: Progress) -> ComposeResult:
     """Compose the pipeline of its members as they are published now, training those that are not;
-    prove and publish it. PublishFailed if it does not answer as they do."""
-    repository = ModelRepository(paths.repository)
-    for member in COMPOSED[name]:
-        if not repository.is_published(member):
-            from tidegate.app.train import run as train
-
-            train(member, 0, paths, report)
-    classifiers = [
-        _classifier(repository, member, languages) for member, languages in COMPOSED[name].items()
-    ]
-    versions = {member: repository.active_version(member) for member in COMPOSED[name]}
-    cards = {each.name: _schema(repository, each.name).card for each in classifiers}
-    golden = _golden(repository, classifiers[0])
-    pipeline = declare(name, classifiers, golden, {**CARD, "members": cards})
+    prove and publish it. PublishFailed if a member is missing, or if it does not answer as its
+    members do."""
+    composition, repository = COMPOSED[name], ModelRepository(paths.repository)
+    for member in composition.members:
+        if repository.is_published(member):
+            continue
+        if member not in RECIPES:
+            raise PublishFailed(
+                f"{name} is composed of {member}, which is not published: `tidegate up {name}` "
+                "makes everything that it needs"
+            )
+        train(member, 0, paths, report)
+    versions = {member: repository.active_version(member) for member in composition.members}
+    pipeline = composition.declare(repository)
+    theirs = _steps(composition, repository)
+    own = [spec.name for spec in pipeline.models]
     repository.staging.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         dir=repository.staging, prefix=owned_prefix(name)
     ) as staged_name:
         staged = ModelRepository(Path(staged_name))
-        members = _stage(pipeline, classifiers, repository, staged)
+        for spec in pipeline.models:
+            stage_model(staged.path, spec, {STEP_FILE: step_file(spec.step)} if spec.step else {})
+        members = {model: {version} for model, version in versions.items()}
+        for model, wanted in {**theirs, **members}.items():
+            _stage_published(model, wanted, repository, staged)
         report(f"{name}: comparing it with its members through a scratch Triton")
-        _prove(pipeline, classifiers, staged, paths.state)
-        version = publish_staged(staged, [*members, name], repository, paths.state, report)
+        _prove(name, composition, staged, paths.state)
+        models = [*theirs, *own] if composition.has_their_steps else own
+        version = publish_staged(staged, models, repository, paths.state, report)
     return ComposeResult(name, version, versions)
 
 
 def is_current(name: str, repository: ModelRepository) -> bool:
-    """Whether it is published, of its members as they are now, with the current steps."""
-    if not all(map(repository.is_published, (name, *COMPOSED[name]))):
+    """Whether it is published with the current steps and, if it has its members' steps, with those
+    that they have now."""
+    composition = COMPOSED[name]
+    if not all(map(repository.is_published, (name, *composition.members))):
         return False
     pinned = repository.pinned_members(name)
-    of_members = {
-        model: version
-        for member in COMPOSED[name]
-        for model, version in repository.pinned_members(member).items()
-    }
-    own = [_classifier(repository, each, languages) for each, languages in COMPOSED[name].items()]
-    steps = declare(name, own, _golden(repository, own[0]), CARD).members
-    return of_members.items() <= pinned.items() and all(
-        has_step(repository, spec) for spec in steps
-    )
+    if composition.has_their_steps:
+        theirs = _steps(composition, repository)
+        if any(pinned.get(model) not in versions for model, versions in theirs.items()):
+            return False
+    steps = composition.declare(repository).members
+    return all(has_step(repository, spec) for spec in steps)
 
 
-def _classifier(repository: ModelRepository, name: str, languages: Sequence[str]) -> Classifier:
-    config = repository.config(name)
-    steps = tuple(
-        StepSpec(step.model_name, step.model_version, dict(step.input_map), dict(step.output_map))
-        for step in config.ensemble_scheduling.step
-    )
-    labels = next(output.dims[0] for output in config.output if output.name == "label")
-    return Classifier(name, languages, labels, steps, config.max_batch_size)
+def made_first(name: str) -> Iterator[str]:
+    """The pipelines that must be published before this one can be, in order."""
+    for member in COMPOSED[name].members if name in COMPOSED else ():
+        yield from made_first(member)
+        yield member
 
 
-def _schema(repository: ModelRepository, name: str) -> EndpointSchema:
-    parameters = repository.config(name).parameters
-    return EndpointSchema.parse(parameters[ENDPOINT_PARAMETER].string_value)
+def served_along(name: str) -> list[str]:
+    """The pipelines that this one asks."""
+    composition = COMPOSED.get(name)
+    return [] if composition is None or composition.has_their_steps else [*composition.members]
 
 
-def _golden(repository: ModelRepository, first: Classifier) -> Golden:
-    """The first classifier's own sample."""
-    parameters = repository.config(first.name).parameters
-    golden = Golden.parse(parameters[GOLDEN_PARAMETER].string_value)
-    expect = {"task": [first.name], "language": [first.languages[0]], **golden.expect}
-    return Golden(golden.request, expect, golden.tolerance)
+def _steps(composition: Composition, repository: ModelRepository) -> dict[str, set[int]]:
+    """The members' own steps and engines -> the versions of them that are pinned now."""
+    steps: dict[str, set[int]] = defaultdict(set)
+    for member in composition.members:
+        for model, version in repository.pinned_members(member).items():
+            steps[model].add(version)
+    return steps
 
 
-def _stage(
-    pipeline: Pipeline,
-    classifiers: Sequence[Classifier],
-    repository: ModelRepository,
-    staged: ModelRepository,
-) -> list[str]:
-    """Stage its own steps, the members' steps as they are published, and, to compare with, the
-    members themselves; the names of all steps."""
-    for spec in pipeline.models:
-        stage_model(staged.path, spec, {STEP_FILE: step_file(spec.step)} if spec.step else {})
-    shared = {step.model: step.version for each in classifiers for step in each.steps}
-    public = {each.name: repository.active_version(each.name) for each in classifiers}
-    for model, version in {**shared, **public}.items():
-        shutil.copytree(
-            repository.version_folder(model, version), staged.version_folder(model, version)
-        )
-        if (repository.folder(model) / CONFIGS).is_dir():
-            shutil.copytree(repository.folder(model) / CONFIGS, staged.folder(model) / CONFIGS)
-        config = with_versions(repository.config(model), (version,))
-        (staged.folder(model) / CONFIG_FILE).write_text(render(config), encoding="utf-8")
-    return [*shared, *(spec.name for spec in pipeline.members)]
-
-
-def _prove(
-    pipeline: Pipeline,
-    classifiers: Sequence[Classifier],
-    staged: ModelRepository,
-    work_dir: Path,
+def _stage_published(
+    model: str, versions: set[int], repository: ModelRepository, staged: ModelRepository
 ) -> None:
-    """PublishFailed unless it answers each sample as the member does that reads its language, alone
-    and in a batch of both languages."""
+    """These versions of a published model, without a copy of their files, which never change."""
+    for version in versions:
+        shutil.copytree(
+            repository.version_folder(model, version),
+            staged.version_folder(model, version),
+            copy_function=os.link,
+        )
+    if (repository.folder(model) / CONFIGS).is_dir():
+        shutil.copytree(repository.folder(model) / CONFIGS, staged.folder(model) / CONFIGS)
+    config = with_versions(repository.config(model), sorted(versions))
+    (staged.folder(model) / CONFIG_FILE).write_text(render(config), encoding="utf-8")
+
+
+def _prove(name: str, composition: Composition, staged: ModelRepository, work_dir: Path) -> None:
     from tritonclient.grpc import InferenceServerClient
 
     ports = Ports(*free_ports(3))
     with TritonServer(LaunchOptions(staged, work_dir, ports, name="scratch")) as server:
-        for model in (pipeline.name, *(each.name for each in classifiers)):
+        for model in (*composition.members, name):
             server.control.load(model)
         with InferenceServerClient(f"127.0.0.1:{ports.grpc}") as client:
-            batch: list[tuple[str, Classifier]] = []
-            for classifier in classifiers:
-                texts = [text for language in classifier.languages for text in _samples(language)]
-                batch += [(text, classifier) for text in texts[:2]]
-                for text in texts:
-                    language = {"language": classifier.languages[0]}
-                    result = _ask(client, pipeline.name, [text], language)
-                    _compare(result, 0, text, classifier, client)
-            result = _ask(client, pipeline.name, [text for text, _ in batch], {})
-            for row, (text, classifier) in enumerate(batch):
-                _compare(result, row, text, classifier, client)
-
-
-def _samples(language: str) -> list[str]:
-    if language == "zh":
-        from training.customer_messages import CHINESE_SENTIMENT
-
-        return [text for text, _ in CHINESE_SENTIMENT][:SAMPLES]
-    from converters.tasks.text.samples import default_texts
-
-    return default_texts(SAMPLES)
-
-
-def _compare(
-    result: "InferResult",
-    row: int,
-    text: str,
-    classifier: Classifier,
-    client: "InferenceServerClient",
-) -> None:
-    expected = _ask(client, classifier.name, [text], {})
-    label, score = (expected.as_numpy(name)[0] for name in ("label", "score"))
-    actual = {name: result.as_numpy(name)[row] for name in ("task", "labels", "scores")}
-    count = int(result.as_numpy("label_count")[row, 0])
-    if (
-        actual["task"][0] != classifier.name.encode()
-        or actual["labels"][:count].tolist() != label.tolist()
-        or not np.allclose(actual["scores"][:count], score, rtol=0, atol=TOLERANCE)
-    ):
-        raise PublishFailed(
-            f"{text!r} is answered with {actual}, and {classifier.name} answers {label} {score}: "
-            "nothing was published"
-        )
-
-
-def _ask(
-    client: "InferenceServerClient", model: str, texts: Sequence[str], parameters: Mapping[str, Any]
-) -> "InferResult":
-    from tritonclient.grpc import InferInput
-
-    tensor = InferInput("text", [len(texts), 1], "BYTES")
-    tensor.set_data_from_numpy(np.array([text.encode() for text in texts], dtype=object)[:, None])
-    return client.infer(model, [tensor], parameters=dict(parameters), client_timeout=_DEADLINE_S)
+            composition.prove(client)

@@ -36,7 +36,7 @@ from serving.triton.ports import Endpoint, Ports, require_free
 from serving.triton.servers import servers_of
 from tidegate.app.canaries import companion_models
 from tidegate.app.claim import Claim, Running
-from tidegate.app.compose import COMPOSED
+from tidegate.app.compose import COMPOSED, made_first, served_along
 from tidegate.app.compose import is_current as composed_is_current
 from tidegate.app.configs import AUTO, DEFAULT, automatic, config_name
 from tidegate.app.faults import require_loadable
@@ -370,10 +370,11 @@ class Stack:
         """The models to load by name: pipelines, and models that a user put into the repository."""
         if self.options.pipelines:
             paths = self.options.paths
-            companions = companion_models(
-                ModelRepository(paths.repository), paths.policy, self.options.pipelines
-            )
-            return list(dict.fromkeys([*self.options.pipelines, *companions, "identity_fp32"]))
+            names = [
+                each for name in self.options.pipelines for each in (name, *served_along(name))
+            ]
+            companions = companion_models(ModelRepository(paths.repository), paths.policy, names)
+            return list(dict.fromkeys([*names, *companions, "identity_fp32"]))
 
         return list(
             dict.fromkeys([*KNOWN, *ModelRepository(self.options.paths.repository).public_models()])
@@ -385,10 +386,7 @@ class Stack:
         repository = ModelRepository(self.options.paths.repository)
         missing: list[str] = []
         for name in self._models():
-            if name in COMPOSED:
-                missing += [
-                    member for member in COMPOSED[name] if not repository.is_published(member)
-                ]
+            missing += [each for each in made_first(name) if not repository.is_published(each)]
             if self._is_current(name, repository):
                 continue
             if name not in _COMMANDS:

@@ -1,0 +1,117 @@
+"""``text_classification``: classifiers of several languages behind one name."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ensembles.routed_classification import Classifier, declare
+from modelspec.endpoint_schema import EndpointSchema
+from modelspec.golden import Golden
+from modelspec.model import Pipeline, StepSpec
+from modelspec.parameters import ENDPOINT_PARAMETER, GOLDEN_PARAMETER
+from serving.errors import PublishFailed
+from tidegate.app.composed import ask
+
+if TYPE_CHECKING:
+    from tritonclient.grpc import InferenceServerClient, InferResult
+
+    from serving.repository.model_repository import ModelRepository
+
+NAME = "text_classification"
+# The classifiers with the languages that they read, the preferred one of a language first.
+CLASSIFIERS: Mapping[str, Sequence[str]] = {"topic_classification": ("en",), "sentiment": ("zh",)}
+CARD = {
+    "task": "text-classification",
+    "limits": "English goes to topic_classification, Chinese to sentiment; another language is "
+    "refused by name. The language is told by script, and among those in Latin script by "
+    "py3langid, where a text of fewer than 12 letters counts as English. There is no category of "
+    "Chinese news: no package that installs here has labelled articles.",
+}
+SAMPLES = 32  # of each language
+TOLERANCE = 1e-5  # of a score: the same graphs run, in other batches
+
+
+class RoutedClassifiers:
+    """The steps of each classifier are steps of this pipeline, in the versions that are active."""
+
+    members = tuple(CLASSIFIERS)
+    has_their_steps = True
+
+    def declare(self, repository: "ModelRepository") -> Pipeline:
+        classifiers = [
+            _classifier(repository, name, languages) for name, languages in CLASSIFIERS.items()
+        ]
+        cards = {each.name: _schema(repository, each.name).card for each in classifiers}
+        golden = _golden(repository, classifiers[0])
+        return declare(NAME, classifiers, golden, {**CARD, "members": cards})
+
+    def prove(self, client: "InferenceServerClient") -> None:
+        """PublishFailed unless it answers each sample as the member does that reads its language,
+        alone and in a batch of both languages."""
+        batch: list[tuple[str, str]] = []
+        for classifier, languages in CLASSIFIERS.items():
+            texts = [text for language in languages for text in samples(language)]
+            batch += [(text, classifier) for text in texts[:2]]
+            for text in texts:
+                result = ask(client, NAME, [text], {"language": languages[0]})
+                _compare(result, 0, text, classifier, client)
+        result = ask(client, NAME, [text for text, _ in batch])
+        for row, (text, classifier) in enumerate(batch):
+            _compare(result, row, text, classifier, client)
+
+
+def _classifier(repository: ModelRepository, name: str, languages: Sequence[str]) -> Classifier:
+    config = repository.config(name)
+    steps = tuple(
+        StepSpec(step.model_name, step.model_version, dict(step.input_map), dict(step.output_map))
+        for step in config.ensemble_scheduling.step
+    )
+    labels = next(output.dims[0] for output in config.output if output.name == "label")
+    return Classifier(name, languages, labels, steps, config.max_batch_size)
+
+
+def _schema(repository: ModelRepository, name: str) -> EndpointSchema:
+    parameters = repository.config(name).parameters
+    return EndpointSchema.parse(parameters[ENDPOINT_PARAMETER].string_value)
+
+
+def _golden(repository: ModelRepository, first: Classifier) -> Golden:
+    """The first classifier's own sample."""
+    parameters = repository.config(first.name).parameters
+    golden = Golden.parse(parameters[GOLDEN_PARAMETER].string_value)
+    expect = {"task": [first.name], "language": [first.languages[0]], **golden.expect}
+    return Golden(golden.request, expect, golden.tolerance)
+
+
+def samples(language: str) -> list[str]:
+    """Messages in English (``en``) or Chinese (``zh``)."""
+    if language == "zh":
+        from training.customer_messages import CHINESE_SENTIMENT
+
+        return [text for text, _ in CHINESE_SENTIMENT][:SAMPLES]
+    from converters.tasks.text.samples import default_texts
+
+    return default_texts(SAMPLES)
+
+
+def _compare(
+    result: "InferResult",
+    row: int,
+    text: str,
+    classifier: str,
+    client: "InferenceServerClient",
+) -> None:
+    expected = ask(client, classifier, [text])
+    label, score = (expected.as_numpy(name)[0] for name in ("label", "score"))
+    actual = {name: result.as_numpy(name)[row] for name in ("task", "labels", "scores")}
+    count = int(result.as_numpy("label_count")[row, 0])
+    if (
+        actual["task"][0] != classifier.encode()
+        or actual["labels"][:count].tolist() != label.tolist()
+        or not np.allclose(actual["scores"][:count], score, rtol=0, atol=TOLERANCE)
+    ):
+        raise PublishFailed(
+            f"{text!r} is answered with {actual}, and {classifier} answers {label} {score}: "
+            "nothing was published"
+        )
