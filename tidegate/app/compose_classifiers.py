@@ -11,12 +11,11 @@ from modelspec.golden import Golden
 from modelspec.model import Pipeline, StepSpec
 from modelspec.parameters import ENDPOINT_PARAMETER, GOLDEN_PARAMETER
 from serving.errors import PublishFailed
+from serving.repository.model_repository import ModelRepository
 from tidegate.app.composed import ask
 
 if TYPE_CHECKING:
     from tritonclient.grpc import InferenceServerClient, InferResult
-
-    from serving.repository.model_repository import ModelRepository
 
 NAME = "text_classification"
 # The classifiers with the languages that they read, the preferred one of a language first.
@@ -38,7 +37,7 @@ class RoutedClassifiers:
     members = tuple(CLASSIFIERS)
     has_their_steps = True
 
-    def declare(self, repository: "ModelRepository") -> Pipeline:
+    def declare(self, repository: ModelRepository) -> Pipeline:
         classifiers = [
             _classifier(repository, name, languages) for name, languages in CLASSIFIERS.items()
         ]
