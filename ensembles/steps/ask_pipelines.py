@@ -28,8 +28,8 @@ except ImportError:
     pb_utils = None
 
 Tensors = Mapping[str, np.ndarray]
-# What a step's message begins with if the gateway may forward it to the client; the row is the
-# request's.
+# What stands before a step's message if the gateway may forward it to the client, and after what
+# Triton puts before it; the row is the request's.
 MARKER = re.compile(r"\[tidegate:(\w+)( row=\d+)?\] ")
 
 
@@ -38,7 +38,7 @@ class CallFailed(Exception):
     the gateway to forward it."""
 
     def __init__(self, message: str, code: object) -> None:
-        marker = MARKER.match(message)
+        marker = MARKER.search(message)
         super().__init__(message[marker.end() :] if marker else message)
         self._kind = marker[1] if marker else ""
         self.code = code

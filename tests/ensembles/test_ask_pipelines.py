@@ -17,7 +17,7 @@ EMPTY = {
     "place": np.array([b""], dtype=object),
     "places": np.array([0], dtype=np.int32),
 }
-INVALID = "[tidegate:invalid_input row=0] the text is empty: send at least one character"
+INVALID = "in ensemble 'topics', [tidegate:invalid_input row=0] the text is empty"
 
 
 def _texts(*texts):
