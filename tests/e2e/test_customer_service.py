@@ -1,6 +1,8 @@
 """One message, four answers at the same time: the ones that the pipelines give alone; where one of
 them does not answer, it is named and the rest is there."""
 
+import json
+
 import numpy as np
 import pytest
 from tritonclient import grpc as triton
@@ -9,6 +11,7 @@ from tests.command_line import tidegate
 from tests.running import launch, stop, wait_ready, wait_until
 from tests.tiny_models import save_classifier, save_tagger
 from tidegate.app.convert import ConvertOptions, run
+from tidegate.app.demo_conversation import MESSAGES
 from tidegate.app.paths import Paths
 
 NAME = "customer_service"
@@ -119,6 +122,18 @@ def test_grpc_gives_the_same(served):
     labels = [label.decode() for label in result.as_numpy("topic_label")[0]]
     assert labels == [one["label"] for one in answer["topic"]]
     assert result.as_numpy("step_name")[0].tolist() == [name.encode() for name in STEPS]
+
+
+def test_the_demo_plays_a_conversation(served):
+    shown = served.tidegate("demo")
+    assert shown.returncode == 0, shown.stderr
+    for message in MESSAGES:
+        assert message in shown.stdout
+    assert shown.stdout.count("    reply ") == len(MESSAGES)
+    assert "\x1b" not in shown.stdout  # no terminal, no colours
+    conversation = json.loads(served.tidegate("demo", "--json").stdout)["conversation"]
+    assert [turn["message"] for turn in conversation] == list(MESSAGES)
+    assert all(turn["answer"]["reply"] for turn in conversation)
 
 
 def test_a_pipeline_whose_process_died_is_named_and_comes_back(served):

@@ -41,6 +41,22 @@ class GatewayClient:
             key = path.read_text().strip()
         return cls(url.rstrip("/"), key)
 
+    def serves(self, pipeline: str) -> bool:
+        """Whether the gateway serves the pipeline, and lets this key read its card."""
+        request = urllib.request.Request(  # noqa: S310 - the user's own gateway
+            f"{self.url}/v1/pipelines/{pipeline}",
+            headers={"Authorization": f"Bearer {self.key}"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310
+                return bool(json.load(response)["versions"])
+        except urllib.error.HTTPError:
+            return False
+        except OSError as error:
+            raise ServingError(
+                f"no gateway answers at {self.url}: start it with `make up` ({error})"
+            ) from error
+
     def call(self, endpoint: str, body: Mapping[str, Any]) -> GatewayResponse:
         """POST to a task endpoint; ServingError carries the gateway's reason."""
         request = urllib.request.Request(  # noqa: S310 - the user's own gateway

@@ -48,14 +48,19 @@ class Result:
         return "\n".join([_similarities(self), _times(self), describe_photo(self.photo)])
 
 
+def gateway(paths: Paths, url: str | None) -> GatewayClient:
+    """The gateway at ``url``, by default that of the stack that runs in this home."""
+    running = running_in(paths.state)
+    return GatewayClient.at(url or (running.url if running else "http://127.0.0.1:8080"))
+
+
 def run(paths: Paths, url: str | None, triton: str | None) -> Result:
     """Embed every sentence ROUNDS times and classify the photo.
 
     ``url`` (the gateway) and ``triton`` (HOST:PORT, gRPC) are by default those of the stack that
     runs in this home. Raises ServingError when it does not answer.
     """
-    running = running_in(paths.state)
-    client = GatewayClient.at(url or (running.url if running else "http://127.0.0.1:8080"))
+    running, client = running_in(paths.state), gateway(paths, url)
     triton = triton or f"127.0.0.1:{running.triton['grpc'] if running else 8001}"
     with measured(triton, STEPS) as steps:
         responses = [

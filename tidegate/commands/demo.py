@@ -29,22 +29,32 @@ from tidegate.commands.output import print_json
 def command(as_json: bool, url: str | None, triton: str | None) -> None:
     """Embed real sentences, show where the time went, classify a photo, and ask the chat model.
 
-    Needs a running stack (`make up`).
+    Needs a running stack (`make up`). One that serves customer_service also plays a customer's
+    conversation, in English and Chinese.
 
     \b
     tidegate demo
     tidegate demo --json
     """
-    from tidegate.app.demo import QUESTION, chat_reply, run
+    from tidegate.app.demo import ENDPOINT, QUESTION, chat_reply, gateway, run
+    from tidegate.app.demo_conversation import conversation_text, converse
 
-    result = run(Paths.current(), url, triton)
-    reply = chat_reply(Paths.current(), url)
+    paths = Paths.current()
+    client = gateway(paths, url)
+    turns = converse(client)
+    result = None if turns and not client.serves(ENDPOINT) else run(paths, url, triton)
+    reply = chat_reply(paths, url)
     if as_json:
         answer = "".join(reply)
         chat = {"question": QUESTION, "answer": answer} if answer else None
-        print_json({**asdict(result), "chat": chat})
+        shown = asdict(result) if result else {}
+        conversation = [asdict(turn) for turn in turns] or None
+        print_json({**shown, "chat": chat, "conversation": conversation})
         return
-    click.echo(result.text())
+    if turns:
+        click.echo(conversation_text(turns))
+    if result:
+        click.echo(result.text())
     heading = click.style(f"\nWhat the chat model answers to {QUESTION!r}\n", bold=True) + "  "
     for number, piece in enumerate(reply):
         click.echo(piece if number else heading + piece, nl=False)
