@@ -651,5 +651,5 @@ def test_the_time_grows_at_most_linearly_with_the_body(gateway, api, abuse):
         return min(taken)
 
     few, many = seconds(100_000), seconds(1_000_000)
-    # Ten times as much, which may not fit into the caches any more; if it were quadratic, 100 times.
+    # Ten times as much, which may not fit into the caches; if it were quadratic, 100 times.
     assert many < 30 * max(few, 0.004)

@@ -26,9 +26,9 @@ CLASSIFIERS: Mapping[str, Sequence[str]] = {
 CARD = {
     "task": "text-classification",
     "limits": "Unless `task` names one, English goes to topic_classification and Chinese to "
-    "sentiment; another language is refused by name. The language is told by script, and among those in Latin script by "
-    "py3langid, where a text of fewer than 12 letters counts as English. There is no category of "
-    "Chinese news: no package that installs here has labelled articles.",
+    "sentiment; another language is refused by name. The language is told by script, and among "
+    "those in Latin script by py3langid, where a text of fewer than 12 letters counts as English. "
+    "There is no category of Chinese news: no package that installs here has labelled articles.",
 }
 SAMPLES = 32  # of each language
 TOLERANCE = 1e-5  # of a score: the same graphs run, in other batches
