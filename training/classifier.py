@@ -9,6 +9,7 @@ from typing import Any
 
 from training.recipe import Progress
 
+REPORT_EVERY = 50  # batches
 Pair = tuple[str, str]  # a text and its label
 
 
@@ -67,7 +68,7 @@ class Classifier:
             began, total = time.monotonic(), 0.0
             self._model.train()
             shuffled.shuffle(order)
-            for batch in in_batches(order, settings, shuffled):
+            for number, batch in enumerate(in_batches(order, settings, shuffled), start=1):
                 actual = torch.tensor([self._labels.index(label) for _, label in batch])
                 texts = [text for text, _ in batch]
                 loss = loss_of(self._logits(texts, settings.max_tokens), actual)
@@ -77,10 +78,11 @@ class Classifier:
                 optimizer.step()
                 schedule.step()
                 total += float(loss.detach())
-            report(
-                f"epoch {epoch} of {settings.epochs}: loss {total / batches:.3f}, "
-                f"{time.monotonic() - began:.1f} s"
-            )
+                if number % REPORT_EVERY == 0 or number == batches:
+                    report(
+                        f"epoch {epoch} of {settings.epochs}, {number} of {batches} batches: "
+                        f"loss {total / number:.3f}, {time.monotonic() - began:.0f} s"
+                    )
         self._model.eval()
 
     def predict(self, texts: Sequence[str], max_tokens: int, batch: int = 32) -> list[str]:
