@@ -55,7 +55,7 @@ def test_the_folder_is_one_that_convert_takes_with_chinese_samples(tiny):
     assert len(samples) > len(CHINESE_SENTIMENT) and all(samples)
     card = card_of(result.folder)
     assert [metric["name"] for metric in card["metrics"]] == ["accuracy", "macro-F1"] * 3
-    assert "no neutral" in card["limits"] and card["language"] == ["zh"]
+    assert "no neutral" in card["limits"] and card["language"] == ["zh", "en"]
 
 
 def test_the_messages_are_distinct_and_balanced():
