@@ -23,8 +23,8 @@ UNNOTICED_S = 4.0
 # A process's connections close a moment before it has ended.
 DIED_S = 0.5
 # What a Python process of Triton 2.51 dies of if it opens the shared memory before the server has
-# set it up, on a machine without idle cores (as in triton-inference-server/tensorrtllm_backend#521). The server waits
-# for it for ever.
+# set it up, on a machine without idle cores (triton-inference-server/tensorrtllm_backend#521 looks
+# like it). The server waits for it for ever.
 RACE = "boost::interprocess::lock_exception"
 TAIL_BYTES = 1024 * 1024
 _LINE = re.compile(r'[IWEF]\d{4} [\d:.]+ +\d+ \S+\] +"?(.*?)"?\s*')
