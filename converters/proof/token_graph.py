@@ -1,7 +1,8 @@
 """A converted text graph behind the original's own tokenizer file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -13,6 +14,8 @@ from converters.proof.runner import OpenRunner, onnx_runner
 class TokenGraph:
     """``infer`` returns the graph's first output: FP32 [n, width], or [n, length, width] where
     there is an output for every token."""
+
+    samples: ClassVar[str] = "texts"  # what they are called
 
     def __init__(
         self,
@@ -56,14 +59,16 @@ class TokenGraph:
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         """The graph's first output, of any shape; ProofFailed when the graph does not run."""
-        feed = {"input_ids": input_ids, "attention_mask": attention_mask}
+        return self._output({"input_ids": input_ids, "attention_mask": attention_mask})
+
+    def _output(self, feed: Mapping[str, np.ndarray]) -> np.ndarray:
         try:
             return np.asarray(self._session.run(None, feed)[0])
         except Exception as error:  # the runtimes' errors share no base class
-            rows, length = input_ids.shape
+            rows, length = feed["input_ids"].shape
             reason = " ".join(str(error).split())[:300]
             raise ProofFailed(
-                f"the graph does not run on {rows} texts of {length} tokens: {reason}"
+                f"the graph does not run on {rows} {self.samples} of {length} tokens: {reason}"
             ) from error
 
     def length(self, text: str) -> int:

@@ -5,8 +5,10 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPResponse
 from typing import Any
 
 from serving.errors import ServingError
@@ -43,35 +45,36 @@ class GatewayClient:
 
     def serves(self, pipeline: str) -> bool:
         """Whether the gateway serves the pipeline, and lets this key read its card."""
-        request = urllib.request.Request(  # noqa: S310 - the user's own gateway
-            f"{self.url}/v1/pipelines/{pipeline}",
-            headers={"Authorization": f"Bearer {self.key}"},
-        )
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310
+            with self._answered(f"pipelines/{pipeline}") as response:
                 return bool(json.load(response)["versions"])
         except urllib.error.HTTPError:
             return False
-        except OSError as error:
-            raise ServingError(
-                f"no gateway answers at {self.url}: start it with `make up` ({error})"
-            ) from error
 
     def call(self, endpoint: str, body: Mapping[str, Any]) -> GatewayResponse:
         """POST to a task endpoint; ServingError carries the gateway's reason."""
-        request = urllib.request.Request(  # noqa: S310 - the user's own gateway
-            f"{self.url}/v1/{endpoint}",
-            json.dumps(body).encode(),
-            {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"},
-        )
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310
+            with self._answered(endpoint, json.dumps(body).encode()) as response:
                 timing = _TIMING.findall(response.headers.get("server-timing", ""))
                 durations = {name: float(ms) for name, ms in timing}
                 return GatewayResponse(json.load(response), durations)
         except urllib.error.HTTPError as error:
             problem = json.loads(error.read() or b"{}")
             raise ServingError(f"the gateway refused: {problem.get('detail', error)}") from error
+
+    @contextmanager
+    def _answered(self, path: str, body: bytes | None = None) -> Iterator[HTTPResponse]:
+        """The response to a GET, or to a POST of the body; HTTPError for a refusal."""
+        request = urllib.request.Request(  # noqa: S310 - the user's own gateway
+            f"{self.url}/v1/{path}",
+            body,
+            {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310
+                yield response
+        except urllib.error.HTTPError:
+            raise
         except OSError as error:
             raise ServingError(
                 f"no gateway answers at {self.url}: start it with `make up` ({error})"

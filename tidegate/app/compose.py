@@ -16,21 +16,19 @@ from modelspec.staging import stage_model
 from serving.errors import PublishFailed
 from serving.repository.configs import with_versions
 from serving.repository.model_repository import ModelRepository
-from serving.triton.launch import LaunchOptions, TritonServer
-from serving.triton.ports import Ports, free_ports
-from tidegate.app import compose_classifiers, compose_service
+from tidegate.app.compose_classifiers import RoutedClassifiers
+from tidegate.app.compose_service import AskedPipelines
 from tidegate.app.composed import Composition
 from tidegate.app.paths import Paths
 from tidegate.app.pipelines import has_step, publish_staged, step_file
 from tidegate.app.progress import Progress
+from tidegate.app.scratch import scratch_triton
 from tidegate.app.train import RECIPES
 from tidegate.app.train import run as train
 
+_COMPOSITIONS: tuple[Composition, ...] = (RoutedClassifiers(), AskedPipelines())
 COMPOSED: Mapping[str, Composition] = MappingProxyType(
-    {
-        compose_classifiers.NAME: compose_classifiers.RoutedClassifiers(),
-        compose_service.NAME: compose_service.AskedPipelines(),
-    }
+    {composition.name: composition for composition in _COMPOSITIONS}
 )
 
 
@@ -78,7 +76,7 @@ def run(name: str, paths: Paths, report: Progress) -> ComposeResult:
         for model, wanted in {**theirs, **members}.items():
             _stage_published(model, wanted, repository, staged)
         report(f"{name}: comparing it with its members through a scratch Triton")
-        _prove(name, composition, staged, paths.state)
+        _prove(composition, staged, paths.state)
         models = [*theirs, *own] if composition.has_their_steps else own
         version = publish_staged(staged, models, repository, paths.state, report)
     return ComposeResult(name, version, versions)
@@ -137,12 +135,11 @@ def _stage_published(
     (staged.folder(model) / CONFIG_FILE).write_text(render(config), encoding="utf-8")
 
 
-def _prove(name: str, composition: Composition, staged: ModelRepository, work_dir: Path) -> None:
+def _prove(composition: Composition, staged: ModelRepository, work_dir: Path) -> None:
     from tritonclient.grpc import InferenceServerClient
 
-    ports = Ports(*free_ports(3))
-    with TritonServer(LaunchOptions(staged, work_dir, ports, name="scratch")) as server:
-        for model in (*composition.members, name):
-            server.control.load(model)
-        with InferenceServerClient(f"127.0.0.1:{ports.grpc}") as client:
-            composition.prove(client)
+    with (
+        scratch_triton(staged, work_dir, *composition.members, composition.name) as address,
+        InferenceServerClient(address) as client,
+    ):
+        composition.prove(client)

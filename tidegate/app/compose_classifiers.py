@@ -37,6 +37,7 @@ TOLERANCE = 1e-5  # of a score: the same graphs run, in other batches
 class RoutedClassifiers:
     """The steps of each classifier are steps of this pipeline, in the versions that are active."""
 
+    name = NAME
     members = tuple(CLASSIFIERS)
     has_their_steps = True
 

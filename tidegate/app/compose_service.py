@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ensembles import customer_service
-from ensembles.customer_service import CALLS, MEMBERS, declare
+from ensembles.customer_service import CALLS, MEMBERS, NAME, declare
 from modelspec.golden import Golden
 from modelspec.model import Pipeline
 from serving.errors import PublishFailed
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
     from serving.repository.model_repository import ModelRepository
 
-NAME = customer_service.NAME
 CARD = {
     "task": "customer-service",
     "members": MEMBERS,
@@ -33,6 +31,7 @@ EXAMPLE = {"text": "My new laptop has no sound. Can somebody from the London off
 class AskedPipelines:
     """The pipelines answer in the versions that are active when they are asked."""
 
+    name = NAME
     members = MEMBERS
     has_their_steps = False
 
@@ -73,7 +72,7 @@ def _compare(result: "InferResult", row: int, text: str, client: "InferenceServe
                 if answer.dtype == object
                 else np.allclose(actual, answer, rtol=0, atol=TOLERANCE)
             )
-            if not same and ours != "language":
+            if not same:
                 raise _differs(text, f"{call.name}.{theirs}", actual.tolist(), answer.tolist())
 
 

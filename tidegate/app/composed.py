@@ -19,6 +19,10 @@ class Composition(Protocol):
     """A pipeline that is composed of other pipelines."""
 
     @property
+    def name(self) -> str:
+        """Its own."""
+
+    @property
     def members(self) -> Sequence[str]:
         """The pipelines that it is composed of."""
 

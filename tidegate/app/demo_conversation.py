@@ -6,10 +6,11 @@ from typing import Any
 
 import click
 
+from ensembles.customer_service import NAME
+from ensembles.steps.nearest_answers import KNOWLEDGE_BASE
 from tidegate.app.chat import printable
 from tidegate.app.client import GatewayClient
 
-SERVICE = "customer_service"
 # The second is answered from the knowledge base, the last by nobody: a person takes over.
 MESSAGES = (
     "Hello! I am Emma Clarke from London.",
@@ -20,7 +21,6 @@ MESSAGES = (
     "Can I pay with the points of my airline?",
 )
 WIDTH = 12  # of the column before the values
-KNOWLEDGE_BASE = "knowledge_base"
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Turn:
 
 def converse(client: GatewayClient) -> list[Turn]:
     """The answers to MESSAGES; none if ``customer_service`` is not served."""
-    if not client.serves(SERVICE):
+    if not client.serves(NAME):
         return []
-    responses = [client.call(SERVICE, {"text": message}) for message in MESSAGES]
+    responses = [client.call(NAME, {"text": message}) for message in MESSAGES]
     return [
         Turn(message, response.body, round(sum(response.timing.values()), 3))
         for message, response in zip(MESSAGES, responses, strict=True)

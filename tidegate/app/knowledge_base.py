@@ -18,7 +18,6 @@ from training.recipe import TrainingError
 
 if TYPE_CHECKING:
     from ensembles.smart_reply import EmbeddingSteps
-    from modelspec.model import Pipeline
     from serving.publish.deployment import Deployment
     from serving.repository.model_repository import ModelRepository
     from training.knowledge_base import Evaluation, Question
@@ -242,12 +241,8 @@ def publish(
         for spec in pipeline.models:
             own = {STEP_FILE: step_file(spec.step), **files} if spec.step else {}
             stage_model(staged.path, spec, own)
-        version = publish_staged(staged, _names(pipeline), deployment)
+        version = publish_staged(staged, [spec.name for spec in pipeline.models], deployment)
     return NAME, version
-
-
-def _names(pipeline: "Pipeline") -> list[str]:
-    return [spec.name for spec in pipeline.models]
 
 
 def _checked_golden(knowledge: KnowledgeBase) -> Any:

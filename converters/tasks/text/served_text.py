@@ -3,6 +3,7 @@ once."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import numpy as np
 from tritonclient import grpc as triton
@@ -18,6 +19,8 @@ CLIENTS = 16
 
 class ServedText:
     """The pipeline ``model`` behind a gRPC client; ``infer`` is one request."""
+
+    samples: ClassVar[str] = "texts"  # what they are called
 
     def __init__(self, client: ServedClient, model: str) -> None:
         self._client, self._model = client, model
@@ -37,18 +40,19 @@ class ServedText:
         truncate: bool = False,
         others: Sequence[triton.InferInput] = (),
     ) -> dict[str, np.ndarray]:
-        tensor = triton.InferInput("text", [len(texts), 1], "BYTES")
-        tensor.set_data_from_numpy(np.array([[text.encode()] for text in texts], dtype=object))
         try:
             result = self._client.infer(
-                model, [tensor, *others], {"truncate": True} if truncate else None
+                model, [*self._inputs(texts), *others], {"truncate": True} if truncate else None
             )
         except InferenceServerException as error:
             raise ProofFailed(
-                f"{model} does not answer {len(texts)} texts that the original answers, the "
-                f"first {texts[0][:60]!r}: {error.message()}"
+                f"{model} does not answer {len(texts)} {self.samples} that the original answers, "
+                f"the first {texts[0][:60]!r}: {error.message()}"
             ) from error
         return {name: result.as_numpy(name) for name in outputs}
+
+    def _inputs(self, texts: Sequence[str]) -> list[triton.InferInput]:
+        return [text_input("text", texts)]
 
     def tokens(self, texts: Sequence[str], truncate: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """``input_ids`` and ``attention_mask`` INT64 [n, bucket] of these texts, from the first
@@ -84,6 +88,13 @@ class ServedText:
         ):
             with ThreadPoolExecutor(workers) as pool:
                 yield mode, list(pool.map(lambda group: self.infer(group, outputs), groups))
+
+
+def text_input(name: str, texts: Sequence[str]) -> triton.InferInput:
+    """The texts as the input tensor BYTES [n, 1]."""
+    tensor = triton.InferInput(name, [len(texts), 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[text.encode()] for text in texts], dtype=object))
+    return tensor
 
 
 def padded(rows: Sequence[np.ndarray], length: int) -> np.ndarray:

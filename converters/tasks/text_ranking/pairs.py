@@ -6,12 +6,11 @@ text has (the ASCII unit separator), and the passage.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from converters.errors import ProofFailed
 from converters.proof.runner import OpenRunner, onnx_runner
 from converters.proof.token_graph import TokenGraph
 
@@ -47,6 +46,8 @@ class PairTokenizer:
 class PairGraph(TokenGraph):
     """A converted graph whose texts are pairs, behind the original's own tokenizer file."""
 
+    samples: ClassVar[str] = "pairs"
+
     def __init__(
         self,
         engine: Path,
@@ -81,11 +82,4 @@ class PairGraph(TokenGraph):
         if self._has_types:
             types = np.zeros_like(input_ids) if token_type_ids is None else token_type_ids
             feed[TYPES] = types
-        try:
-            return np.asarray(self._session.run(None, feed)[0])
-        except Exception as error:  # the runtimes' errors share no base class
-            rows, length = input_ids.shape
-            reason = " ".join(str(error).split())[:300]
-            raise ProofFailed(
-                f"the graph does not run on {rows} pairs of {length} tokens: {reason}"
-            ) from error
+        return self._output(feed)

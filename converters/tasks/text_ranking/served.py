@@ -1,19 +1,18 @@
 """Prove what Triton serves of a cross-encoder: raw pairs over gRPC, against the original."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from tritonclient import grpc as triton
-from tritonclient.utils import InferenceServerException
 
-from converters.errors import ProofFailed
 from converters.proof.checks import Check, at_most, worst_difference
 from converters.proof.label_step import label_checks
 from converters.proof.reference import Reference
 from converters.proof.scores import parity
 from converters.proof.served_client import ServedClient
 from converters.tasks.text.answered import reference_texts
-from converters.tasks.text.served_text import BATCH, ServedText
+from converters.tasks.text.served_text import BATCH, ServedText, text_input
 from converters.tasks.text.served_tokens import token_checks
 from converters.tasks.text_ranking.pairs import TYPES, parts
 from modelspec.names import Role, member_name
@@ -24,31 +23,14 @@ OUTPUTS = ("score", "token_count")
 class ServedPairs(ServedText):
     """As ``ServedText``, whose texts are pairs."""
 
-    def _infer(
-        self,
-        model: str,
-        texts: Sequence[str],
-        outputs: Sequence[str],
-        truncate: bool = False,
-        others: Sequence[triton.InferInput] = (),
-    ) -> dict[str, np.ndarray]:
-        tensors = []
-        for name, column in zip(
-            ("query", "text"), zip(*map(parts, texts), strict=True), strict=True
-        ):
-            tensors.append(triton.InferInput(name, [len(texts), 1], "BYTES"))
-            rows = [[text.encode()] for text in column]
-            tensors[-1].set_data_from_numpy(np.array(rows, dtype=object))
-        try:
-            result = self._client.infer(
-                model, [*tensors, *others], {"truncate": True} if truncate else None
-            )
-        except InferenceServerException as error:
-            raise ProofFailed(
-                f"{model} does not answer {len(texts)} pairs that the original answers, the "
-                f"first {texts[0][:60]!r}: {error.message()}"
-            ) from error
-        return {name: result.as_numpy(name) for name in outputs}
+    samples: ClassVar[str] = "pairs"
+
+    def _inputs(self, texts: Sequence[str]) -> list[triton.InferInput]:
+        columns = zip(*map(parts, texts), strict=True)
+        return [
+            text_input(name, column)
+            for name, column in zip(("query", "text"), columns, strict=True)
+        ]
 
     def types(self, texts: Sequence[str], truncate: bool = False) -> np.ndarray:
         """INT64 [n, bucket]: which tokens the first step says are the passage's."""
