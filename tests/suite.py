@@ -1,10 +1,11 @@
 """Run the suite, and what failed once more: ``python -m tests.suite``, with pytest's arguments.
 
 Most tests talk to real servers with real deadlines, and a busy machine now and then makes one of
-thousands miss its own. If at most five tests failed, exactly those are run again, alone and one
-after the other; the tests of one file whose set-up failed count as one, and run together. One that
-passes then is reported as unsteady and does not fail the run; one that fails again does, and so do
-six failures, an error before any test ran, or a crash.
+thousands miss its own. If at most five tests failed, each of their files is run again, alone, up to
+the last test that failed: the tests of a file may share a server, which the earlier ones leave as
+the later ones expect it. The tests of one file whose set-up failed count as one. What passes then
+is reported as unsteady and does not fail the run; what fails again does, and so do six failures, an
+error before any test ran, or a crash.
 
 At the end it says which files took longest: the suite is to stay under half an hour.
 """
@@ -12,21 +13,23 @@ At the end it says which files took longest: the suite is to stay under half an 
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 FEW = 5
 SLOWEST = 20
-ROOT = Path(__file__).parent.parent
 
 
 class Failures:
     """What failed in this run, and what took how long; with xdist, in any of its workers."""
 
     def __init__(self) -> None:
-        # What is run together: the test, or the file whose set-up failed -> its failed tests.
-        self.groups: dict[str, list[str]] = {}
+        self.tests: list[str] = []
+        # The failed tests, and the files whose set-up failed for any number of tests.
+        self.causes: set[str] = set()
+        self.order: list[str] = []  # all tests, in the order in which those of a file run
         self.seconds: dict[str, float] = defaultdict(float)  # by file, with what its fixtures took
         self.options: list[str] = []
         # A run that ended early, by -x or by an error of collection, has not run every test.
@@ -36,14 +39,20 @@ class Failures:
         paths = config.option.file_or_dir
         self.options = [option for option in config.invocation_params.args if option not in paths]
 
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.order = [item.nodeid for item in session.items] or self.order
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: object, ids: Sequence[str]) -> None:
+        self.order = list(ids)
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.seconds[report.nodeid.partition("::")[0]] += report.duration
+        file = _file(report.nodeid)
+        self.seconds[file] += report.duration
         if report.failed:
-            test = report.nodeid
-            group = test.partition("::")[0] if report.when == "setup" else test
-            tests = self.groups.setdefault(group, [])
-            if test not in tests:
-                tests.append(test)
+            self.causes.add(file if report.when == "setup" else report.nodeid)
+            if report.nodeid not in self.tests:
+                self.tests.append(report.nodeid)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
@@ -53,6 +62,11 @@ class Failures:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if session.config.getoption("maxfail"):
             self.is_whole = False
+
+    def up_to_the_last(self, file: str) -> list[str]:
+        """The file's tests, up to the last one that failed."""
+        tests = [test for test in self.order if _file(test) == file]
+        return tests[: 1 + max(tests.index(test) for test in self.tests if _file(test) == file)]
 
 
 def run(arguments: list[str]) -> int:
@@ -64,28 +78,30 @@ def run(arguments: list[str]) -> int:
     slowest = sorted(failures.seconds.items(), key=lambda item: item[1], reverse=True)
     for file, seconds in slowest[:SLOWEST]:
         print(f"{seconds:7.0f}  {file}")
-    groups = failures.groups
-    if code != pytest.ExitCode.TESTS_FAILED or not failures.is_whole or len(groups) > FEW:
+    is_few = len(failures.causes) <= FEW
+    if code != pytest.ExitCode.TESTS_FAILED or not failures.is_whole or not is_few:
         return code
-    print(f"\n{len(groups)} failed: running exactly these once more, alone", flush=True)
-    print(*(f"  {group}" for group in groups), sep="\n", flush=True)
-    unsteady, code = [], 0
-    for group, tests in groups.items():
+    print(f"\n{len(failures.causes)} failed; their files once more, alone, up to:", flush=True)
+    print(*(f"  {test}" for test in failures.tests), sep="\n", flush=True)
+    failed_again = set()
+    for file in dict.fromkeys(map(_file, failures.tests)):
         # A process of its own for each: nothing of the run that failed is left in it.
-        command = [sys.executable, "-m", "pytest", *failures.options, "-n", "0", *tests]
-        again = subprocess.run(command, check=False).returncode
-        if again == 0:
-            unsteady.append(group)
-        else:
-            code = int(pytest.ExitCode.TESTS_FAILED)
+        command = [sys.executable, "-m", "pytest", *failures.options, "-n", "0"]
+        command += failures.up_to_the_last(file)
+        if subprocess.run(command, check=False).returncode:
+            failed_again.add(file)
     print("\n" + "=" * 80)
-    for group in groups:
-        if group in unsteady:
-            print(f"unsteady: {group} failed in the run and passed alone")
+    for test in failures.tests:
+        if _file(test) in failed_again:
+            print(f"FAILED: {test}, whose file failed again")
         else:
-            print(f"FAILED twice: {group}")
+            print(f"unsteady: {test} failed in the run and passed alone")
     print("=" * 80, flush=True)
-    return code
+    return int(pytest.ExitCode.TESTS_FAILED) if failed_again else 0
+
+
+def _file(test: str) -> str:
+    return test.partition("::")[0]
 
 
 if __name__ == "__main__":

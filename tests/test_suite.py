@@ -1,4 +1,4 @@
-"""``make test``: what failed in the run runs once more, alone."""
+"""``make test``: what failed in the run runs once more, after the tests that precede it."""
 
 import os
 import subprocess
@@ -16,10 +16,14 @@ def nth_run(name):
     file.write_text(file.read_text() + "x" if file.exists() else "x")
     return len(file.read_text())
 
-def test_well():
-    assert nth_run("well") == 1
+def test_before():
+    global served
+    served = nth_run("before")
 """
+AFTER = "\ndef test_after():\n    assert nth_run('after')\n"
+
 FLAKY = "\ndef test_flaky_{0}():\n    assert nth_run('flaky_{0}') > 1\n"
+DEPENDENT = "\ndef test_dependent():\n    assert served == 2\n"
 BROKEN = "\ndef test_broken():\n    nth_run('broken')\n    assert False\n"
 
 
@@ -41,19 +45,19 @@ def _runs(folder: Path, name: str) -> int:
     return len((folder / name).read_text())
 
 
-def test_one_that_passes_alone_is_unsteady_and_the_run_is_green(tmp_path):
-    code, output = _run(tmp_path, FLAKY.format(1), "-n", "2", "--dist", "loadfile")
+def test_one_that_passes_with_those_before_it_is_unsteady_and_the_run_is_green(tmp_path):
+    code, output = _run(tmp_path, DEPENDENT + AFTER, "-n", "2", "--dist", "loadfile")
     assert code == 0, output
-    assert "unsteady: test_toy.py::test_flaky_1 failed in the run and passed alone" in output
-    assert (_runs(tmp_path, "flaky_1"), _runs(tmp_path, "well")) == (2, 1)
+    assert "unsteady: test_toy.py::test_dependent failed in the run and passed alone" in output
+    assert (_runs(tmp_path, "before"), _runs(tmp_path, "after")) == (2, 1)
 
 
 def test_one_that_fails_again_fails_the_run(tmp_path):
     code, output = _run(tmp_path, FLAKY.format(1) + BROKEN, "-n", "0", "test_toy.py")
     assert code == 1, output
-    assert "unsteady: test_toy.py::test_flaky_1" in output
-    assert "FAILED twice: test_toy.py::test_broken" in output
-    assert (_runs(tmp_path, "broken"), _runs(tmp_path, "well")) == (2, 1)
+    assert "FAILED: test_toy.py::test_broken" in output
+    assert "unsteady" not in output
+    assert _runs(tmp_path, "broken") == 2
 
 
 def test_a_set_up_that_fails_for_many_tests_is_one_failure(tmp_path):
@@ -64,8 +68,8 @@ def test_a_set_up_that_fails_for_many_tests_is_one_failure(tmp_path):
     tests += "".join(f"\ndef test_served_{n}(served):\n    pass\n" for n in range(7))
     code, output = _run(tmp_path, tests, "-n", "0")
     assert code == 0, output
-    assert "unsteady: test_toy.py failed in the run and passed alone" in output
-    assert (_runs(tmp_path, "served"), _runs(tmp_path, "well")) == (2, 1)
+    assert "unsteady: test_toy.py::test_served_6 failed in the run and passed alone" in output
+    assert _runs(tmp_path, "served") == 2
 
 
 @pytest.mark.parametrize(
@@ -74,7 +78,7 @@ def test_a_set_up_that_fails_for_many_tests_is_one_failure(tmp_path):
         ("".join(FLAKY.format(n) for n in range(6)), (), 1),  # too many for an accident
         (FLAKY.format(0), ("-x",), 1),  # the rest has not run
         (FLAKY.format(0) + "\nnonsense(", (), 2),
-        (FLAKY.format(0), ("-k", "well"), 0),
+        (FLAKY.format(0), ("-k", "before"), 0),
     ],
     ids=["six fail", "stopped at the first", "cannot be collected", "nothing fails"],
 )
