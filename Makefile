@@ -31,8 +31,8 @@ PEER_ENGINE := $(shell grep -E '^(numpy|onnxruntime|tokenizers)==' constraints.t
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-up: $(VENV)/.up ## Install, convert what is missing, serve (PIPELINES='chat ...': only these)
-	@exec $(BIN)/tidegate up $(PIPELINES) $(ARGS)
+up: $(VENV)/.up ## Install, convert what is missing, serve (PIPELINES='chat ...': only these; REPLICAS=2)
+	@exec $(BIN)/tidegate up $(PIPELINES) $(if $(REPLICAS),--replicas $(REPLICAS)) $(ARGS)
 
 # The suite starts hundreds of processes: each would compile our modules again.
 test test-fast: export PYTHONDONTWRITEBYTECODE =

@@ -36,8 +36,10 @@ def unfailing(report: Callable[[str], None]) -> Callable[[str], None]:
 
 
 class Events:
-    """Events of one watcher; ``work_dir`` is .tidegate. ``report`` is called once when something
-    cannot be recorded, and again when it can."""
+    """Events of the watchers of one stack; ``work_dir`` is .tidegate.
+
+    ``report`` is called once when something cannot be recorded, and again when it can.
+    """
 
     def __init__(self, work_dir: Path, report: Callable[[str], None] = lambda line: None) -> None:
         self._report = unfailing(report)
@@ -47,7 +49,7 @@ class Events:
         self.counts: collections.Counter[tuple[str, str]] = collections.Counter()
         self._last_heartbeat = 0.0  # seconds since 1970
         self._next_heartbeat = 0.0  # time.monotonic: the machine's clock may be set back
-        self._writing = threading.Lock()  # the pulse has its own thread
+        self._writing = threading.Lock()  # each pulse, and each watcher, has its own thread
 
     def heartbeat(self) -> None:
         """Record that the watcher is alive, every ``HEARTBEAT_S`` seconds."""
@@ -57,12 +59,14 @@ class Events:
                 self._last_heartbeat = time.time()
                 self._record("counters", self._metrics, self._write_metrics)
 
-    def add(self, event: str, model: str, detail: str = "") -> None:
-        """Log and count an event, a word such as "healed"; ``model`` may be ''."""
+    def add(self, event: str, model: str, detail: str = "", replica: str = "") -> None:
+        """Log and count an event, a word such as "healed"; ``model`` may be '', and ``replica``
+        is where there is only one."""
         with self._writing:
             self.counts[event, model] += 1
-            line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
-            text = json.dumps({**line, "model": model, "detail": detail}) + "\n"
+            time_of_event = datetime.now(UTC).isoformat(timespec="milliseconds")
+            line = {"time": time_of_event, "event": event, "model": model, "detail": detail}
+            text = json.dumps({**line, "replica": replica} if replica else line) + "\n"
             self._record("events", self._log, lambda: self._append(text))
             self._record("counters", self._metrics, self._write_metrics)
 

@@ -87,11 +87,16 @@ class Watcher:
         models: Sequence[str],
         report: Callable[[str], None],
         longest_request_s: float = 0.0,
+        events: Events | None = None,
+        replica: str = "",
     ) -> None:
+        """``events`` and ``replica`` are for one of several servers: the log of events that their
+        watchers share, and the name of this one in it and in what is reported."""
         self._server, self._models = server, list(models)
         self._repository = server.options.repository
-        self._report = unfailing(report)
-        self.events = Events(server.options.work_dir, self._report)
+        self._replica, prefix = replica, f"replica {replica}: " if replica else ""
+        self._report = unfailing(lambda line: report(prefix + line))
+        self.events = events or Events(server.options.work_dir, self._report)
         self._longest_request_s = longest_request_s
         self._health = Health(server.control, longest_request_s)
         self._health.remember(server.pid)
@@ -126,6 +131,9 @@ class Watcher:
         finally:
             self._pulse.round_began = 0.0
 
+    def _record(self, event: str, model: str, detail: str = "") -> None:
+        self.events.add(event, model, detail, self._replica)
+
     def _on_pulse_event(self, event: str, detail: str) -> None:
         """Called in the pulse's thread."""
         self._report(
@@ -133,7 +141,7 @@ class Watcher:
             if event == "triton_hung"
             else f"{event}: {detail}"
         )
-        self.events.add(event, "", detail)
+        self._record(event, "", detail)
 
     def _check(self) -> None:
         if time.monotonic() < self._not_before:
@@ -156,15 +164,16 @@ class Watcher:
     def _restart(self) -> None:
         reason = self._server.why_ended()
         self._report(f"Triton has ended{reason and f' ({reason})'}; starting it again")
-        self.events.add("triton_died", "", reason)
+        self._record("triton_died", "", reason)
         self._server.restart()
         self._reloads = {}  # they ended with their server
-        for model in self._models:
-            self._load(model)
         self._replaced, self._ended = [], set()
         self._health.restarted(self._server.pid)
+        for model in self._models:
+            self._load(model)
+            self._health.remember(self._server.pid)  # it may lose a process while others load
         self._report("Triton is serving again")
-        self.events.add("triton_restarted", "")
+        self._record("triton_restarted", "")
 
     def _load(self, model: str) -> None:
         """Load one model. If it fails or is slow, it is marked unhealthy: the others must be served
@@ -190,7 +199,7 @@ class Watcher:
 
     def _not_loaded(self, model: str, error: Exception) -> None:
         self._report(str(error))
-        self.events.add("load_failed", model, str(error))
+        self._record("load_failed", model, str(error))
         self._unhealthy[model] = str(error)
 
     def _end_hung(self) -> None:
@@ -201,7 +210,7 @@ class Watcher:
                 continue
             self._ended.add(stub)
             self._report(f"a process of model {stub.model} ({stub.pid}) hangs: {how}; ending it")
-            self.events.add("process_hung", stub.model, how)
+            self._record("process_hung", stub.model, how)
             stub.end()
 
     def _look(self) -> None:
@@ -211,7 +220,7 @@ class Watcher:
             if model not in reloading and self._unhealthy.get(model) != LOST_A_PROCESS:
                 self._unhealthy[model] = LOST_A_PROCESS
                 self._report(f"a process of model {model} died; reviving it")
-                self.events.add("process_died", model)
+                self._record("process_died", model)
         if self._health.is_time_to_probe():
             self._models = self._watched()
             self._health.probe([name for name in self._models if not self._names(name) & reloading])
@@ -224,12 +233,12 @@ class Watcher:
         if fault and self._unhealthy.get(model) != LOST_A_PROCESS:
             if model not in self._unhealthy:
                 self._report(f"{model} {fault}")
-                self.events.add("probe_failed", model, fault)
+                self._record("probe_failed", model, fault)
             self._unhealthy[model] = fault
         # A model without a golden sample passes every probe, even if it has lost a process.
         elif not fault and self._unhealthy.get(model, LOST_A_PROCESS) != LOST_A_PROCESS:
             del self._unhealthy[model]
-            self.events.add("recovered", model)
+            self._record("recovered", model)
 
     def _watched(self) -> list[str]:
         """The initial models that are still there, and what has been published since."""
@@ -286,7 +295,7 @@ class Watcher:
         if not fault:
             self._unhealthy.pop(model, None)
             self._report(f"revived {model}")
-            self.events.add("healed", model)
+            self._record("healed", model)
         elif backoff.give_up() and not was_given_up:
             self._report_given_up(backoff, fault)
 
@@ -304,7 +313,7 @@ class Watcher:
             f"is retried every {LATER_S / 60:.0f} minutes, and when another version is published "
             f"(tidegate rollback {backoff.model} goes back to the previous one)"
         )
-        self.events.add("given_up", backoff.model, fault)
+        self._record("given_up", backoff.model, fault)
 
     def _backoff(self, model: str) -> RestartBackoff:
         mark = self._mark(model)

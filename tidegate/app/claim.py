@@ -23,7 +23,9 @@ TRIES, PAUSE_S = 20, 0.1  # until the file has been written
 
 @dataclass
 class Running:
-    """A stack that is running or starting. Times are ISO 8601 in UTC; ``logs`` are file paths."""
+    """A stack that is running or starting. Times are ISO 8601 in UTC; ``logs`` are file paths.
+
+    ``triton`` are the ports of the first replica, ``replicas`` those of all of them."""
 
     pid: int
     home: str
@@ -34,6 +36,7 @@ class Running:
     workers: int
     models: list[str]
     logs: list[str]
+    replicas: list[dict[str, int]] = field(default_factory=list)
     certificate_file: str = ""
     config: str = "default"
     is_ready: bool = False

@@ -1,4 +1,4 @@
-"""The running stack: Triton and the gateway as child processes, started, watched and stopped."""
+"""The running stack: Tritons and the gateway as child processes, started, watched and stopped."""
 
 import contextlib
 import http.client
@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -25,6 +26,7 @@ from gateway.heartbeat import SOCKET
 from modelspec.address import joined, reached_at
 from modelspec.golden import probe_time_s
 from serving.errors import ServingError, StubCrashed
+from serving.health.events import Events
 from serving.health.watch import Watcher
 from serving.publish.recovery import clear_up
 from serving.repository.model_repository import ModelRepository
@@ -55,6 +57,7 @@ GATEWAY_LOOK_S = 0.3
 GATEWAY_PAUSE_S = 1.0  # before it is started again
 DEV_KEY_NAME = "dev"
 POLL_S = 0.3
+STOP_WATCHING_S = 5.0  # for a check of a replica to end by itself
 FAILED_S = 5.0  # the pause after a check that could not be made
 
 
@@ -82,6 +85,7 @@ class StackOptions:
     tls_certificate_file: str = ""
     tls_key_file: str = ""
     tls_client_ca_file: str = ""
+    replicas: int = 1
     config: str = AUTO
     lint: bool = True
     load_timeout: float = LOAD_TIMEOUT_S
@@ -98,8 +102,12 @@ class Stack:
     def __init__(self, options: StackOptions, report: Callable[[str], None]) -> None:
         self.options = options
         self._report = report
-        self._server: TritonServer | None = None
-        self._watcher: Watcher | None = None
+        self._servers: list[TritonServer] = []
+        self._events: Events | None = None
+        self._watchers: list[Watcher] = []
+        # Each replica but the first is watched in a thread that lives as long as the stack, since
+        # what a thread starts ends with it: a restart of one delays no other.
+        self._watching: list[threading.Thread] = []
         self._gateway: subprocess.Popen[bytes] | None = None
         self._gateway_watch = GatewayWatch(
             self._gateway_pid, options.workers, self._on_gateway_event
@@ -144,28 +152,29 @@ class Stack:
         self._convert(missing)
         self._make_dev_key()
         config = config_name(repository, options.config, self._report)
-        self._server = TritonServer(
-            LaunchOptions(
-                repository,
-                options.paths.state,
-                options.triton,
-                config_name=config,
-                load_timeout_s=options.load_timeout,
-                gpu_metrics=options.gpu_metrics,
-            ),
-            report=self._report,
-        )
+        self._servers = [
+            TritonServer(
+                LaunchOptions(
+                    repository,
+                    options.paths.state,
+                    ports,
+                    config_name=config,
+                    name=name,
+                    load_timeout_s=options.load_timeout,
+                    gpu_metrics=options.gpu_metrics,
+                ),
+                report=self._report,
+            )
+            for name, ports in self._replicas().items()
+        ]
         self._log_keeper = LogKeeper(
-            [self._log_file, self._server.log_file],
+            [self._log_file, *(server.log_file for server in self._servers)],
             options.log_bytes,
             options.log_files,
             self._report,
         )
         self._log_keeper.start()
-        self._report("starting Triton ...")
-        self._server.start()
-        models = self._load(self._server)
-        self._watcher = Watcher(self._server, models, self._report, self._deadline_s)
+        self._start_replicas()
         self._report("starting the gateway ...")
         self._start_gateway()
         self._gateway_watch.start()
@@ -212,10 +221,36 @@ class Stack:
                 if line.endswith("the last good policy is in force instead"):
                     self._report(line)
 
+    def _replicas(self) -> dict[str, Ports]:
+        """The name of each Triton, which is that of its log, and its ports."""
+        count, triton = self.options.replicas, self.options.triton
+        return {f"triton.{k}" if k else "triton": triton.replica(k) for k in range(count)}
+
+    def _start_replicas(self) -> None:
+        """Start and load one Triton after the other, and watch them from then on."""
+        self._events = Events(self.options.paths.state, self._report)
+        for server in self._servers:
+            address = server.control.address if len(self._servers) > 1 else ""
+            self._report(f"starting Triton {address} ..." if address else "starting Triton ...")
+            server.start()
+            models = self._load(server)
+            self._watchers.append(
+                Watcher(server, models, self._report, self._deadline_s, self._events, address)
+            )
+        for watcher in self._watchers[1:]:
+            thread = threading.Thread(target=self._watch, args=(watcher,), daemon=True)
+            thread.start()
+            self._watching.append(thread)
+
+    def _watch(self, watcher: Watcher) -> None:
+        while not self._stopping.wait(POLL_S):
+            watcher.check()
+
     def check(self) -> None:
-        """Heal whatever has died of Triton and its models."""
-        if self._watcher:
-            self._watcher.check()
+        """Heal whatever has died of the first Triton and its models; call it from the thread that
+        called ``start``. The other replicas are watched in threads."""
+        if self._watchers:
+            self._watchers[0].check()
 
     def _keep_gateway_running(self) -> None:
         """Runs in a thread that lives as long as the stack: the gateway ends with the thread that
@@ -257,16 +292,16 @@ class Stack:
         self._note(event, detail)
 
     def _note(self, event: str, detail: str = "") -> None:
-        if self._watcher:
-            self._watcher.events.add(event, "", detail)
+        if self._events:
+            self._events.add(event, "", detail)
 
     def stop(self) -> None:
         self._stopping.set()
         if self._gateway_keeper.is_alive():
             self._gateway_keeper.join()
         self._gateway_watch.stop()
-        if self._watcher:
-            self._watcher.close()
+        for watcher in self._watchers:
+            watcher.close()
         for child in (self._converter, self._gateway):
             if child:
                 end(child, GATEWAY_STOP_S)
@@ -274,12 +309,25 @@ class Stack:
             from gateway.metrics import clear_left
 
             clear_left()  # from a gateway that had to be killed
-        if self._server:
-            self._server.stop()
+        self._stop_replicas()
         if self._log_keeper:
             self._log_keeper.stop()
         if self._claim:
             self._claim.close()
+
+    def _stop_replicas(self) -> None:
+        """Stop every Triton, together: each may take seconds to finish its requests."""
+        for thread in self._watching:
+            thread.join(STOP_WATCHING_S)
+        # One that is still being restarted ends there, and its thread does not try again.
+        stopping = [threading.Thread(target=server.stop) for server in self._servers]
+        for thread in stopping:
+            thread.start()
+        for thread in (*stopping, *self._watching):
+            thread.join()
+        for server in self._servers:
+            server.stop()
+            server.control.close()
 
     def running(self) -> Running:
         """The running stack, as ``tidegate status`` reports it."""
@@ -287,7 +335,7 @@ class Stack:
 
     def startup_banner(self) -> str:
         """Where everything is, and commands that work when pasted."""
-        paths, triton = self.options.paths, self.options.triton
+        paths = self.options.paths
         admin = self._running().admin
         key = paths.shown(paths.dev_key)
         header = f'-H "Authorization: Bearer $(cat {key})"'
@@ -312,7 +360,10 @@ class Stack:
                 f"  gateway   {self.url}   docs {self.url}/docs",
                 f"  gRPC      {self._reached_at(self.options.grpc_port)} (the same policy)",
                 f"  operator  {admin}/metrics and /admin",
-                f"  Triton    grpc 127.0.0.1:{triton.grpc}   http 127.0.0.1:{triton.http}",
+                *(
+                    f"  Triton    grpc 127.0.0.1:{ports.grpc}   http 127.0.0.1:{ports.http}"
+                    for ports in self._replicas().values()
+                ),
                 f"  API key   {key}",
                 "Try:",
                 models,
@@ -334,11 +385,12 @@ class Stack:
         gateway_endpoints = [
             Endpoint(flag, options.host, port) for flag, port in ports.items() if port
         ]
-        return [*gateway_endpoints, *options.triton.endpoints("127.0.0.1")]
+        replicas = (ports.endpoints("127.0.0.1") for ports in self._replicas().values())
+        return [*gateway_endpoints, *chain.from_iterable(replicas)]
 
     def _running(self) -> Running:
         options, paths = self.options, self.options.paths
-        logs = paths.state / "logs"
+        logs, replicas = paths.state / "logs", self._replicas()
         return Running(
             pid=os.getpid(),
             home=str(paths.home),
@@ -348,7 +400,11 @@ class Stack:
             triton=asdict(options.triton),
             workers=options.workers,
             models=self._models(),
-            logs=[str(logs / name) for name in ("gateway.log", "triton.log", "events.jsonl")],
+            logs=[
+                str(logs / name)
+                for name in ("gateway.log", *(f"{name}.log" for name in replicas), "events.jsonl")
+            ],
+            replicas=[asdict(ports) for ports in replicas.values()],
             certificate_file=options.tls_certificate_file,
         )
 
@@ -494,7 +550,9 @@ class Stack:
             "TIDEGATE_TLS_KEY_FILE": options.tls_key_file,
             "TIDEGATE_TLS_CLIENT_CA_FILE": options.tls_client_ca_file,
             "TIDEGATE_WORKERS": str(options.workers),
-            "TIDEGATE_REPLICAS": f"127.0.0.1:{options.triton.grpc}/{options.triton.http}",
+            "TIDEGATE_REPLICAS": ",".join(
+                f"127.0.0.1:{ports.grpc}/{ports.http}" for ports in self._replicas().values()
+            ),
             "TIDEGATE_TRITON_KEY_FILE": str(options.paths.triton_key),
             "TIDEGATE_KEYS_FILE": str(options.paths.keys),
             "TIDEGATE_PEPPER_FILE": str(options.paths.pepper),

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 @dataclass
 class Report:
     """``watcher`` (the process of ``tidegate up``), ``gateway`` and ``triton`` are '' if healthy,
-    otherwise the problem; ``pipelines`` is the gateway's status of each pipeline, ``versions`` the
-    versions that Triton serves of each public model."""
+    otherwise the problem; ``replicas`` are these of each Triton, by its gRPC address. ``pipelines``
+    is the gateway's status of each pipeline, ``versions`` the versions of each public model that
+    any Triton serves."""
 
     running: "Running"
     watcher: str = ""
     gateway: str = ""
     triton: str = ""
+    replicas: dict[str, str] = field(default_factory=dict)
     pipelines: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, list[int]] = field(default_factory=dict)
 
@@ -50,8 +52,9 @@ class Report:
         yield f"  process     {running.pid}, {workers}   {self.watcher}".rstrip()
         yield f"  gateway     {running.url}   {self.gateway or 'ready'}"
         yield f"  operator    {running.admin}/metrics and /admin"
-        ports = "   ".join(f"{name} 127.0.0.1:{port}" for name, port in running.triton.items())
-        yield f"  Triton      {ports}   {self.triton or 'answers'}"
+        for ports in running.replicas:
+            shown = "   ".join(f"{name} 127.0.0.1:{port}" for name, port in ports.items())
+            yield f"  Triton      {shown}   {self.replicas.get(_address(ports)) or 'answers'}"
         yield f"  repository  {running.repository} (configs: {running.config})"
         for name in sorted({*self.versions, *self.pipelines}):
             numbers = self.versions.get(name)
@@ -125,25 +128,43 @@ def _stopped(pid: int) -> str:
 
 
 def _check_triton(paths: Paths, report: Report) -> None:
+    running = report.running
+    versions: dict[str, set[int]] = {name: set() for name in running.models}
+    for ports in running.replicas:
+        report.replicas[_address(ports)] = _check_replica(paths, report, ports, versions)
+    report.versions = {name: sorted(numbers) for name, numbers in versions.items()}
+    faults = {address: fault for address, fault in report.replicas.items() if fault}
+    if len(running.replicas) > 1:
+        report.triton = "; ".join(f"{address} {fault}" for address, fault in faults.items())
+    else:
+        report.triton = "".join(faults.values())
+
+
+def _check_replica(
+    paths: Paths, report: Report, ports: Mapping[str, int], versions: dict[str, set[int]]
+) -> str:
+    """'' or what is wrong with this Triton; adds what it serves to ``versions``."""
     from serving.errors import ServingError
     from serving.triton.control import READY, TritonControl, read_key
 
-    running = report.running
+    running, address = report.running, _address(ports)
     try:
-        key = read_key(paths.triton_key)
-        with TritonControl(f"127.0.0.1:{running.triton['grpc']}", key) as control:
+        with TritonControl(address, read_key(paths.triton_key)) as control:
             index = control.index()
     except ServingError as error:
-        report.triton = str(error).removeprefix(f"Triton at 127.0.0.1:{running.triton['grpc']} ")
-        return
-    versions: dict[str, list[int]] = {name: [] for name in running.models}
+        return str(error).removeprefix(f"Triton at {address} ")
+    served: dict[str, set[int]] = {name: set() for name in running.models}
     for entry in index:
-        if entry.state == READY and (entry.name in versions or entry.name in report.pipelines):
-            versions.setdefault(entry.name, []).append(int(entry.version))
-    report.versions = versions
-    missing = [name for name, loaded in versions.items() if not loaded]
-    if missing and running.is_ready:
-        report.triton = f"does not serve {', '.join(missing)}"
+        if entry.state == READY and (entry.name in served or entry.name in report.pipelines):
+            served.setdefault(entry.name, set()).add(int(entry.version))
+    for name, numbers in served.items():
+        versions.setdefault(name, set()).update(numbers)
+    missing = [name for name, loaded in served.items() if not loaded]
+    return f"does not serve {', '.join(missing)}" if missing and running.is_ready else ""
+
+
+def _address(ports: Mapping[str, int]) -> str:
+    return f"127.0.0.1:{ports['grpc']}"
 
 
 def _age(running: "Running") -> str:

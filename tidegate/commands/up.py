@@ -67,6 +67,15 @@ def _file(flag: str, description: str) -> Callable[[F], F]:
 @_port("triton-grpc-port", 8001, "Triton, gRPC.")
 @_port("triton-metrics-port", 8002, "Triton, metrics.")
 @click.option(
+    "--replicas",
+    type=click.IntRange(1, 64),
+    default=1,
+    envvar="TIDEGATE_REPLICA_COUNT",
+    show_default=True,
+    show_envvar=True,
+    help="Number of Triton servers behind the gateway; replica K listens on ports 10*K higher.",
+)
+@click.option(
     "--workers",
     type=click.IntRange(1, 64),
     default=1,
@@ -142,6 +151,7 @@ def command(as_json: bool, **options: Any) -> None:
     \b
     tidegate up
     tidegate up text_embedding --gateway-port 9090
+    tidegate up text_embedding --replicas 2
     """
     from serving.health.events import unfailing
     from serving.triton.ports import Ports

@@ -1,0 +1,169 @@
+"""`tidegate up --replicas 2`: each Triton is started, watched, shown and ended."""
+
+import collections
+import json
+import threading
+
+import httpx
+import psutil
+import pytest
+
+from tests.running import launch, stop, wait_ready, wait_until
+
+# y is x; 99 ends the process, as a crash does.
+MODEL = """
+import os
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+        if x.item() == 99:
+            os._exit(1)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("y", x)])
+"""
+CONFIG = """
+backend: "python"
+input [{ name: "x" data_type: TYPE_FP32 dims: [1] }]
+output [{ name: "y" data_type: TYPE_FP32 dims: [1] }]
+instance_group [{ count: 1 kind: KIND_CPU }]
+"""
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    home = tmp_path_factory.mktemp("replicas")
+    version = home / "model_repository" / "plain" / "1"
+    version.mkdir(parents=True)
+    (version / "model.py").write_text(MODEL)
+    (version.parent / "config.pbtxt").write_text(CONFIG)
+    running = launch(home, "plain", "--replicas", "2")
+    try:
+        wait_ready(running, 120)
+        yield running
+    finally:
+        family = running.family()
+        assert stop(running) == 0
+        assert not [process for process in family if _is_alive(process)]
+
+
+def _is_alive(process):
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+class Load:
+    """Clients that call back to back; ``statuses`` counts the responses."""
+
+    def __init__(self, running, clients=2):
+        self.statuses, self._running = collections.Counter(), running
+        self._stopped = threading.Event()
+        self._threads = [threading.Thread(target=self._call) for _ in range(clients)]
+
+    def _call(self):
+        with httpx.Client(headers=self._running.headers, timeout=30) as client:
+            while not self._stopped.is_set():
+                self.statuses[_ask(self._running, client)] += 1
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+
+    def more(self, count):
+        before = self.statuses.total()
+        wait_until(lambda: self.statuses.total() >= before + count, 30, f"{count} responses")
+
+
+def _ask(running, client, x=1.0):
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [x]}
+    url = f"{running.url}/v2/models/plain/infer"
+    return client.post(url, json={"inputs": [tensor]}).status_code
+
+
+def _tritons(running):
+    """The Tritons that are alive, by the gRPC port on which each listens."""
+    return {
+        next(
+            int(word.split("=")[1]) for word in process.cmdline() if word.startswith("--grpc-port")
+        ): process
+        for process in running.family()
+        if process.name() == "tritonserver" and process.status() != psutil.STATUS_ZOMBIE
+    }
+
+
+def _replicas(running):
+    admin = f"http://127.0.0.1:{running.admin_port}/admin/replicas"
+    return httpx.get(admin, headers=running.headers, timeout=10).json()["replicas"]
+
+
+def _serve(running):
+    """Whether both replicas serve the model."""
+    return all(
+        replica["health"] == "up" and "plain" in replica["models"] for replica in _replicas(running)
+    )
+
+
+def test_both_are_served_and_shown(pair):
+    ports = [pair.grpc_port, pair.grpc_port + 10]
+    assert sorted(_tritons(pair)) == ports
+    assert [replica["address"].partition("/")[0] for replica in _replicas(pair)] == [
+        f"127.0.0.1:{port}" for port in ports
+    ]
+    status = json.loads(pair.tidegate("status", "--json").stdout)
+    assert (status["state"], status["triton"]) == ("well", "")
+    assert status["replicas"] == {f"127.0.0.1:{port}": "" for port in ports}
+    shown = pair.tidegate("status").stdout
+    for port in ports:
+        assert f"grpc 127.0.0.1:{port}" in shown
+        assert f"grpc 127.0.0.1:{port}" in pair.output
+    for log in ("triton.log", "triton.1.log"):
+        assert (pair.home / ".tidegate" / "logs" / log).stat().st_size > 0
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_that_is_killed_costs_no_request_and_comes_back(pair, number):
+    port = pair.grpc_port + 10 * number
+    wait_until(lambda: _serve(pair), 20, "both are asked")
+    with Load(pair) as load:
+        load.more(50)
+        killed = _tritons(pair)[port]
+        killed.kill()
+        wait_until(lambda: not _serve(pair), 20, "it is missed")
+        wait_until(lambda: _serve(pair), 60, "it gets requests again")
+        load.more(50)
+    # What was under way on it when it was killed may fail: one request of each client.
+    assert load.statuses.total() - load.statuses[200] <= 2, load.statuses
+    assert set(load.statuses) <= {200, 502, 503}
+    assert f"replica 127.0.0.1:{port}: Triton has ended" in pair.output
+
+
+def test_a_process_that_ends_is_revived_on_its_replica_alone(pair):
+    wait_until(lambda: _serve(pair), 20, "both are asked")
+    before = {stub.pid for stub in pair.stubs("plain")}
+    assert len(before) == 2
+    with httpx.Client(headers=pair.headers, timeout=30) as client:
+        assert _ask(pair, client, 99) in (502, 503, 504)
+        wait_until(
+            lambda: (
+                len(before & {stub.pid for stub in pair.stubs("plain")}) == 1
+                and len(pair.stubs("plain")) == 2
+            ),
+            60,
+            "it is revived",
+        )
+        assert {_ask(pair, client) for _ in range(20)} == {200}
+    log = (pair.home / ".tidegate" / "logs" / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in log]
+    healed = [event for event in events if event["event"] == "process_died"]
+    assert {event["replica"] for event in healed} < {
+        f"127.0.0.1:{pair.grpc_port}",
+        f"127.0.0.1:{pair.grpc_port + 10}",
+    }
