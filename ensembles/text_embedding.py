@@ -18,7 +18,9 @@ MAX_BATCH_SIZE = 64
 CARD = {
     "model": "sentence-transformers/all-MiniLM-L6-v2",
     "license": "Apache-2.0",
-    "languages": ["en"],
+    "language": ["en"],
+    "pipeline_tag": "sentence-similarity",
+    "datasets": ["over a billion English sentence pairs, from S2ORC, MS MARCO, GooAQ and others"],
     "limits": "At most 256 tokens (about 1,000 characters); trained on English: other languages "
     "embed poorly.",
 }

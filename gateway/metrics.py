@@ -6,7 +6,9 @@ import os
 import shutil
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +27,19 @@ SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 PREFIX, LOCK = "tidegate-metrics-", "lock"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 CHILDREN = 10_000  # time series of one worker; new ones beyond that are counted as 'other'
+LATEST = 500  # requests to a model whose durations its latency is computed from
+FEWEST = 20  # fewer say nothing of a percentile
 
 
 _Child = tuple[prometheus.Counter, prometheus.Histogram]
+
+
+@dataclass
+class _Answered:
+    """How long the latest requests took that these versions of a model answered, in seconds."""
+
+    versions: tuple[str, ...]
+    durations: deque[float] = field(default_factory=lambda: deque(maxlen=LATEST))
 
 
 class Metrics:
@@ -75,6 +87,7 @@ class Metrics:
         )
         self._addresses: set[str] = set()
         self._children: dict[tuple[str, str, int], _Child] = {}
+        self._answered: dict[str, _Answered] = {}
 
     def restarted(self, task: str) -> None:
         self._restarts.labels(task).inc()
@@ -90,7 +103,22 @@ class Metrics:
             model = "unknown"
         requests, seconds = self._child(context.action or "none", model, status)
         requests.inc()
-        seconds.observe(time.perf_counter() - context.started)
+        duration = time.perf_counter() - context.started
+        seconds.observe(duration)
+        if context.action == "infer" and status < 400 and model in catalogue.models:
+            versions = catalogue.models[model].versions
+            answered = self._answered.get(model)
+            if answered is None or answered.versions != versions:
+                answered = self._answered[model] = _Answered(versions)
+            answered.durations.append(duration)
+
+    def latest_durations(self, model: str, versions: tuple[str, ...]) -> list[float]:
+        """Of the latest requests that this worker had answered by these versions, in seconds,
+        sorted; [] for fewer than ``FEWEST``."""
+        answered = self._answered.get(model)
+        if not answered or answered.versions != versions or len(answered.durations) < FEWEST:
+            return []
+        return sorted(answered.durations)
 
     def show_replicas(self, replicas: "Sequence[Replica]") -> None:
         """Set the gauges to the replicas' current state, and drop those of removed replicas."""

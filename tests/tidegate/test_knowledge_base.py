@@ -52,7 +52,7 @@ def test_the_card_has_the_thresholds_and_what_was_measured(deployment, is_measur
     assert declaration.endpoint and declaration.probe and not declaration.error
     card = declaration.endpoint.card
     assert card["thresholds"] == {"confident": 0.62, "possible": 0.5}
-    assert (card["entries"], card["data"]) == (2, ["faq"])
+    assert (card["entries"], card["datasets"]) == (2, ["faq"])
     if is_measured:
         assert card["metrics"] == [{"name": "recall@1", "value": 0.9, "data": "10 messages"}]
     else:

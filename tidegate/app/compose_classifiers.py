@@ -25,6 +25,9 @@ CLASSIFIERS: Mapping[str, Sequence[str]] = {
 }
 CARD = {
     "task": "text-classification",
+    "pipeline_tag": "text-classification",
+    "license": "those of its members: see `members`",
+    "language": ["en", "zh"],
     "limits": "Unless `task` names one, English goes to topic_classification and Chinese to "
     "sentiment; another language is refused by name. The language is told by script, and among "
     "those in Latin script by py3langid, where a text of fewer than 12 letters counts as English. "

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 CARD = {
     "task": "customer-service",
+    "license": "those of the pipelines that it asks: see their cards",
+    "language": ["en", "zh"],
     "members": MEMBERS,
     "limits": "Each answer is that of the pipeline that gives it: see their cards. A topic is "
     "known for English only, and the knowledge base is English; "

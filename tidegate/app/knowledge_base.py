@@ -30,6 +30,7 @@ LIMITS = (
     "It says only what its entries say, in their words. Thresholds depend on how the entries are "
     "written: measure your own with --messages. English: text_embedding knows little else."
 )
+LICENSE = "BSD-3-Clause (chatterbot-corpus)"
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,10 @@ class KnowledgeBase:
         sources = sorted({entry.source.partition("#")[0] for entry in self.entries})
         metrics = [asdict(metric) for metric in self.evaluation.metrics]
         base = {
+            **({} if self.is_own else {"license": LICENSE}),
+            "language": ["en"],
             "entries": len(self.entries),
-            "data": sources
+            "datasets": sources
             if len(sources) <= 8
             else [*sources[:8], f"and {len(sources) - 8} more"],
             "base_model": "sentence-transformers/all-MiniLM-L6-v2",

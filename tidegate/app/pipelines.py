@@ -25,7 +25,7 @@ from serving.repository.model_repository import ModelRepository
 from serving.triton.servers import servers_of
 from tidegate.app.progress import Progress
 from tidegate.app.scratch import proved_through_triton
-from tidegate.app.task_registry import RegisteredTask
+from tidegate.app.task_registry import PIPELINE_TAGS, RegisteredTask
 
 if TYPE_CHECKING:
     from converters.conversion import ConversionOptions, Converted
@@ -68,7 +68,13 @@ def build(
 
     converted = convert(task, options, report)
     reference, record = converted.reference, converted.record
-    card = {**task.card(), "precision": record.precision, "batching": record.grade}
+    tag = PIPELINE_TAGS.get(record.task, record.task)
+    card = {
+        **({"pipeline_tag": tag} if tag else {}),
+        **task.card(),
+        "precision": record.precision,
+        "batching": record.grade,
+    }
     if record.accepted:
         card["accepted_proof_failure"] = record.accepted
     try:

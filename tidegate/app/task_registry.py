@@ -168,6 +168,13 @@ TASKS: Mapping[str, RegisteredTask] = {
     "tabular-regression": RegisteredTask("tabular:TabularRegression", "price.json"),
 }
 
+# The Hub's name of a task (``pipeline_tag``) where ours is another; "" where it has none.
+PIPELINE_TAGS: Mapping[str, str] = {
+    "embedding": "sentence-similarity",
+    "causal-lm": "text-generation",
+    "tensors": "",
+}
+
 # Our own pipelines: their configs are committed. identity_fp32 has nothing to convert.
 KNOWN: Mapping[str, RegisteredTask | None] = {
     "identity_fp32": None,
