@@ -3,12 +3,14 @@
 - CSV or TSV: a header with ``question`` and ``answer``, or ``text``; ``source`` if there is one.
 - YAML: a list of objects with the same names, or ``conversations`` as ``chatterbot-corpus`` has
   them: a question and its answers, of which the first counts.
-- Markdown: each paragraph is a passage; the headings above it are its question and its source.
+- Markdown: each paragraph is a passage; the heading above it is its source. Below a heading that is
+  a question, all of them are the answer.
 """
 
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +21,13 @@ from training.recipe import TrainingError
 MAX_FILE_BYTES = 16 * 1024 * 1024
 MAX_ENTRIES = 20_000
 MAX_TEXT = 8_192  # characters of an answer: a reply, not a document
+MAX_DIGITS = 300  # of a number that stands for a text
 PASSAGE = 700  # characters of a passage of Markdown, about 170 tokens: what one vector can say
 MAX_QUESTION = 700
+NAMES = ("question", "answer", "text", "source")
+_FENCE = ("```", "~~~")
 _SENTENCE_END = re.compile(r"(?<=[.!?。\uff01\uff1f])\s+")
+_FRONT_MATTER = re.compile(r"\A---\r?\n.*?\n---\r?(\n|\Z)", re.DOTALL)  # of a site's generator
 _HEADING = re.compile(r"(#{1,6})\s+(.+?)\s*#*\s*\Z")
 
 
@@ -91,7 +97,18 @@ def _csv(text: str, path: Path, delimiter: str = ",") -> Iterator[Entry]:
                 f"{path} has the columns {', '.join(names) or 'none'}: its first line must name "
                 "question and answer, or text"
             )
+        twice = next((name for name in NAMES if names.count(name) > 1), None)
+        if twice:
+            raise TrainingError(f"{path} has the column {twice} twice: rename one, or remove it")
         for row in rows:
+            if any(row.get(None, ())):
+                raise TrainingError(
+                    f"{path} line {rows.line_num} has more cells than there are columns: write a "
+                    'text with a comma in quotes ("Yes, please.")'
+                    if delimiter == ","
+                    else f"{path} line {rows.line_num} has more cells than there are columns: "
+                    "write a text with a tab in quotes"
+                )
             yield _entry(row, f"{path} line {rows.line_num}", f"{path.name}:{rows.line_num}")
     except csv.Error as error:
         raise TrainingError(f"{path} is not CSV ({error}): check the quotes") from None
@@ -125,12 +142,18 @@ def _yaml(text: str, path: Path) -> Iterator[Entry]:
 
 
 def _entry(row: Mapping[Any, Any], where: str, default_source: str) -> Entry:
-    """The entry of a row; TrainingError if something is missing or too long."""
-    fields = {
-        name: " ".join(str(value).split()) if name != "answer" and name != "text" else str(value)
-        for name, value in row.items()
-        if isinstance(value, str | int | float) and not isinstance(value, bool)
-    }
+    """The entry of a row; TrainingError if something is missing or too long, or cannot be shown."""
+    fields: dict[str, str] = {}
+    for name in NAMES:
+        value = row.get(name)
+        if value is None:
+            continue
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and not abs(value) >= 10**MAX_DIGITS:
+            value = str(value)
+        if not isinstance(value, str):  # YAML reads No, and a date, as something else
+            raise TrainingError(f"{where} has a {name} that is not a text: write it in quotes")
+        fields[name] = value if name in ("answer", "text") else " ".join(value.split())
     question = fields.get("question", "")
     text = (fields.get("answer") or fields.get("text") or "").strip()
     source = fields.get("source") or default_source
@@ -145,26 +168,50 @@ def _entry(row: Mapping[Any, Any], where: str, default_source: str) -> Entry:
     ):
         if len(value) > most:
             raise TrainingError(f"{where} has a {name} of over {most} characters: shorten it")
-        if "\0" in value:
-            raise TrainingError(f"{where} has a NUL character in its {name}: remove it")
+        odd = next(filter(_cannot_be_shown, value), None)
+        if odd is not None:
+            raise TrainingError(
+                f"{where} has the character U+{ord(odd):04X} in its {name}: remove it"
+            )
     return Entry(text, source, question)
 
 
+def _cannot_be_shown(character: str) -> bool:
+    """Half of a surrogate pair, which is no text, and control characters, which a terminal would
+    follow; lines and tabs may be."""
+    category = unicodedata.category(character)
+    return category == "Cs" or (category == "Cc" and character not in "\t\n\r\x85")
+
+
 def _markdown(text: str, path: Path) -> Iterator[Entry]:
+    for anchor, paragraphs in _sections(_FRONT_MATTER.sub("", text, count=1)):
+        source = f"{path.name}#{anchor}" if anchor else path.name
+        row = {"source": source[:MAX_QUESTION]}
+        if anchor.endswith(("?", "？")):
+            row["question"] = anchor
+            texts = ["\n\n".join(paragraphs)]
+        else:
+            texts = [passage for paragraph in paragraphs for passage in _passages(paragraph)]
+        for passage in texts:
+            yield _entry({**row, "text": passage}, f"{path} {anchor!r}", path.name)
+
+
+def _sections(text: str) -> Iterator[tuple[str, list[str]]]:
+    """The nearest heading above, "" for none, and the paragraphs below it, each on one line."""
     headings: list[str] = []
+    anchor, paragraphs = "", list[str]()
     for block in re.split(r"\n\s*\n", _headings_apart(text)):
         heading = _HEADING.match(block.strip())
         if heading:
+            if paragraphs:
+                yield anchor, paragraphs
             del headings[len(heading[1]) - 1 :]
             headings += [""] * (len(heading[1]) - 1 - len(headings)) + [heading[2]]
-            continue
-        paragraph = " ".join(block.split())
-        for passage in _passages(paragraph):
-            anchor = next((title for title in reversed(headings) if title), "")
-            source = f"{path.name}#{anchor}" if anchor else path.name
-            question = anchor if anchor.endswith(("?", "？")) else ""
-            row = {"text": passage, "source": source[:MAX_QUESTION], "question": question}
-            yield _entry(row, f"{path} {anchor!r}", path.name)
+            anchor, paragraphs = next(title for title in reversed(headings) if title), []
+        elif paragraph := " ".join(block.split()):
+            paragraphs.append(paragraph)
+    if paragraphs:
+        yield anchor, paragraphs
 
 
 def _headings_apart(text: str) -> str:
@@ -172,7 +219,7 @@ def _headings_apart(text: str) -> str:
     lines: list[str] = []
     is_fenced = False
     for line in text.splitlines():
-        if line.lstrip().startswith(("```", "~~~")):
+        if line.lstrip().startswith(_FENCE):
             is_fenced = not is_fenced
         is_heading = not is_fenced and _HEADING.match(line)
         lines += ["", line, ""] if is_heading else [f" {line}" if is_fenced else line]

@@ -28,6 +28,7 @@ except ImportError:
 # The gateway forwards to a client only messages that begin with one of these markers.
 INVALID, INVALID_ROW = "[tidegate:invalid_input] ", "[tidegate:invalid_input row={}] "
 IDLE = b"."  # costs a classifier next to nothing
+TEXT_LIMIT_BYTES = 65_536
 READ_CHARACTERS = 4096  # of a text, to tell its language
 HAN_WEIGHT = 3  # a Chinese character says about as much as three letters
 KANA_SHARE = 0.1  # of the characters: Japanese has Chinese ones too
@@ -93,12 +94,18 @@ class Router:
             )
 
     def _route(self, row: int, text: bytes, language: str, task: str) -> Route:
+        # What no classifier takes is refused here: one that refuses while the other runs is what
+        # ask_pipelines must not see.
+        if len(text) > TEXT_LIMIT_BYTES:
+            raise InvalidText(
+                f"the text has {len(text)} bytes: send at most {TEXT_LIMIT_BYTES}", row
+            )
         try:
-            decoded = text[: 4 * READ_CHARACTERS].decode("utf-8", "ignore")
-            text.decode("utf-8")
+            whole = text.decode("utf-8")
         except UnicodeDecodeError:
             raise InvalidText("the text is not UTF-8: encode it as UTF-8", row) from None
-        if not decoded.strip() and not text.strip():
+        decoded = whole[:READ_CHARACTERS]
+        if not whole.strip():
             raise InvalidText("the text is empty: send at least one character", row)
         supported = self._supported(task)
         if not language and len(supported) == 1 and not _letters(decoded):
@@ -138,7 +145,9 @@ class Router:
 
 def language_of(text: str, tell: Tell) -> str:
     """The language of a text as an ISO 639-1 code, by its scripts; '' for one without letters. A
-    script of none of our languages is named instead: ``cyrillic``."""
+    script of none of our languages is named instead: ``cyrillic``. Full-width and other forms of a
+    letter count as the letter."""
+    text = unicodedata.normalize("NFKC", text)
     letters = _letters(text)
     if not letters:
         return ""

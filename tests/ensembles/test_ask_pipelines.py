@@ -5,7 +5,15 @@ import asyncio
 import numpy as np
 import pytest
 
-from ensembles.steps.ask_pipelines import Call, CallFailed, Calls, Refused
+from ensembles.steps import route_text, tokenize_text
+from ensembles.steps.ask_pipelines import (
+    TEXT_LIMIT_BYTES,
+    Call,
+    CallFailed,
+    Calls,
+    Refused,
+    why_refused,
+)
 
 TOPIC = Call("topic", "topics", {"task": "topic"}, {"label": "topic", "language": "language"})
 PLACES = Call(
@@ -95,3 +103,23 @@ def test_all_are_asked_at_the_same_time():
         return await _answered(call, texts)
 
     asyncio.run(Calls([TOPIC, PLACES], EMPTY)(_texts("Oslo"), slow))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b"", "row=1] the text is empty"),
+        ("\u3000\xa0\n".encode(), "row=1] the text is empty"),
+        (b"\xff", "row=1] the text is not UTF-8"),
+        (b"x" * (TEXT_LIMIT_BYTES + 1), "row=1] the text has 65537 bytes"),
+        (b"x" * TEXT_LIMIT_BYTES, ""),
+        ("\u200b".encode(), ""),
+    ],
+)
+def test_what_no_pipeline_takes_is_refused_before_any_is_asked(text, problem):
+    refusal = why_refused(np.array([[b"Oslo"], [text]], dtype=object))
+    assert problem in refusal and bool(refusal) == bool(problem)
+
+
+def test_the_limit_is_the_pipelines_own():
+    assert TEXT_LIMIT_BYTES == tokenize_text.TEXT_LIMIT_BYTES == route_text.TEXT_LIMIT_BYTES

@@ -47,6 +47,10 @@ def router(tell):
         ("  \n", ""),
         ("12-345", ""),
         ("\u200b\u200d", ""),
+        ("\uff37\uff48\uff45\uff52\uff45 \uff49\uff53 \uff49\uff54", "en"),  # full-width
+        ("\uff71\uff72\uff73", "ja"),  # half-width
+        ("\u2f54\u2f55", "zh"),  # radicals
+        ("\U0001d56b\U0001d56c\U0001d56d", "en"),  # letters of mathematics
     ],
 )
 def test_the_language_of_a_text(tell, text, language):
@@ -79,6 +83,8 @@ def test_a_text_without_letters_goes_to_the_only_language_that_it_can_be(router)
         (b"\xff\xfe", {"language": "en"}, "not UTF-8"),
         (b"", {}, "empty"),
         (b" \n\t", {"language": "en"}, "empty"),
+        ("\u3000\xa0".encode(), {}, "empty"),
+        (b"x" * 65_537, {}, "65537 bytes: send at most 65536"),
     ],
 )
 def test_what_fits_no_task_is_refused_by_name(router, text, parameters, problem):
@@ -87,7 +93,7 @@ def test_what_fits_no_task_is_refused_by_name(router, text, parameters, problem)
 
 
 def test_a_long_text_is_read_as_far_as_its_language_shows(router):
-    text = ("包" * 100_000).encode()
+    text = ("包" * 20_000).encode()
     assert router([text]) == [Route(MOOD, "zh")]
     with pytest.raises(InvalidText, match="not UTF-8"):
         router([text + b"\xff"])

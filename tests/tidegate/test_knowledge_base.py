@@ -92,3 +92,14 @@ def test_messages_that_are_refused(tmp_path, lines, problem):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(TrainingError, match="message,question"):
         read_messages(tmp_path / "other.csv", ENTRIES)
+
+
+@pytest.mark.parametrize("length", [10, 5_000])
+def test_the_golden_sample_is_cut_as_its_vector_was(deployment, length):
+    text = ("word " * length)[:length].strip()
+    knowledge = _knowledge([Entry(text, "book")], np.eye(1, 3, dtype=np.float32))
+    publish(knowledge, STEPS, deployment)
+    declaration = Declaration.of(deployment.repository.config("smart_reply"))
+    request = declaration.probe.golden.request
+    assert request["text"] == text
+    assert request.get("truncate", False) == (length == 5_000)

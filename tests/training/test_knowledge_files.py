@@ -42,6 +42,15 @@ def _file(folder, name, text):
             ],
         ),
         (
+            "asked.md",
+            "---\r\ntitle: x\r\n---\r\n# How long?\r\nThirty\r\ndays.\r\n\r\nOr more.\r\n# Fees\r\n"
+            "\r\nNone.\r\n",
+            [
+                Entry("Thirty days.\n\nOr more.", "asked.md#How long?", "How long?"),
+                Entry("None.", "asked.md#Fees"),
+            ],
+        ),
+        (
             "code.md",
             "# Setup\n```\n# not a heading\n```\n",
             [Entry("``` # not a heading ```", "code.md#Setup")],
@@ -79,7 +88,14 @@ def test_a_long_paragraph_becomes_passages_of_whole_sentences(tmp_path):
         ("faq.csv", 'question,answer\nQ,"A\n', "is not CSV"),
         ("faq.csv", f"question,answer\n{'q' * (MAX_QUESTION + 1)},A\n", "over 700 characters"),
         ("faq.csv", f"question,answer\nQ,{'a' * 9000}\n", "over 8192 characters"),
-        ("faq.csv", "question,answer\nQ,a\0b\n", "NUL"),
+        ("faq.csv", "question,answer\nQ,a\0b\n", r"the character U\+0000 in its answer"),
+        ("faq.csv", "question,answer\nQ,\x1b[2J\n", r"U\+001B"),
+        ("faq.csv", "question,answer\nQ,Yes, please.\n", "line 2 has more cells .* in quotes"),
+        ("faq.csv", "question,answer,Answer\nQ,A,B\n", "column answer twice"),
+        ("faq.yml", '- {question: "\\ud800", answer: A}\n', r"U\+D800 in its question"),
+        ("faq.yml", "- {question: Norway, answer: No}\n", "not a text: write it in quotes"),
+        ("faq.yml", "- {question: When, answer: 2020-01-01}\n", "not a text: write it in quotes"),
+        ("faq.yml", f"- {{question: 0x{'f' * 4000}, answer: A}}\n", "question that is not a text"),
         ("faq.yml", "question: [", r"is not YAML \(line 1\)"),
         ("faq.yml", "question: Q", "must hold a list"),
         ("faq.yml", "- 3\n", "entry 1 is not an object"),

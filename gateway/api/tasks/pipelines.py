@@ -35,8 +35,8 @@ class PipelineCard(BaseModel):
     purpose: str
     versions: list[str]  # that are served now
     routes: list[str]  # where it is served, besides /v2
-    # Hugging Face's license, language, datasets, base_model, pipeline_tag; metrics, limits: what its
-    # conversion knew.
+    # What its conversion knew: Hugging Face's license, language, datasets, base_model and
+    # pipeline_tag; metrics, limits, ...
     card: dict[str, Any]
     latency: Latency | None  # None until enough requests were answered
     example: dict[str, Any]  # a request of its endpoint schema
