@@ -1,9 +1,9 @@
 """The gateway's core: what every API calls to run an inference."""
 
 import asyncio
-import contextlib
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ParamSpec, TypeVar
@@ -12,7 +12,13 @@ from starlette.types import Receive, Scope
 from tritonclient.grpc import service_pb2
 
 from gateway.access.control import AccessControl
-from gateway.errors import DeadlineExceeded, InvalidRequest, NoCapacity, UpstreamError
+from gateway.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    NoCapacity,
+    ReplicaLost,
+    UpstreamError,
+)
 from gateway.http.json_body import SMALL_BYTES
 from gateway.http.memory_budget import MemoryBudget
 from gateway.http.off_loop import OffLoop
@@ -148,6 +154,22 @@ class Gateway:
             return self.pool.permit(message.model_name, message.model_version, at)
         return self._sequence_permit(context.tenant, model, message, step)
 
+    async def send(
+        self,
+        context: RequestContext,
+        model: Model,
+        message: service_pb2.ModelInferRequest,
+        work: Callable[[Upstream], Coroutine[object, object, A]],
+    ) -> A:
+        """The result of ``work`` with a permit as ``permit`` gives it. If the replica is lost, a
+        request that belongs to no sequence is sent to another one, once."""
+        if step_of(message) is not None:
+            with self.permit(context, model, message) as upstream:
+                return await work(upstream)
+        return await self.pool.call(
+            message.model_name, message.model_version, work, may_repeat=model.may_repeat
+        )
+
     @contextmanager
     def _sequence_permit(
         self, tenant: str, model: Model, message: object, step: SequenceStep
@@ -217,25 +239,35 @@ class Gateway:
         meter = self.access_control.meter(admission, model)
         if meter:
             meter.prepare(message)
-        with self.permit(context, model, message) as upstream:
+
+        async def send(upstream: Upstream) -> service_pb2.ModelInferResponse:
             work = upstream.infer(message, context.remaining_s())
             if admission:
                 admission.started()
-            response = await _timed(context, work)
+            return await _timed(context, work)
+
+        response = await self.send(context, model, message, send)
         if meter:
             meter.read(response)
         response.model_name = model.name
         return response
 
-    async def http_upstream(self, context: RequestContext, request: V2Request) -> Reply | None:
+    async def http_upstream(
+        self, context: RequestContext, model: Model, request: V2Request
+    ) -> Reply | None:
         """As ``infer``, over HTTP/1.1. None if the request has to go over gRPC instead."""
-        with self.pool.permit(request.model, request.version) as upstream:
+
+        async def send(upstream: Upstream) -> Reply | None:
             if upstream.http_upstream is None:
                 return None
             work = upstream.http_upstream.infer(request, context.remaining_s(), context.tenant)
             if context.admission:
                 context.admission.started()
             return await _timed(context, work)
+
+        return await self.pool.call(
+            request.model, request.version, send, may_repeat=model.may_repeat
+        )
 
     async def infer_rows(
         self,
@@ -249,7 +281,9 @@ class Gateway:
         admission = await context.enter(self.access_control.admit(context, model))
         serving = self.serving(context, model)
         row_batches = await self.work(context, batches, model, endpoint_schema, rows)
-        inference = self._infer_batches(row_batches, context.remaining_s(), serving)
+        inference = self._infer_batches(
+            row_batches, context.remaining_s(), serving, may_repeat=model.may_repeat
+        )
         admission.started()  # nothing waits here: what is refused has missed no deadline
         results = await _timed(context, inference)
         meter = self.access_control.meter(admission, model)
@@ -258,28 +292,41 @@ class Gateway:
         return results
 
     async def _infer_batches(
-        self, row_batches: Sequence[Batch], timeout_s: float, serving: str
+        self, row_batches: Sequence[Batch], timeout_s: float, serving: str, *, may_repeat: bool
     ) -> list[tuple[Tensors, int]]:
         """Infer a few batches at a time; the first failure cancels the rest and is raised as it is.
 
         Each permit is kept for one batch after another, so that a request that has begun is not
-        refused halfway. Raises NoCapacity if not even one permit is available.
+        refused halfway; if its replica is lost, the rest is sent to another one. Raises NoCapacity
+        if not even one permit is available.
         """
         results: dict[int, tuple[Tensors, int]] = {}
         deadline = time.perf_counter() + timeout_s
-        pending = iter(row_batches)
+        pending = deque(row_batches)
+
+        async def send_pending(upstream: Upstream) -> None:
+            while pending:
+                batch = pending.popleft()
+                batch.message.model_name = serving
+                try:
+                    tensors = await _infer_batch(upstream, batch, deadline)
+                except ReplicaLost:
+                    pending.appendleft(batch)
+                    raise
+                for index, row_index in enumerate(batch.row_indices):
+                    results[row_index] = tensors, index
 
         async def worker() -> NoCapacity | None:
-            with contextlib.ExitStack() as stack:
-                try:
-                    upstream = stack.enter_context(self.pool.permit(serving))
-                except NoCapacity as error:
-                    return error
-                for batch in pending:
-                    batch.message.model_name = serving
-                    tensors = await _infer_batch(upstream, batch, deadline)
-                    for index, row_index in enumerate(batch.row_indices):
-                        results[row_index] = tensors, index
+            try:
+                permit = self.pool.permit(serving)
+            except NoCapacity as error:
+                return error
+            try:
+                with permit as upstream:
+                    await send_pending(upstream)
+            except ReplicaLost as error:
+                with self.pool.second_permit(permit, error, may_repeat=may_repeat) as upstream:
+                    await send_pending(upstream)
             return None
 
         if len(row_batches) == 1:

@@ -115,6 +115,12 @@ class NoCapacity(GatewayError):
     code = "no_capacity"
 
 
+class ReplicaLost(NoCapacity):
+    """A replica did not take a request, or was lost while it worked on it: ``was_sent``."""
+
+    was_sent = False
+
+
 class DeadlineExceeded(GatewayError):
     code = "deadline_exceeded"
 

@@ -85,6 +85,13 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode="livesum",
         )
+        self._ejected = prometheus.Gauge(
+            "tidegate_replica_ejected_models",
+            "Models whose requests the replica does not get, because it fails too many of them.",
+            ("replica",),
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
         self._addresses: set[str] = set()
         self._children: dict[tuple[str, str, int], _Child] = {}
         self._answered: dict[str, _Answered] = {}
@@ -124,7 +131,7 @@ class Metrics:
         """Set the gauges to the replicas' current state, and drop those of removed replicas."""
         addresses = {replica.address for replica in replicas}
         for address in self._addresses - addresses:
-            for gauge in (self._healthy, self._inflight):
+            for gauge in (self._healthy, self._inflight, self._ejected):
                 if SHARED_FOLDER in os.environ:
                     gauge.labels(address).set(0)  # entries cannot be removed from the shared files
                 else:
@@ -133,6 +140,7 @@ class Metrics:
         for replica in replicas:
             self._healthy.labels(replica.address).set(not replica.reason)
             self._inflight.labels(replica.address).set(replica.inflight)
+            self._ejected.labels(replica.address).set(len(replica.ejected()))
 
     def page(self, watcher_file: Path) -> bytes:
         """The text for Prometheus: the metrics of all workers, if they share a folder, and then

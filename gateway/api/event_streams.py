@@ -14,7 +14,7 @@ from starlette.types import Send
 from tritonclient.grpc import service_pb2
 
 from gateway.core import Gateway
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, ReplicaLost
 from gateway.http.request_context import ClientGone, RequestContext
 from gateway.lazy_timer import LazyTimer
 from gateway.models.catalogue import Model
@@ -182,18 +182,32 @@ async def stream_responses(
     """The model's responses as they arrive; closing the generator (``aclosing``) ends the work in
     Triton. ``cancel`` names the model's input for the id of a request to give up.
 
-    The gateway's deadline bounds each wait for the next response, ``TOTAL_S`` the whole. Raises
+    The gateway's deadline bounds each wait for the next response, ``TOTAL_S`` the whole. If the
+    replica is lost before its first response, the request is sent to another one. Raises
     GatewayErrors, DeadlineExceeded among them.
     """
     message.model_name = gateway.serving(context, model)
     idle_s = context.remaining_s()
     sent_at = time.perf_counter()
-    with gateway.pool.permit(message.model_name, message.model_version) as upstream:
-        if context.admission:
-            context.admission.started()
-        async with aclosing(upstream.stream(message, idle_s, TOTAL_S, cancel)) as responses:
-            async for response in responses:
-                if not context.upstream_s:
-                    context.upstream_s = time.perf_counter() - sent_at
-                response.model_name = model.name
-                yield response
+    permit = gateway.pool.permit(message.model_name, message.model_version)
+    if context.admission:
+        context.admission.started()
+    is_first, is_second = True, False  # the response that is awaited; the replica that is asked
+    while True:
+        try:
+            with permit as upstream:
+                async with aclosing(upstream.stream(message, idle_s, TOTAL_S, cancel)) as responses:
+                    async for response in responses:
+                        if not context.upstream_s:
+                            context.upstream_s = time.perf_counter() - sent_at
+                        is_first = False
+                        response.model_name = model.name
+                        yield response
+            return
+        except ReplicaLost as error:
+            if is_second or not is_first:
+                raise
+            is_second = True
+            permit = gateway.pool.second_permit(
+                permit, error, message.model_version, may_repeat=model.may_repeat
+            )

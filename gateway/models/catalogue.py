@@ -61,6 +61,12 @@ class Model:
         )
 
     @property
+    def may_repeat(self) -> bool:
+        """Whether a request may be sent again when it is not known what became of it: a model with
+        a golden sample, which it is asked every second, says that asking changes nothing."""
+        return self.probe is not None
+
+    @property
     def counts_tokens(self) -> bool:
         """Whether its responses report token counts: only then do token limits apply."""
         return any(self.tokens)

@@ -1,9 +1,13 @@
-"""Which replica gets a request: pure functions of the replicas' states and of a random draw."""
+"""Which replica gets a request: pure functions of the replicas' states and of random draws."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import NamedTuple
+
+# How many times slower a replica's answers must be before that counts, and how much it counts at
+# most: averages of few answers differ by chance.
+NOTABLY_SLOWER, MUCH_SLOWER = 2.0, 4.0
 
 
 class Health(IntEnum):
@@ -17,9 +21,13 @@ class Health(IntEnum):
 class ReplicaState(NamedTuple):
     """What the choice is based on.
 
-    ``failures`` are the recent ones: each counts as a request in flight, since a replica that fails
-    at once has nothing in flight and would look least busy. ``serves``: it has the model.
-    ``is_right``: its last golden probe of the model gave the right response, or there was none.
+    ``failures`` are what it refused or did not answer lately: each counts as a request in flight,
+    since a replica that refuses at once has nothing in flight and would look least busy.
+    ``serves``: it has the model. ``is_right``: its last golden probe of the model gave the right
+    response, or there was none. ``is_ejected``: it fails so much more of the model's requests than
+    the others that it gets none.
+    ``latency_s``: how long it takes to answer one; 0.0 if that is not known. ``weight``: the part
+    of its usual share that it gets, less than 1.0 while it is new.
     """
 
     health: Health
@@ -27,15 +35,21 @@ class ReplicaState(NamedTuple):
     failures: int = 0
     serves: bool = True
     is_right: bool = True
+    is_ejected: bool = False
+    latency_s: float = 0.0
+    weight: float = 1.0
 
 
 def candidates(states: Sequence[ReplicaState]) -> list[int]:
     """The indices of the replicas that may get the request: the healthiest that serve the model,
-    without those whose probe failed if there are others; [] if there is none."""
+    without those whose probe failed and without ejected ones, if there are others; [] if there is
+    none. So nothing is refused because everything is ejected."""
     best_rank = 0
     indices: list[int] = []
-    for index, (health, _, _, serves, is_right) in enumerate(states):
-        rank = 2 * health + is_right if serves and health else 0
+    for index, state in enumerate(states):
+        rank = 0
+        if state.serves and state.health:
+            rank = 4 * state.health + 2 * state.is_right + (not state.is_ejected)
         if rank > best_rank:
             best_rank, indices = rank, [index]
         elif rank and rank == best_rank:
@@ -43,23 +57,48 @@ def candidates(states: Sequence[ReplicaState]) -> list[int]:
     return indices
 
 
-def choose(states: Sequence[ReplicaState], max_inflight: int, draw: float) -> int | None:
-    """The index of the least busy candidate with fewer than ``max_inflight`` requests in flight.
+def choose(
+    states: Sequence[ReplicaState], max_inflight: int, draw: Callable[[], float]
+) -> int | None:
+    """The index of one of the candidates with fewer than ``max_inflight`` requests in flight; None
+    if every candidate is full or there is none.
 
-    ``draw``, from [0, 1), breaks ties. None if every candidate is full or there is none.
+    Of two that are drawn at random the one with less work to do gets it (the power of two choices):
+    gateways that do not know of each other's requests all run to the one that is least busy, but
+    rarely draw the same two. ``draw`` returns a number from [0, 1).
     """
-    least_load = 0
-    ties: list[int] = []
-    for index in candidates(states):
-        _, inflight, failures, _, _ = states[index]
-        load = inflight + failures
-        if inflight >= max_inflight or (ties and load > least_load):
-            continue
-        if ties and load == least_load:
-            ties.append(index)
-        else:
-            least_load, ties = load, [index]
-    return ties[int(draw * len(ties))] if ties else None
+    free = [index for index in candidates(states) if states[index].inflight < max_inflight]
+    # One that is new is drawn less often, as long as there is another.
+    drawn = [index for index in free if states[index].weight >= 1 or draw() < states[index].weight]
+    drawn = drawn or free
+    if not drawn:
+        return None
+    if len(drawn) == 1:
+        return drawn[0]
+    first = drawn.pop(int(draw() * len(drawn)))
+    second = drawn[int(draw() * len(drawn))]
+    return first if _goes_first(states[first], states[second], draw) else second
+
+
+def _goes_first(one: ReplicaState, other: ReplicaState, draw: Callable[[], float]) -> bool:
+    """Whether the request goes to ``one``, which was drawn before the ``other``."""
+    one_work = one.inflight + one.failures + 1
+    other_work = other.inflight + other.failures + 1
+    slowness = _slowness(one, other)
+    if one_work == other_work:
+        # By lot, so that the slower one is asked on, and is found to be quick again when it is.
+        return draw() < 1 / (1 + slowness)
+    return one_work * slowness <= other_work
+
+
+def _slowness(one: ReplicaState, other: ReplicaState) -> float:
+    """How many times slower than the ``other`` this one is, as far as that counts."""
+    if not one.latency_s or not other.latency_s:
+        return 1.0
+    ratio = one.latency_s / other.latency_s
+    if 1 / NOTABLY_SLOWER < ratio < NOTABLY_SLOWER:
+        return 1.0
+    return min(max(ratio, 1 / MUCH_SLOWER), MUCH_SLOWER)
 
 
 def preferred(sequence: int | str, addresses: Iterable[str]) -> list[str]:

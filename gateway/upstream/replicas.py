@@ -1,9 +1,11 @@
 """The Triton servers behind the gateway: the state of each, and permits to send requests to one.
 
-``balancing`` decides which one gets a request. The state comes from three sources. The state of the
+``balancing`` decides which one gets a request. The state comes from four sources. The state of the
 gRPC connection is read for every request: a server that was killed closes its connections, and gets
 no requests from then on. An active check twice a second detects a server that hangs, and one that
-is back. And failed requests count as load for a while.
+is back. What a replica refused or did not answer counts as load for a while. And one that fails far
+more of a model's requests than the others do is ejected for that model (``outliers``): failures do
+not count as load, since that would send the good requests elsewhere and make its share look worse.
 
 **Load is not death:** a server counts as hung after two checks in a row without a response, and
 only if it has answered no request since the first of them started.
@@ -14,29 +16,36 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from gateway.errors import (
     DeadlineExceeded,
     GatewayError,
     InvalidRequest,
     NoCapacity,
+    ReplicaLost,
     TooLarge,
     UpstreamError,
 )
 from gateway.upstream.balancing import Health, ReplicaState, candidates, choose, preferred
-from gateway.upstream.server import Upstream
+from gateway.upstream.outliers import Record, is_outlier, slow_start
+from gateway.upstream.server import CONTROL_TIMEOUT_S, Upstream
 
+A = TypeVar("A")
 log = logging.getLogger("gateway")
+# A retry is sent only while retries are less than a fifth of all requests, and a few more: when
+# every replica fails, retries must not double the load.
+RETRY_SHARE, FEW_RETRIES, MOST_RETRIES = 0.2, 3.0, 50.0
 CHECK_S = 0.5  # how often ``ReplicaPool.check`` should be called
 CHECK_TIMEOUT_S = 1.0
 LATE_CHECKS = 2  # after this many in a row, with no response to anything else, it counts as hung
+RETIRED_S = 2 * CONTROL_TIMEOUT_S  # how long a removed replica's connection is kept
 FAILURE_S = 5.0  # after this long a failure counts for a third of its weight
 _DOWN = Health.DOWN
 # TooLarge is a response, but also a failure: the server may have run out of memory.
-_FAILURES, _REFUSALS = (NoCapacity, UpstreamError, TooLarge), (InvalidRequest, TooLarge)
+_FULL, _REFUSALS = (NoCapacity, TooLarge), (InvalidRequest, TooLarge)
 _BUSY = "every replica is busy: try again shortly"
 _NOBODY = "no server can take this now: try again shortly"
 
@@ -44,8 +53,14 @@ _NOBODY = "no server can take this now: try again shortly"
 class Replica:
     """One Triton server: its state, and how many of our requests it is working on."""
 
-    def __init__(self, address: str, upstream: Upstream) -> None:
-        self.address, self.upstream = address, upstream
+    def __init__(
+        self,
+        address: str,
+        upstream: Upstream,
+        on_failure: Callable[["Replica", str], None] = lambda replica, model: None,
+    ) -> None:
+        """``on_failure`` is called with each failure that may be the replica's own fault."""
+        self.address, self.upstream, self._on_failure = address, upstream, on_failure
         self.inflight = 0
         self.aside = 0  # requests whose callers are not reading: not counted in ``inflight``
         self.idle = asyncio.Event()
@@ -57,6 +72,8 @@ class Replica:
         self.last_response = 0.0  # the last response to anything, monotonic seconds
         self._late_since, self._late = 0.0, 0
         self._failures, self._failed_at = 0.0, 0.0
+        self.records: dict[str, Record] = {}  # model -> what became of its requests here
+        self.back_since = -math.inf  # when it was found alive again, monotonic seconds
 
     @property
     def grpc_address(self) -> str:
@@ -86,7 +103,29 @@ class Replica:
     def state(self, model: str, version: str, now: float) -> ReplicaState:
         failures = round(self._decayed(now)) if self._failures else 0
         serves, is_right = self.serves(model, version), not self.probes.get(model)
-        return ReplicaState(self.health, self.inflight, failures, serves, is_right)
+        state = ReplicaState(self.health, self.inflight, failures, serves, is_right)
+        record = self.records.get(model)
+        weight = slow_start(now - self.back_since)
+        if record is None:
+            return state._replace(weight=weight) if weight < 1 else state
+        return state._replace(
+            is_ejected=record.gets_none(now),
+            latency_s=record.latency_s(now),
+            weight=min(weight, record.weight(now)),
+        )
+
+    def ejected(self) -> dict[str, float]:
+        """The models for which it gets no requests, or one at a time -> the seconds until it gets
+        the next; 0.0 for one that is on trial."""
+        now = time.monotonic()
+        return {
+            model: max(0.0, record.ejected_until - now)
+            for model, record in self.records.items()
+            if record.trials_left
+        }
+
+    def record(self, model: str) -> Record:
+        return self.records.setdefault(model, Record())
 
     def permit(self, model: str = "") -> "Permit":
         """A permit, whatever its load and health."""
@@ -102,6 +141,7 @@ class Replica:
         if self.fault and not previous_fault:
             log.warning("replica %s gets no requests: it %s", self.address, self.fault)
         elif previous_fault and not self.fault:
+            self.back_since = time.monotonic()
             log.info("replica %s gets requests again", self.address)
 
     async def _find_fault(self, started: float) -> str:
@@ -137,9 +177,17 @@ class Replica:
         answered nothing here since it was ``sent`` (monotonic seconds): load is not death."""
         now = time.monotonic()
         is_silent = sent is not None and self.responded.get(model, 0.0) <= sent
-        if isinstance(error, _FAILURES) or (is_silent and isinstance(error, DeadlineExceeded)):
+        is_late = is_silent and isinstance(error, DeadlineExceeded)
+        if isinstance(error, _FULL) or is_late:
             self._failures = self._decayed(now) + 1
             self._failed_at = now
+        if sent is not None:
+            if error is None:
+                self.record(model).answered(now - sent, now)
+            elif isinstance(error, UpstreamError):
+                # Not what a client did wrong or had no patience for, nor a full model.
+                self.record(model).failed(now)
+                self._on_failure(self, model)
         if error is None or isinstance(error, _REFUSALS):
             self.last_response = self.responded[model] = now
 
@@ -150,10 +198,11 @@ class Replica:
 class Permit:
     """The right to one request to a replica, which counts as in flight while it is entered."""
 
-    __slots__ = ("_model", "_sent", "replica")
+    __slots__ = ("_sent", "_trial", "model", "replica")
 
     def __init__(self, replica: Replica, model: str) -> None:
-        self.replica, self._model, self._sent = replica, model, 0.0
+        self.replica, self.model, self._sent = replica, model, 0.0
+        self._trial: Record | None = None  # of an ejected replica: this request is its trial
 
     @property
     def inflight(self) -> int:
@@ -164,6 +213,10 @@ class Permit:
         replica.inflight += 1
         replica.idle.clear()
         self._sent = time.monotonic()
+        record = replica.records.get(self.model)
+        if record is not None and record.trials_left and self._sent >= record.ejected_until:
+            self._trial = record
+            record.trials += 1
         return replica.upstream
 
     def __exit__(self, error_type: object, error: BaseException | None, traceback: object) -> None:
@@ -171,7 +224,17 @@ class Permit:
         replica.inflight -= 1
         if not replica.inflight and not replica.aside:
             replica.idle.set()
-        replica.ended(self._model, error, self._sent)
+        if self._trial is not None:
+            self._end_trial(self._trial, error)
+        replica.ended(self.model, error, self._sent)
+
+    def _end_trial(self, record: Record, error: BaseException | None) -> None:
+        record.trials -= 1
+        is_good = error is None
+        if not record.trials_left or not (is_good or isinstance(error, UpstreamError)):
+            return  # it is back already, or the request says nothing about the replica
+        if record.trial_ended(is_good, time.monotonic()):
+            log.info("replica %s gets requests for %s again", self.replica.address, self.model)
 
 
 class ReplicaPool:
@@ -186,12 +249,15 @@ class ReplicaPool:
         self._connect, self._max_inflight, self._draw = connect, max_inflight, draw
         self.replicas: list[Replica] = []
         self._retiring: set[asyncio.Task[None]] = set()
+        self._retries = FEW_RETRIES  # how many may be sent now
 
     def apply(self, addresses: Sequence[str]) -> None:
         """Use these replicas from now on; requests in flight on others end there."""
         retired = {replica.address: replica for replica in self.replicas}
         self.replicas = [
-            retired.pop(address) if address in retired else Replica(address, self._connect(address))
+            retired.pop(address)
+            if address in retired
+            else Replica(address, self._connect(address), self._find_outlier)
             for address in dict.fromkeys(addresses)
         ]
         for replica in retired.values():
@@ -199,13 +265,59 @@ class ReplicaPool:
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
 
+    async def call(
+        self,
+        model: str,
+        version: str,
+        work: Callable[[Upstream], Awaitable[A]],
+        *,
+        may_repeat: bool,
+    ) -> A:
+        """The result of ``work`` at a replica, or at a second one if the first was lost: see
+        ``second_permit``."""
+        permit = self.permit(model, version)
+        try:
+            with permit as upstream:
+                return await work(upstream)
+        except ReplicaLost as error:
+            permit = self.second_permit(permit, error, version, may_repeat=may_repeat)
+        with permit as upstream:
+            return await work(upstream)
+
+    def second_permit(
+        self, first: Permit, error: ReplicaLost, version: str = "", *, may_repeat: bool
+    ) -> Permit:
+        """A permit for another replica, for a request whose first one was lost before any of its
+        response was passed on. Raises the ``error`` if there is none, if too many requests were
+        sent a second time lately, or if the first replica may have worked on it and the request
+        ``may_repeat`` no work."""
+        healthy = [
+            replica
+            for replica in self.replicas
+            if replica is not first.replica and replica.serves(first.model, version)
+        ]
+        if self._retries < 1 or not healthy or (error.was_sent and not may_repeat):
+            raise error
+        try:
+            permit = self._permit(healthy, first.model, version)
+        except NoCapacity:
+            raise error from None
+        self._retries -= 1
+        log.info(
+            "sent once more, to replica %s: %s was lost",
+            permit.replica.address,
+            first.replica.address,
+        )
+        return permit
+
     def permit(self, model: str = "", version: str = "", at: Upstream | None = None) -> Permit:
-        """A permit for the least busy healthy replica that serves the model; enter it at once.
+        """A permit for a healthy replica that serves the model (``choose``); enter it at once.
 
         The replica ``at`` which a stream already is comes first, as long as it is up and serves the
         model. Raises NoCapacity if all are full, and if none is healthy: at once, since a dead
         server would refuse and a hung one would hold the caller until its deadline.
         """
+        self._retries = min(MOST_RETRIES, self._retries + RETRY_SHARE)
         if at is not None:
             replica = self._replica_of(at)
             if replica and replica.health is Health.UP and replica.serves(model, version):
@@ -216,14 +328,45 @@ class ReplicaPool:
             only = self.replicas[0]
             if only.health and only.inflight < self._max_inflight and only.serves(model, version):
                 return Permit(only, model)
+        return self._permit(self.replicas, model, version)
+
+    def _permit(self, replicas: Sequence[Replica], model: str, version: str) -> Permit:
         now = time.monotonic()
-        states = [replica.state(model, version, now) for replica in self.replicas]
-        index = choose(states, self._max_inflight, self._draw())
+        states = [replica.state(model, version, now) for replica in replicas]
+        index = choose(states, self._max_inflight, self._draw)
         if index is not None:
-            return Permit(self.replicas[index], model)
+            return Permit(replicas[index], model)
         if candidates(states):
             raise NoCapacity(_BUSY, retry_after_s=1)
         raise NoCapacity(_NOBODY, retry_after_s=1)
+
+    def _find_outlier(self, replica: Replica, model: str) -> None:
+        """Eject the replica for the model if it is an outlier. At most half of the replicas that
+        serve a model are ejected for it: worse than few healthy ones is none."""
+        now = time.monotonic()
+        record = replica.record(model)
+        record.forgive(now)
+        if record.trials_left:
+            return
+        others = [
+            other
+            for other in self.replicas
+            if other is not replica and other.health is Health.UP and other.serves(model)
+        ]
+        records = [other.record(model) for other in others]
+        if 2 * (1 + sum(other.trials_left > 0 for other in records)) > 1 + len(others):
+            return
+        counts = [other.counts(now) for other in records if not other.trials_left]
+        together = sum(answers for answers, _ in counts), sum(failures for _, failures in counts)
+        own = record.counts(now)
+        if is_outlier(own, together):
+            record.eject(now)
+            log.warning(
+                "replica %s gets no requests for %s for %.0f s: it failed %.0f of %.0f, the others "
+                "%.0f of %.0f",
+                *(replica.address, model, record.ejected_until - now, own[1], sum(own)),
+                *(together[1], sum(together)),
+            )
 
     def _replica_of(self, upstream: Upstream | None) -> Replica | None:
         return next((replica for replica in self.replicas if replica.upstream is upstream), None)
@@ -310,6 +453,8 @@ def lost() -> UpstreamError:
 
 
 async def _retire(replica: Replica) -> None:
-    """Close the connection once its last request has been answered."""
+    """Close the connection once its last request has been answered, and what the background asks
+    it (its index, configs, a golden sample)."""
     await replica.idle.wait()
+    await asyncio.sleep(RETIRED_S)
     await replica.upstream.close()

@@ -15,6 +15,7 @@ from gateway.errors import (
     InvalidRequest,
     NoCapacity,
     PromptTooLong,
+    ReplicaLost,
     TooLarge,
     UpstreamError,
 )
@@ -32,6 +33,8 @@ NO_CAPACITY = "[tidegate:no_capacity]"
 _RETRY_AFTER = re.compile(re.escape(NO_CAPACITY) + r" retry after (\d{1,4}) s\b")
 # In the error for a request that continues a sequence unknown to Triton, whatever the status.
 NOT_BEGUN = "must specify the START flag"
+# gRPC's and our HTTP client's words for a connection that was never made.
+_NOT_SENT = re.compile("(?i)failed to connect|connection refused")
 log = logging.getLogger("gateway")
 # The request that this task works on; '' in the background, where failures are not logged.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -133,9 +136,11 @@ def translate(status: grpc.StatusCode, details: str = "", whose: str = "") -> Ga
         )
     if status is grpc.StatusCode.NOT_FOUND:
         # The catalogue had it a moment ago: it is being reloaded, or was just removed.
-        return NoCapacity("the model is not being served now: try again shortly", retry_after_s=1)
+        return ReplicaLost("the model is not being served now: try again shortly", retry_after_s=1)
     if status is grpc.StatusCode.UNAVAILABLE:
-        return NoCapacity("no server can take this now: try again shortly", retry_after_s=1)
+        lost = ReplicaLost("no server can take this now: try again shortly", retry_after_s=1)
+        lost.was_sent = not _NOT_SENT.search(details)
+        return lost
     if status is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return TooLarge("the tensors are larger than the server accepts: send fewer rows")
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:

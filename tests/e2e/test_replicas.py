@@ -3,28 +3,20 @@ intact."""
 
 import collections
 import contextlib
-import os
 import queue
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from tritonclient import grpc as triton_grpc
 
-from gateway.policy.principal import Grant
-from serving.repository.model_repository import ModelRepository
-from serving.triton.launch import LaunchOptions, TritonServer
-from serving.triton.ports import Ports, free_ports
-from tests.e2e.grpc_models import COUNTER, HEAD, ONE, SEQUENCE, TALLY
-from tests.running import ROOT, environment, wait_until
-from tidegate.app.key_store import KeyStore
+from serving.triton.ports import free_ports
+from tests.e2e.grpc_models import COUNTER, ONE, SEQUENCE, TALLY
+from tests.e2e.pair import DEADLINE_S, Pair, Running, load
+from tests.running import wait_until
 
 # y is x; a negative x is an error, and 1000 + s sleeps for s seconds.
 PLAIN = """
@@ -56,147 +48,11 @@ MODELS = {
     "counter": (COUNTER, ONE + "model_transaction_policy { decoupled: true }\n"),
     "tally": (TALLY, LONG_SEQUENCE),
 }
-POLICY = """
-[tenants.one]
-models = ["*"]
-[tenants.two]
-models = ["*"]
-[roles.user]
-actions = ["read", "infer", "admin"]
-"""
-DEADLINE_S = 4
-
-
-class Pair:
-    """Two Tritons on one repository, which can be killed and started again."""
-
-    def __init__(self, home: Path) -> None:
-        self.home, self.work = home, home / ".tidegate"
-        repository = home / "model_repository"
-        for name, (code, config) in MODELS.items():
-            (repository / name / "1").mkdir(parents=True)
-            (repository / name / "1" / "model.py").write_text(code)
-            (repository / name / "config.pbtxt").write_text(HEAD + config)
-        self.options = [
-            LaunchOptions(ModelRepository(repository), self.work, Ports(*free_ports(3)), name=name)
-            for name in ("first", "second")
-        ]
-        self.servers: list[TritonServer | None] = [None, None]
-
-    def start(self, index: int) -> None:
-        server = TritonServer(self.options[index])
-        server.start()
-        self.servers[index] = server
-        for name in MODELS:
-            if name != "only_second" or index == 1:
-                server.control.load(name)
-
-    def kill(self, index: int) -> None:
-        self.signal(index, signal.SIGKILL)
-        self.stop(index)
-
-    def signal(self, index: int, number: int) -> None:
-        os.kill(self.servers[index].pid, number)
-
-    def stop(self, index: int) -> None:
-        server, self.servers[index] = self.servers[index], None
-        if server:
-            server.stop()
-            server.control.close()
-
-    def heal(self) -> None:
-        for index, server in enumerate(self.servers):
-            if server is None:
-                self.start(index)
-
-    @property
-    def addresses(self) -> list[str]:
-        return [f"127.0.0.1:{option.ports.grpc}" for option in self.options]
-
-
-class Running:
-    """A gateway process in front of the pair."""
-
-    def __init__(self, pair: Pair, replicas: list[str], **variables: str) -> None:
-        self.home = pair.home
-        store = KeyStore(pair.work / "keys.toml", pair.work / "pepper")
-        self.keys = {
-            tenant: store.create(f"{tenant}-{time.monotonic_ns()}", Grant(tenant=tenant))[1]
-            for tenant in ("one", "two")
-        }
-        (pair.work / "gateway.toml").write_text(POLICY)
-        self.port, self.admin_port, self.grpc_port = free_ports(3)
-        self.log = pair.home / f"gateway-{self.port}.log"
-        settings = {
-            "TIDEGATE_GATEWAY_PORT": str(self.port),
-            "TIDEGATE_ADMIN_PORT": str(self.admin_port),
-            "TIDEGATE_GRPC_PORT": str(self.grpc_port),
-            "TIDEGATE_REPLICAS": ",".join(replicas),
-            "TIDEGATE_DEADLINE_S": str(DEADLINE_S),
-            "TIDEGATE_TRITON_KEY_FILE": str(pair.work / "triton.key"),
-            "TIDEGATE_KEYS_FILE": str(pair.work / "keys.toml"),
-            "TIDEGATE_PEPPER_FILE": str(pair.work / "pepper"),
-            "TIDEGATE_POLICY_FILE": str(pair.work / "gateway.toml"),
-            "TIDEGATE_STATE_FOLDER": str(pair.work),
-            "PYTHONPATH": str(ROOT),
-            **variables,
-        }
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "gateway"],
-                env={**environment(pair.home), **settings},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=20)
-
-    def headers(self, tenant: str = "one") -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.keys[tenant]}"}
-
-    def ask(self, x: float = 1, model: str = "plain", tenant: str = "one", client=None, **body):
-        """A V2 inference with one number."""
-        shape = [1, 1] if model == "tally" else [1]
-        tensor = {"name": "x", "datatype": "FP32", "shape": shape, "data": [x]}
-        return (client or self.client).post(
-            f"/v2/models/{model}/infer",
-            json={"inputs": [tensor], **body},
-            headers=self.headers(tenant),
-        )
-
-    def step(self, identifier, x: float, *, tenant: str = "one", client=None, **flags: bool):
-        """One request of a sequence."""
-        parameters = {f"sequence_{name}": value for name, value in flags.items()}
-        parameters["sequence_id"] = identifier
-        return self.ask(x, "tally", tenant, client, parameters=parameters)
-
-    def get(self, path: str) -> httpx.Response:
-        return self.client.get(path, headers=self.headers())
-
-    def replicas(self) -> list[dict]:
-        url = f"http://127.0.0.1:{self.admin_port}/admin/replicas"
-        return httpx.get(url, headers=self.headers()).json()["replicas"]
-
-    def health(self) -> list[str]:
-        return [replica["health"] for replica in self.replicas()]
-
-    def models(self) -> list[int]:
-        """The number of models known for each replica."""
-        return [len(replica["models"]) for replica in self.replicas()]
-
-    def is_ready(self) -> bool:
-        with contextlib.suppress(httpx.TransportError):
-            return self.client.get("/readyz").status_code == 200
-        return False
-
-    def stop(self) -> None:
-        self.client.close()
-        self.process.terminate()
-        self.process.wait(15)
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> Iterator[Pair]:
-    replicas = Pair(tmp_path_factory.mktemp("pair"))
+    replicas = Pair(tmp_path_factory.mktemp("pair"), MODELS)
     try:
         replicas.heal()
         yield replicas
@@ -234,7 +90,7 @@ def test_a_killed_replica_gets_no_requests(pair, gateway, dead):
     pair.kill(dead)
     statuses = [gateway.ask(client=None).status_code for _ in range(30)]
     assert statuses.count(200) >= 29, statuses
-    with _load(gateway, 4) as many:
+    with load(gateway, 4) as many:
         wait_until(lambda: sum(many.values()) >= 200, 20, "200 requests")
     assert set(many) == {200}
     for path in ("", "/config", "/stats", "/ready"):
@@ -283,7 +139,7 @@ def test_every_api_avoids_a_dead_replica(pair, gateway):
 def test_a_restarted_replica_is_used_once_it_has_its_models(pair, gateway):
     pair.kill(0)
     wait_until(lambda: gateway.health() == ["down", "up"], 5, "the first is down")
-    with _load(gateway, 2) as responses:
+    with load(gateway, 2) as responses:
         pair.start(0)
         wait_until(lambda: gateway.health() == ["up", "up"], 10, "the first is back")
         before = sum(responses.values())
@@ -322,7 +178,7 @@ def _answers(running: Running) -> bool:
 def test_a_replica_that_hangs_costs_little_and_comes_back(pair, gateway):
     pair.signal(0, signal.SIGSTOP)
     try:
-        with _load(gateway, 4) as responses:
+        with load(gateway, 4) as responses:
             wait_until(lambda: gateway.health() == ["down", "up"], 8, "it is found")
             assert gateway.replicas()[0]["reason"] == "does not respond"
             before = collections.Counter(responses)
@@ -365,7 +221,7 @@ def test_a_model_whose_only_replica_is_dead_is_not_unknown(pair, gateway):
 
 def test_load_is_not_death(gateway):
     """Requests of 3 s on every instance: the checks continue, and the replicas stay up."""
-    with _load(gateway, 8, x=1003):
+    with load(gateway, 8, x=1003):
         end = time.monotonic() + 5
         while time.monotonic() < end:
             assert gateway.health() == ["up", "up"]
@@ -393,7 +249,7 @@ def test_tritons_reason_is_in_the_log_with_the_request_id(gateway):
 
 def test_sequences_stay_intact_under_load(gateway):
     """Each sums up 1 to 6; two tenants use the same ids."""
-    with _load(gateway, 3):
+    with load(gateway, 3):
         for identifier in range(1, 7):
             for x in range(1, 7):
                 for tenant, factor in (("one", 1), ("two", 10)):
@@ -525,33 +381,3 @@ def test_one_tenant_cannot_hold_every_slot(gateway):
         assert _value(gateway.step(identifier, 1, end=True)) == 2
     for identifier in started:
         assert gateway.step(identifier, 1, start=True, end=True).status_code == 200
-
-
-@contextlib.contextmanager
-def _load(gateway: Running, clients: int, x: float = 1) -> Iterator[collections.Counter[int]]:
-    """``clients`` that call back to back; yields the count of responses by status."""
-    statuses: collections.Counter[int] = collections.Counter()
-    stopped, lock = threading.Event(), threading.Lock()
-
-    def call() -> None:
-        with httpx.Client(base_url=gateway.client.base_url, timeout=20) as client:
-            while not stopped.is_set():
-                status = gateway.ask(x, client=client).status_code
-                with lock:
-                    statuses[status] += 1
-
-    threads = [threading.Thread(target=call) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield statuses
-    finally:
-        stopped.set()
-        for thread in threads:
-            thread.join()
-        # What was given up at its deadline still sleeps in Triton, on some of the instances.
-        wait_until(lambda: _answers_at_once(gateway), 20, "every instance is idle")
-
-
-def _answers_at_once(gateway: Running) -> bool:
-    return all(gateway.ask().elapsed.total_seconds() < 0.5 for _ in range(8))

@@ -23,7 +23,11 @@ class PolicyInForce(BaseModel):
 
 
 class ReplicaState(BaseModel):
-    """``reason`` is why it receives no requests, or ''; ``probes`` has the faults of pipelines."""
+    """``reason`` is why it receives no requests, or ''; ``probes`` has the faults of pipelines.
+
+    ``ejected`` has the models for which it receives none because it fails more of their requests
+    than the others do, and for how many more seconds; 0: it is tried with one request at a time.
+    """
 
     address: str
     health: Literal["up", "unknown", "down"]
@@ -31,6 +35,7 @@ class ReplicaState(BaseModel):
     inflight: int
     models: list[str]
     probes: dict[str, str]
+    ejected: dict[str, float]
 
 
 class Replicas(BaseModel):
@@ -92,6 +97,9 @@ def admin_router(gateway: Gateway) -> APIRouter:
                     "inflight": replica.inflight,
                     "models": sorted(replica.versions or ()),
                     "probes": {name: fault for name, fault in replica.probes.items() if fault},
+                    "ejected": {
+                        model: round(seconds, 1) for model, seconds in replica.ejected().items()
+                    },
                 }
             )
             for replica in gateway.pool.replicas

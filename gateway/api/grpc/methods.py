@@ -17,6 +17,7 @@ from gateway.http.handler import needs
 from gateway.http.request_context import RequestContext
 from gateway.models.catalogue import Model
 from gateway.policy.access import MAX_NAME
+from gateway.upstream.server import Upstream
 from gateway.upstream.triton_errors import translated
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -56,11 +57,15 @@ class Methods:
         meter = self.gateway.access_control.meter(admission, model)
         if meter:
             request_token_counts(parts, meter)
-        with self.gateway.permit(context, model, parts.header) as upstream:
+
+        async def send(upstream: Upstream) -> bytes:
             call = upstream.channel.unary_unary(INFER)
             timeout = context.remaining_s()
             admission.started()
             response: bytes = await translated(call(parts.message(), timeout=timeout))
+            return response
+
+        response = await self.gateway.send(context, model, parts.header, send)
         return metered(response, meter) if meter else response
 
     @needs("read")

@@ -75,7 +75,7 @@ class V2Api:
     ) -> Reply:
         """Over HTTP/1.1 if possible, else over gRPC; admitted once."""
         admission = await context.enter(self.gateway.access_control.admit(context, model))
-        reply = await self.gateway.http_upstream(context, request)
+        reply = await self.gateway.http_upstream(context, model, request)
         if reply:
             return reply
         response = await self.gateway.infer(context, model, request.message(), admission)

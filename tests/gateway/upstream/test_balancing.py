@@ -1,5 +1,7 @@
 """The choice of a replica: a pure function, tested without any server."""
 
+import random
+
 import pytest
 
 from gateway.upstream.balancing import Health, ReplicaState, candidates, choose, preferred
@@ -8,18 +10,62 @@ DOWN, UNKNOWN, UP = Health.DOWN, Health.UNKNOWN, Health.UP
 
 
 def _chosen(*states: ReplicaState, limit: int = 8) -> set[int | None]:
-    """All choices over the range of draws."""
-    return {choose(states, limit, draw / 100) for draw in range(100)}
+    """All choices over many draws."""
+    draw = random.Random(0).random  # noqa: S311 - repeatable, nothing secret
+    return {choose(states, limit, draw) for _ in range(100)}
 
 
 def test_least_in_flight_first():
-    assert _chosen(ReplicaState(UP, 3), ReplicaState(UP, 1), ReplicaState(UP, 2)) == {1}
+    assert _chosen(ReplicaState(UP, 3), ReplicaState(UP, 1)) == {1}
 
 
-def test_ties_are_decided_by_the_draw_evenly():
-    states = [ReplicaState(UP, 1), ReplicaState(UP, 1), ReplicaState(UP, 2), ReplicaState(UP, 1)]
-    draws = [choose(states, 8, draw / 300) for draw in range(300)]
-    assert [draws.count(index) for index in range(4)] == [100, 100, 0, 100]
+def _shares(states: list[ReplicaState], times: int = 3000) -> list[float]:
+    draw = random.Random(0).random  # noqa: S311 - repeatable, nothing secret
+    chosen = [choose(states, 8, draw) for _ in range(times)]
+    return [chosen.count(index) / times for index in range(len(states))]
+
+
+def test_equal_ones_get_equal_shares():
+    shares = _shares([ReplicaState(UP, 1)] * 4)
+    assert shares == pytest.approx([0.25] * 4, abs=0.03)
+
+
+def test_of_two_that_are_drawn_the_less_busy_one_is_chosen():
+    """The busiest of three gets nothing; the others by how often they are drawn together."""
+    shares = _shares([ReplicaState(UP, 0), ReplicaState(UP, 1), ReplicaState(UP, 2)])
+    assert shares == pytest.approx([2 / 3, 1 / 3, 0], abs=0.03)
+
+
+def test_a_slower_one_is_asked_less_and_a_difference_by_chance_does_not_count():
+    slow = ReplicaState(UP, 0, latency_s=0.03)
+    assert _shares([slow, ReplicaState(UP, 0, latency_s=0.01)]) == pytest.approx(
+        [0.25, 0.75], abs=0.03
+    )
+    assert _shares([slow, ReplicaState(UP, 1, latency_s=0.01)]) == [0, 1]
+    assert _shares([slow, ReplicaState(UP, 2, latency_s=0.01)]) == pytest.approx(
+        [0.5, 0.5], abs=0.03
+    )
+    assert _shares([slow, ReplicaState(UP, 0, latency_s=0.016)]) == pytest.approx(
+        [0.5, 0.5], abs=0.03
+    )
+    assert _shares([slow, ReplicaState(UP, 0)]) == pytest.approx([0.5, 0.5], abs=0.03)
+    slowest = ReplicaState(UP, 0, latency_s=60.0)  # it is asked all the same when others are busy
+    assert _shares([slowest, ReplicaState(UP, 4, latency_s=0.01)]) == [1, 0]
+
+
+def test_one_that_is_new_gets_a_part_of_its_share():
+    shares = _shares([ReplicaState(UP, 0, weight=0.2), ReplicaState(UP, 0)])
+    assert shares == pytest.approx([0.1, 0.9], abs=0.02)
+    assert _shares([ReplicaState(UP, 0, weight=0.2), ReplicaState(UP, 8)]) == [1, 0]
+
+
+def test_an_ejected_one_is_asked_only_if_all_are():
+    ejected = ReplicaState(UP, 0, is_ejected=True)
+    assert _chosen(ejected, ReplicaState(UP, 5)) == {1}
+    assert _chosen(ejected, ReplicaState(DOWN, 5)) == {0}
+    assert _chosen(ejected, ejected) == {0, 1}
+    assert _chosen(ejected, ReplicaState(UNKNOWN, 0)) == {0}
+    assert _chosen(ejected, ReplicaState(UP, 0, is_right=False)) == {0}
 
 
 @pytest.mark.parametrize("unhealthy", [DOWN, UNKNOWN])

@@ -1,13 +1,16 @@
 """The pool: which replica gets a request, what is learnt about each, and changes of the list."""
 
 import asyncio
+from unittest.mock import ANY
 
 import pytest
 
 from gateway.errors import (
     DeadlineExceeded,
+    GatewayError,
     InvalidRequest,
     NoCapacity,
+    ReplicaLost,
     TooLarge,
     UpstreamError,
 )
@@ -68,7 +71,8 @@ async def test_the_least_busy_gets_the_next_and_a_full_pool_refuses():
     assert [replica.inflight for replica in pool.replicas] == [0, 0]
 
 
-async def test_another_list_is_followed_without_breaking_what_is_under_way():
+async def test_another_list_is_followed_without_breaking_what_is_under_way(monkeypatch):
+    monkeypatch.setattr("gateway.upstream.replicas.RETIRED_S", 0.2)
     pool = ReplicaPool(Connection, 8)
     pool.apply(["a:1", "b:1"])
     kept = pool.replicas[1].upstream
@@ -76,9 +80,11 @@ async def test_another_list_is_followed_without_breaking_what_is_under_way():
         pool.apply(["b:1", "c:1"])
         assert [replica.upstream.address for replica in pool.replicas] == ["b:1", "c:1"]
         assert pool.replicas[0].upstream is kept
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.3)
         assert not leaving.closed
     await asyncio.sleep(0.05)
+    assert not leaving.closed  # the background may be asking it something
+    await asyncio.sleep(0.3)
     assert leaving.closed and not kept.closed
     await pool.close()
     assert kept.closed
@@ -164,11 +170,11 @@ async def test_a_request_that_ran_out_of_time_is_no_sign_of_life(pool):
     assert first.health is Health.DOWN
 
 
-async def test_one_that_fails_at_once_does_not_look_least_busy(pool):
+async def test_one_that_refuses_at_once_does_not_look_least_busy(pool):
     first = pool.replicas[0]
     for _ in range(5):
-        with pytest.raises(UpstreamError), first.permit("m"):
-            raise UpstreamError("at once")
+        with pytest.raises(NoCapacity), first.permit("m"):
+            raise NoCapacity("full")
     with pool.replicas[1].permit():
         assert _chosen(pool) == {"b:1"}
     assert first.health is Health.UP  # it is not shut out: requests can be made to fail
@@ -196,7 +202,7 @@ async def test_one_whose_model_hangs_is_asked_less(pool, answered, expected):
 
 async def test_failures_are_forgotten(pool, monkeypatch):
     first = pool.replicas[0]
-    first.ended("m", UpstreamError("at once"))
+    first.ended("m", NoCapacity("full"))
     now = [0.0]
     monkeypatch.setattr("gateway.upstream.replicas.time.monotonic", lambda: now[0])
     first._failed_at = 0.0
@@ -224,6 +230,68 @@ async def test_a_stream_stays_where_it_is_while_that_is_up(pool):
             pool.permit("m", at=first.upstream)
         first.upstream.connection = Health.UNKNOWN
         assert pool.permit("m", at=first.upstream).replica is pool.replicas[1]
+
+
+def _lost(*, was_sent: bool) -> ReplicaLost:
+    error = ReplicaLost("gone", retry_after_s=1)
+    error.was_sent = was_sent
+    return error
+
+
+async def _call(pool, failures, *, may_repeat=True, model="m"):
+    """The addresses that were asked; ``failures`` has what each asked in turn raises."""
+    asked, left = [], list(failures)
+
+    async def work(upstream):
+        asked.append(upstream.address)
+        if left:
+            raise left.pop(0)
+
+    try:
+        await pool.call(model, "", work, may_repeat=may_repeat)
+    except GatewayError as error:
+        asked.append(error)
+    return asked
+
+
+@pytest.mark.parametrize(("was_sent", "may_repeat"), [(False, False), (False, True), (True, True)])
+async def test_what_was_lost_is_sent_to_another_one_once(pool, was_sent, may_repeat):
+    lost = [_lost(was_sent=was_sent), _lost(was_sent=was_sent)]
+    asked = await _call(pool, lost[:1], may_repeat=may_repeat)
+    assert sorted(asked) == ["a:1", "b:1"]
+    asked = await _call(pool, lost, may_repeat=may_repeat)
+    assert len(asked) == 3 and asked[2] is lost[1]
+    assert [replica.inflight for replica in pool.replicas] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        _lost(was_sent=True),  # and the model does not say that it may be asked again
+        NoCapacity("it is full"),
+        UpstreamError("it failed"),
+        DeadlineExceeded("too late"),
+    ],
+)
+async def test_nothing_else_is_sent_again(pool, error):
+    assert await _call(pool, [error], may_repeat=False) == [ANY, error]
+
+
+async def test_where_there_is_no_other_the_error_stands(pool):
+    pool.replicas[0].versions, pool.replicas[1].versions = {"m": ("1",)}, {}
+    error = _lost(was_sent=False)
+    assert await _call(pool, [error]) == ["a:1", error]
+    pool.replicas[1].versions = {"m": ("1",)}
+    pool.replicas[1].upstream.connection = Health.DOWN
+    assert await _call(pool, [error]) == ["a:1", error]
+
+
+async def test_retries_are_no_more_than_a_fifth_of_the_requests(pool):
+    """envoy #24937: retries multiplied the load on what had failed under load."""
+    attempts = 0
+    for _ in range(1000):
+        attempts += len(await _call(pool, [_lost(was_sent=False)] * 2)) - 1
+    assert 1190 <= attempts <= 1210
 
 
 async def test_metadata_comes_from_any_that_answers(pool):

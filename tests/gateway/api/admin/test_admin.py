@@ -67,7 +67,13 @@ async def test_the_answers_have_their_fields(api):
     (replica,) = (await client.get("/admin/replicas")).json()["replicas"]
     assert replica.pop("reason")
     assert replica.pop("health") in ("down", "unknown")
-    assert replica == {"address": "127.0.0.1:8001", "inflight": 0, "models": [], "probes": {}}
+    assert replica == {
+        "address": "127.0.0.1:8001",
+        "inflight": 0,
+        "models": [],
+        "probes": {},
+        "ejected": {},
+    }
     assert (await client.get("/admin/models")).json() == {"models": [], "faults": {}}
     metrics = await client.get("/metrics")
     assert metrics.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"

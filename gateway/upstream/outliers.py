@@ -1,0 +1,140 @@
+"""What one replica made of the requests for one model lately, and when that is so much worse than
+what the others made of theirs that it gets none for a while.
+
+A replica is an *outlier* only by comparison: a request that fails everywhere (anybody can send one)
+makes no replica one. It is ejected for one model, and for no other. When its time is over it gets
+one request at a time; after ``TRIALS`` good answers it is back, and its share grows over
+``SLOW_START_S``. A failure ejects it again, for twice as long.
+"""
+
+import math
+
+WINDOW_S = 10.0  # after this long a request counts for a third of its weight
+LEAST_REQUESTS = 5.0  # on either side, before anything is compared
+# How improbable the difference must be if both fail alike: 1 in 10,000, as a logarithm. 7 of 7 are,
+# where the others failed none of 7, and so are 14 of 200, where they failed none of 200.
+LIMIT = math.log(1e4)
+EJECTED_S, LONGEST_S = 5.0, 60.0
+TRIALS = 3
+SLOW_START_S = 10.0
+LEAST_WEIGHT = 0.1
+# A failure counts as so many usual answers. Not as the deadline: anybody can make a request fail.
+FAILURE_ANSWERS = 8.0
+NEW_SHARE = 0.1  # of the newest answer in the average of their durations
+
+
+class Record:
+    """The answers and failures of one model at one replica. Times are in monotonic seconds."""
+
+    __slots__ = (
+        "_latency_at",
+        "_latency_s",
+        "_updated",
+        "answers",
+        "back_since",
+        "ejected_until",
+        "ejections",
+        "failures",
+        "trials",
+        "trials_left",
+    )
+
+    def __init__(self) -> None:
+        self.answers = self.failures = 0.0  # their weights decay with their age
+        self._updated = 0.0
+        self._latency_s = self._latency_at = 0.0
+        self.ejections = 0  # in a row
+        self.ejected_until = 0.0
+        self.trials_left = 0  # good answers that are needed until it is back; 0: it is
+        self.trials = 0  # trials under way
+        self.back_since = -math.inf
+
+    def answered(self, duration_s: float, now: float) -> None:
+        duration_s = max(duration_s, 1e-6)
+        self._decay(now)
+        self.answers += 1
+        self._observe(duration_s, now)
+
+    def failed(self, now: float) -> None:
+        self._decay(now)
+        self.failures += 1
+        if self._latency_s:
+            self._observe(FAILURE_ANSWERS * self._latency_s, now)
+
+    def _observe(self, duration_s: float, now: float) -> None:
+        # The first one after a pause counts alone: what was measured before it says nothing now.
+        latency_s = self.latency_s(now)
+        if latency_s:
+            # Of the logarithms: one answer that took thirty times as long is chance.
+            duration_s = latency_s * (duration_s / latency_s) ** NEW_SHARE
+        self._latency_s, self._latency_at = duration_s, now
+
+    def _decay(self, now: float) -> None:
+        factor = math.exp((self._updated - now) / WINDOW_S)
+        self.answers *= factor
+        self.failures *= factor
+        self._updated = now
+
+    def counts(self, now: float) -> tuple[float, float]:
+        """Answers and failures, by what they weigh now."""
+        self._decay(now)
+        return self.answers, self.failures
+
+    def latency_s(self, now: float) -> float:
+        """The moving (geometric) average of how long answers take; 0.0 if there was none lately."""
+        return self._latency_s if now - self._latency_at < WINDOW_S else 0.0
+
+    def gets_none(self, now: float) -> bool:
+        """Whether it gets no request now: it is ejected, or on trial with one under way."""
+        return self.trials_left > 0 and (now < self.ejected_until or self.trials > 0)
+
+    def weight(self, now: float) -> float:
+        """The part of its usual share that it gets: less than 1.0 for a while after it is back."""
+        return slow_start(now - self.back_since)
+
+    def eject(self, now: float) -> None:
+        self.ejections += 1
+        self.trials_left = TRIALS
+        self.ejected_until = now + min(EJECTED_S * 2 ** (self.ejections - 1), LONGEST_S)
+        self.answers = self.failures = 0.0
+
+    def trial_ended(self, is_good: bool, now: float) -> bool:
+        """Count a request that was sent while it was on trial; whether it is back with that."""
+        if not is_good:
+            self.eject(now)
+            return False
+        self.trials_left = max(0, self.trials_left - 1)
+        if self.trials_left:
+            return False
+        self.back_since = now
+        return True
+
+    def forgive(self, now: float) -> None:
+        """It has been back for a while: the next ejection is as short as the first."""
+        if self.ejections and not self.trials_left and now - self.back_since > LONGEST_S:
+            self.ejections = 0
+
+
+def slow_start(age_s: float) -> float:
+    """The part of its usual share that a replica gets ``age_s`` after it came back."""
+    return min(1.0, max(LEAST_WEIGHT, age_s / SLOW_START_S))
+
+
+def is_outlier(own: tuple[float, float], others: tuple[float, float]) -> bool:
+    """Whether so many (answers, failures) are far worse than those of the other replicas together:
+    a likelihood ratio test of two proportions."""
+    own_requests, other_requests = sum(own), sum(others)
+    if min(own_requests, other_requests) < LEAST_REQUESTS:
+        return False
+    share, other_share = own[1] / own_requests, others[1] / other_requests
+    usual = (own[1] + others[1]) / (own_requests + other_requests)
+    improbable = own_requests * _divergence(share, usual)
+    improbable += other_requests * _divergence(other_share, usual)
+    return share > other_share and improbable >= LIMIT
+
+
+def _divergence(share: float, usual: float) -> float:
+    """How badly a coin with the ``usual`` chance explains the observed ``share`` (Kullback and
+    Leibler's measure, in nats)."""
+    nats = share * math.log(share / usual) if share else 0.0
+    return nats + ((1 - share) * math.log((1 - share) / (1 - usual)) if share < 1 else 0.0)

@@ -1,0 +1,196 @@
+"""Two Tritons on one repository and a gateway in front of them; each can be ended and started."""
+
+import collections
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import httpx
+
+from gateway.policy.principal import Grant
+from serving.repository.model_repository import ModelRepository
+from serving.triton.launch import LaunchOptions, TritonServer
+from serving.triton.ports import Ports, free_ports
+from tests.e2e.grpc_models import HEAD
+from tests.running import ROOT, environment, wait_until
+from tidegate.app.key_store import KeyStore
+
+POLICY = """
+[tenants.one]
+models = ["*"]
+[tenants.two]
+models = ["*"]
+[roles.user]
+actions = ["read", "infer", "admin"]
+"""
+DEADLINE_S = 4
+
+
+class Pair:
+    """Two Tritons on one repository, which can be killed and started again.
+
+    ``models`` are the source and the end of the config of each Python model; one that is called
+    only_second is loaded by the second server alone.
+    """
+
+    def __init__(self, home: Path, models: Mapping[str, tuple[str, str]]) -> None:
+        self.home, self.work, self.models = home, home / ".tidegate", models
+        repository = home / "model_repository"
+        for name, (code, config) in models.items():
+            (repository / name / "1").mkdir(parents=True)
+            (repository / name / "1" / "model.py").write_text(code)
+            (repository / name / "config.pbtxt").write_text(HEAD + config)
+        self.options = [
+            LaunchOptions(ModelRepository(repository), self.work, Ports(*free_ports(3)), name=name)
+            for name in ("first", "second")
+        ]
+        self.servers: list[TritonServer | None] = [None, None]
+
+    def start(self, index: int) -> None:
+        server = TritonServer(self.options[index])
+        server.start()
+        self.servers[index] = server
+        for name in self.models:
+            if name != "only_second" or index == 1:
+                server.control.load(name)
+
+    def kill(self, index: int) -> None:
+        self.signal(index, signal.SIGKILL)
+        self.stop(index)
+
+    def signal(self, index: int, number: int) -> None:
+        os.kill(self.servers[index].pid, number)
+
+    def stop(self, index: int) -> None:
+        server, self.servers[index] = self.servers[index], None
+        if server:
+            server.stop()
+            server.control.close()
+
+    def pids(self) -> list[int]:
+        return [server.pid for server in self.servers]
+
+    def heal(self) -> None:
+        for index, server in enumerate(self.servers):
+            if server is None:
+                self.start(index)
+
+    @property
+    def addresses(self) -> list[str]:
+        return [f"127.0.0.1:{option.ports.grpc}" for option in self.options]
+
+
+class Running:
+    """A gateway process in front of the pair."""
+
+    def __init__(self, pair: Pair, replicas: list[str], **variables: str) -> None:
+        self.home = pair.home
+        store = KeyStore(pair.work / "keys.toml", pair.work / "pepper")
+        self.keys = {
+            tenant: store.create(f"{tenant}-{time.monotonic_ns()}", Grant(tenant=tenant))[1]
+            for tenant in ("one", "two")
+        }
+        (pair.work / "gateway.toml").write_text(POLICY)
+        self.port, self.admin_port, self.grpc_port = free_ports(3)
+        self.log = pair.home / f"gateway-{self.port}.log"
+        settings = {
+            "TIDEGATE_GATEWAY_PORT": str(self.port),
+            "TIDEGATE_ADMIN_PORT": str(self.admin_port),
+            "TIDEGATE_GRPC_PORT": str(self.grpc_port),
+            "TIDEGATE_REPLICAS": ",".join(replicas),
+            "TIDEGATE_DEADLINE_S": str(DEADLINE_S),
+            "TIDEGATE_TRITON_KEY_FILE": str(pair.work / "triton.key"),
+            "TIDEGATE_KEYS_FILE": str(pair.work / "keys.toml"),
+            "TIDEGATE_PEPPER_FILE": str(pair.work / "pepper"),
+            "TIDEGATE_POLICY_FILE": str(pair.work / "gateway.toml"),
+            "TIDEGATE_STATE_FOLDER": str(pair.work),
+            "PYTHONPATH": str(ROOT),
+            **variables,
+        }
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gateway"],
+                env={**environment(pair.home), **settings},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=20)
+
+    def headers(self, tenant: str = "one") -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.keys[tenant]}"}
+
+    def ask(self, x: float = 1, model: str = "plain", tenant: str = "one", client=None, **body):
+        """A V2 inference with one number."""
+        shape = [1, 1] if model == "tally" else [1]
+        tensor = {"name": "x", "datatype": "FP32", "shape": shape, "data": [x]}
+        return (client or self.client).post(
+            f"/v2/models/{model}/infer",
+            json={"inputs": [tensor], **body},
+            headers=self.headers(tenant),
+        )
+
+    def step(self, identifier, x: float, *, tenant: str = "one", client=None, **flags: bool):
+        """One request of a sequence."""
+        parameters = {f"sequence_{name}": value for name, value in flags.items()}
+        parameters["sequence_id"] = identifier
+        return self.ask(x, "tally", tenant, client, parameters=parameters)
+
+    def get(self, path: str) -> httpx.Response:
+        return self.client.get(path, headers=self.headers())
+
+    def replicas(self) -> list[dict]:
+        url = f"http://127.0.0.1:{self.admin_port}/admin/replicas"
+        return httpx.get(url, headers=self.headers()).json()["replicas"]
+
+    def health(self) -> list[str]:
+        return [replica["health"] for replica in self.replicas()]
+
+    def models(self) -> list[int]:
+        """The number of models known for each replica."""
+        return [len(replica["models"]) for replica in self.replicas()]
+
+    def is_ready(self) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return self.client.get("/readyz").status_code == 200
+        return False
+
+    def stop(self) -> None:
+        self.client.close()
+        self.process.terminate()
+        self.process.wait(15)
+
+
+@contextlib.contextmanager
+def load(gateway: Running, clients: int, x: float = 1) -> Iterator[collections.Counter[int]]:
+    """``clients`` that call back to back; yields the count of responses by status."""
+    statuses: collections.Counter[int] = collections.Counter()
+    stopped, lock = threading.Event(), threading.Lock()
+
+    def call() -> None:
+        with httpx.Client(base_url=gateway.client.base_url, timeout=20) as client:
+            while not stopped.is_set():
+                status = gateway.ask(x, client=client).status_code
+                with lock:
+                    statuses[status] += 1
+
+    threads = [threading.Thread(target=call) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield statuses
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
+        # What was given up at its deadline still sleeps in Triton, on some of the instances.
+        wait_until(lambda: _answers_at_once(gateway), 20, "every instance is idle")
+
+
+def _answers_at_once(gateway: Running) -> bool:
+    return all(gateway.ask().elapsed.total_seconds() < 0.5 for _ in range(8))

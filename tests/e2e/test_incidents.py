@@ -1,0 +1,407 @@
+"""What brought other gateways down, on two real Tritons: one replica that errs, everywhere or at
+times, clients that make requests fail, and counters that are left behind.
+
+Each test says in its name whose incident it was; `docs/operating.md` says what ours does instead.
+"""
+
+import collections
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+import pytest
+from tritonclient import grpc as triton_grpc
+from tritonclient.utils import InferenceServerException
+
+from modelspec.endpoint_schema import EndpointSchema
+from modelspec.golden import Golden
+from serving.triton.ports import free_ports
+from tests.e2e.grpc_models import ONE
+from tests.e2e.pair import Pair, Running
+from tests.running import wait_until
+
+# y is the pid of the server that answered. What a server does is in a file with its pid in the
+# name: how long it takes, and which share of the requests it fails. 1000 + s sleeps for s seconds;
+# a negative x fails everywhere.
+MODEL = """
+import json
+import os
+import random
+import time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.file = "HOME/" + args["model_name"] + "-" + str(os.getppid())
+
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy().item()
+        failed, seconds = 0.0, 0.0
+        if os.path.exists(self.file):
+            failed, seconds = json.loads(open(self.file).read())
+        if x < 0 or random.random() < failed:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError("broken"))
+        time.sleep(x - 1000 if x > 1000 else seconds)
+        y = np.array([os.getppid()], np.float32)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("y", y)])
+"""
+# y is x, which takes 5 ms; and a golden sample, by which it says that it may be asked again.
+PURE = """
+import time
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        time.sleep(0.005)
+        x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+        return pb_utils.InferenceResponse([pb_utils.Tensor("y", x)])
+"""
+NUMBER = {"type": "number"}
+ENDPOINT = EndpointSchema(
+    "A test.",
+    {"type": "object", "properties": {"x": {**NUMBER, "x-tensor": "x"}}},
+    {"type": "object", "properties": {"y": {**NUMBER, "x-tensor": "y"}}},
+    {"x": 1},
+)
+DECLARED = "".join(
+    f'parameters {{ key: "tidegate.{key}" value {{ string_value: {json.dumps(text)} }} }}\n'
+    for key, text in (
+        ("endpoint", ENDPOINT.to_json()),
+        ("golden", Golden({"x": 1}, {"y": [1]}, 0.01).to_json()),
+    )
+)
+BATCHED = (
+    'max_batch_size: 1 input { name: "x" data_type: TYPE_FP32 dims: 1 }\n'
+    'output { name: "y" data_type: TYPE_FP32 dims: 1 }\n'
+    "instance_group { count: 2 kind: KIND_CPU }\n"
+)
+INSTANCES = ONE + "instance_group { count: 4 kind: KIND_CPU }\n"
+
+
+class Incidents:
+    """The pair, its gateway, and how each server behaves."""
+
+    def __init__(self, pair: Pair, gateway: Running) -> None:
+        self.pair, self.gateway = pair, gateway
+
+    def behave(self, index: int, failed: float = 0.0, seconds: float = 0.0, model="one") -> None:
+        """This server fails so large a share of the model's requests, and takes so long."""
+        path = self.pair.home / f"{model}-{self.pair.pids()[index]}"
+        path.with_suffix(".new").write_text(json.dumps([failed, seconds]))
+        path.with_suffix(".new").replace(path)
+
+    def ask(self, client: httpx.Client, x: float = 0, model="one", **options) -> int:
+        """The pid of the server that answered, or the negative status."""
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [x]}
+        response = client.post(
+            f"{self.gateway.client.base_url}/v2/models/{model}/infer",
+            json={"inputs": [tensor]},
+            **options,
+        )
+        if response.status_code != 200:
+            return -response.status_code
+        return int(response.json()["outputs"][0]["data"][0])
+
+    @contextlib.contextmanager
+    def load(self, clients: int, x: float = 0, model="one", tenant="one", pause_s=0.0):
+        """Clients that call back to back; yields the counts of what ``ask`` returns."""
+        counts: collections.Counter[int] = collections.Counter()
+        stopped = threading.Event()
+
+        def call() -> None:
+            headers = self.gateway.headers(tenant)
+            with httpx.Client(timeout=20, headers=headers) as client:
+                while not stopped.is_set():
+                    counts[self.ask(client, x, model)] += 1
+                    stopped.wait(pause_s)
+
+        threads = [threading.Thread(target=call) for _ in range(clients)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield counts
+        finally:
+            stopped.set()
+            for thread in threads:
+                thread.join()
+
+    def replica(self, index: int) -> dict:
+        return self.gateway.replicas()[index]
+
+    def is_ejected(self, index: int, model="one") -> bool:
+        return model in self.replica(index)["ejected"]
+
+
+@pytest.fixture(scope="module")
+def incidents(tmp_path_factory) -> Iterator[Incidents]:
+    home = tmp_path_factory.mktemp("incidents")
+    code = MODEL.replace("HOME", str(home))
+    models = {
+        "one": (code, INSTANCES),
+        "two": (code, INSTANCES),
+        "pure": (PURE, BATCHED + DECLARED),
+    }
+    pair = Pair(home, models)
+    running = None
+    try:
+        pair.heal()
+        running = Running(pair, pair.addresses)
+        wait_until(running.is_ready, 20, "the gateway is ready")
+        yield Incidents(pair, running)
+    finally:
+        if running:
+            running.stop()
+        for index in (0, 1):
+            pair.stop(index)
+
+
+@pytest.fixture(autouse=True)
+def _all_is_well(incidents) -> None:
+    for index in (0, 1):
+        for model in ("one", "two"):
+            incidents.behave(index, model=model)
+    with httpx.Client(headers=incidents.gateway.headers(), timeout=20) as client:
+
+        def is_well() -> bool:
+            for model in ("one", "two"):
+                incidents.ask(client, model=model)  # a trial
+            replicas = incidents.gateway.replicas()
+            return not any(r["ejected"] or r["inflight"] or r["health"] != "up" for r in replicas)
+
+        wait_until(is_well, 60, "both are asked for everything")
+
+
+def _shares(counts: collections.Counter[int], incidents: Incidents) -> list[float]:
+    """The share of the answers that each server gave."""
+    answered = [counts[pid] for pid in incidents.pair.pids()]
+    return [count / sum(answered) for count in answered]
+
+
+def test_idle_replicas_are_asked_alike_though_clients_leave(incidents):
+    """litellm #40401: a counter that never came back, and one backend got 93.7 %."""
+    counts: collections.Counter[int] = collections.Counter()
+    with httpx.Client(headers=incidents.gateway.headers(), timeout=20) as client:
+        for number in range(1000):
+            if number % 10 == 0:
+                with contextlib.suppress(httpx.TimeoutException):
+                    httpx.post(
+                        f"{incidents.gateway.client.base_url}/v2/models/one/infer",
+                        json={
+                            "inputs": [
+                                {"name": "x", "datatype": "FP32", "shape": [1], "data": [1000.05]}
+                            ]
+                        },
+                        headers=incidents.gateway.headers(),
+                        timeout=0.01,
+                    )
+            counts[incidents.ask(client)] += 1
+    assert counts.total() == 1000
+    assert all(0.45 < share < 0.55 for share in _shares(counts, incidents)), counts
+    wait_until(
+        lambda: [r["inflight"] for r in incidents.gateway.replicas()] == [0, 0], 10, "none is left"
+    )
+
+
+def test_errors_disconnects_and_deadlines_leave_no_counter_behind(incidents):
+    """skypilot #10444: what was not counted down made a replica look busy for ever."""
+    url = f"{incidents.gateway.client.base_url}/v2/models/one/infer"
+    headers = incidents.gateway.headers()
+
+    def send(x: float, patience_s: float = 20, **parameters: int) -> None:
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [x]}
+        body = {"inputs": [tensor], "parameters": parameters}
+        for _ in range(20):
+            with contextlib.suppress(httpx.TimeoutException):
+                httpx.post(url, json=body, headers=headers, timeout=patience_s)
+
+    kinds = [
+        lambda: send(-1),
+        lambda: send(1000.2, patience_s=0.05),
+        lambda: send(1000.2, timeout=50_000),  # microseconds
+    ]
+    threads = [threading.Thread(target=kind) for kind in kinds for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wait_until(
+        lambda: [r["inflight"] for r in incidents.gateway.replicas()] == [0, 0], 30, "none is left"
+    )
+    assert not incidents.is_ejected(0) and not incidents.is_ejected(1)
+
+
+def test_one_that_fails_at_once_does_not_attract_traffic(incidents):
+    """fasthttp #865: errors in no time looked like the least busy backend."""
+    incidents.behave(0, seconds=0.02)
+    incidents.behave(1, failed=1.0)
+    with incidents.load(8) as counts:
+        wait_until(lambda: incidents.is_ejected(1), 10, "it is ejected")
+        before = counts.copy()
+        wait_until(lambda: counts.total() > before.total() + 400, 30, "400 more")
+        after = counts - before
+        assert incidents.is_ejected(1)
+    failed = after[-502] / after.total()
+    assert failed < 0.05, counts
+    incidents.behave(1)
+    with incidents.load(8) as counts:
+        wait_until(lambda: not incidents.is_ejected(1), 90, "it is back")
+        before = counts.copy()
+        wait_until(lambda: (counts - before)[incidents.pair.pids()[1]] > 100, 30, "it answers")
+    assert set(counts - before) == set(incidents.pair.pids())
+
+
+def test_one_that_fails_at_times_is_found_too(incidents):
+    incidents.behave(1, failed=0.05)
+    with incidents.load(8) as counts:
+        wait_until(lambda: incidents.is_ejected(1), 60, "it is ejected")
+    assert counts[-502] < 0.06 * counts.total(), counts
+
+
+def test_when_both_fail_both_are_asked_and_the_other_model_is_not_touched(incidents):
+    """envoy #26877, istio #20135: everything was ejected and nothing served."""
+    for index in (0, 1):
+        incidents.behave(index, failed=0.3)
+    with incidents.load(4) as counts, incidents.load(2, model="two") as others:
+        wait_until(lambda: counts.total() > 1000, 60, "a thousand")
+        assert not (incidents.is_ejected(0) and incidents.is_ejected(1))
+    assert -503 not in counts
+    assert 0.2 < counts[-502] / counts.total() < 0.4
+    assert set(others) == set(incidents.pair.pids())
+
+
+def test_what_one_tenant_does_wrong_takes_no_replica_from_another(incidents):
+    """sglang #25811: one client's oversized prompts took the fleet out."""
+    url = f"{incidents.gateway.client.base_url}/v2/models/one/infer"
+    headers = incidents.gateway.headers("one")
+    bodies = (
+        {"inputs": [{"name": "x", "datatype": "FP32", "shape": [2], "data": [1, 2]}]},
+        {"inputs": [{"name": "z", "datatype": "FP32", "shape": [1], "data": [1]}]},
+        {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [-1]}]},  # a poison
+    )
+    with incidents.load(2, tenant="two", pause_s=0.01) as counts:
+        with httpx.Client(headers=headers, timeout=20) as client:
+            for number in range(1000):
+                client.post(url, json=bodies[number % 3])
+                if number % 100 == 0:
+                    assert not incidents.is_ejected(0) and not incidents.is_ejected(1)
+        before = counts.total()
+        wait_until(lambda: counts.total() > before + 50, 30, "fifty more")
+    assert set(counts) == set(incidents.pair.pids()), counts
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_replica_loses_no_request_that_may_be_sent_again(incidents, killed):
+    """Over V2 in JSON, the task API with several rows, and gRPC."""
+    gateway, statuses = incidents.gateway, collections.Counter()
+    stopped = threading.Event()
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [7]}]}
+    tensor = triton_grpc.InferInput("x", [1, 1], "FP32")
+    tensor.set_data_from_numpy(np.array([[7]], np.float32))
+    headers = {key.lower(): value for key, value in gateway.headers().items()}
+
+    def v2(client: httpx.Client) -> object:
+        response = client.post("/v2/models/pure/infer", json=body)
+        return response.status_code == 200 or response.text
+
+    def rows(client: httpx.Client) -> object:
+        response = client.post("/v1/pure", json={"inputs": [{"x": n} for n in range(20)]})
+        if response.status_code != 200:
+            return response.text
+        return [row["y"] for row in response.json()["outputs"]] == list(range(20))
+
+    def grpc(client: triton_grpc.InferenceServerClient) -> object:
+        try:
+            return float(client.infer("pure", [tensor], headers=headers).as_numpy("y")[0, 0]) == 7
+        except InferenceServerException as error:
+            return str(error)
+
+    def run(call, connect) -> None:
+        with connect() as client:
+            while not stopped.is_set():
+                statuses[call.__name__, call(client)] += 1
+
+    def http() -> httpx.Client:
+        return httpx.Client(base_url=gateway.client.base_url, headers=headers, timeout=20)
+
+    def channel() -> triton_grpc.InferenceServerClient:
+        return triton_grpc.InferenceServerClient(f"127.0.0.1:{gateway.grpc_port}")
+
+    threads = [
+        threading.Thread(target=run, args=pair)
+        for pair in ((v2, http), (v2, http), (rows, http), (grpc, channel), (grpc, channel))
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_until(lambda: statuses.total() > 200, 30, "200 answers")
+        incidents.pair.kill(killed)
+        before = statuses.total()
+        wait_until(lambda: statuses.total() > before + 400, 30, "400 more")
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
+        incidents.pair.heal()
+    assert set(statuses) == {("v2", True), ("rows", True), ("grpc", True)}, statuses
+
+
+def test_a_replica_that_accepts_and_never_answers_holds_nobody_up(incidents):
+    """production-stack #749: the router hung on everything when one backend did."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)
+        black_hole = f"127.0.0.1:{listener.getsockname()[1]}"
+        running = Running(incidents.pair, [black_hole, incidents.pair.addresses[0]])
+        try:
+            wait_until(running.is_ready, 20, "it is ready")
+            began = time.monotonic()
+            statuses = [running.ask(model="one").status_code for _ in range(100)]
+            assert statuses == [200] * 100
+            assert time.monotonic() - began < 20  # where each that waited would take 4 s
+            assert running.replicas()[0]["health"] != "up"
+        finally:
+            running.stop()
+
+
+def test_the_list_changes_under_load_and_only_the_current_ones_are_checked(incidents):
+    """production-stack #680 and #815: checks went on with the old list, or stopped."""
+    policy = incidents.pair.work / "gateway.toml"
+    original = policy.read_text()
+    first, second = incidents.pair.addresses
+    gone = f"127.0.0.1:{free_ports(1)[0]}"
+    lists = [[first], [second], [first, second], [second, gone]]
+    try:
+        with incidents.load(2) as counts:
+            for number in range(50):
+                listed = json.dumps(lists[number % 4])
+                fresh = policy.with_suffix(".new")
+                fresh.write_text(f"replicas = {listed}\n{original}")
+                fresh.replace(policy)
+                time.sleep(0.1)
+            policy.with_suffix(".new").write_text(f"replicas = {json.dumps([second])}\n{original}")
+            policy.with_suffix(".new").replace(policy)
+            wait_until(
+                lambda: [r["address"] for r in incidents.gateway.replicas()] == [second],
+                10,
+                "one is left",
+            )
+            before = counts.copy()
+            wait_until(lambda: counts.total() > before.total() + 50, 20, "fifty more")
+            assert set(counts - before) == {incidents.pair.pids()[1]}
+        assert set(counts) <= set(incidents.pair.pids()), counts
+        assert incidents.replica(0)["health"] == "up"
+    finally:
+        policy.write_text(original)
+    wait_until(lambda: len(incidents.gateway.replicas()) == 2, 10, "both are listed again")

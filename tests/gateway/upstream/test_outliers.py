@@ -1,0 +1,190 @@
+"""Who is ejected, by comparison with the others, and how it comes back."""
+
+import contextlib
+
+import pytest
+
+from gateway.errors import (
+    DeadlineExceeded,
+    GatewayError,
+    InvalidRequest,
+    NoCapacity,
+    TooLarge,
+    UpstreamError,
+)
+from gateway.upstream.balancing import Health
+from gateway.upstream.outliers import EJECTED_S, SLOW_START_S, TRIALS, Record, is_outlier
+from gateway.upstream.replicas import ReplicaPool
+from tests.gateway.upstream.test_replicas import Connection
+
+
+class Clock:
+    """The pool's clock, which the test sets."""
+
+    def __init__(self, monkeypatch):
+        self.now = 1000.0
+        monkeypatch.setattr("gateway.upstream.replicas.time.monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+@pytest.fixture
+def pool(clock):
+    pool = ReplicaPool(Connection, 100)
+    pool.apply(["a:1", "b:1"])
+    return pool
+
+
+def _send(replica, count, error=None, model="m", clock=None):
+    for _ in range(count):
+        with contextlib.suppress(GatewayError), replica.permit(model):
+            if clock:
+                clock.now += 0.001
+            if error:
+                raise error
+
+
+def _asked(pool, model="m", times=200):
+    chosen = [pool.permit(model).replica.address for _ in range(times)]
+    return {address: chosen.count(address) / times for address in sorted(set(chosen))}
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "expected"),
+    [
+        ((0, 7), (7, 0), True),
+        ((0, 6), (6, 0), False),
+        ((133, 2), (1209, 0), False),  # two failures are chance, however many the others answered
+        ((186, 14), (200, 0), True),
+        ((0, 4), (100, 0), False),  # too few to tell
+        ((0, 100), (4, 0), False),
+        ((950, 50), (1000, 0), True),  # 5 % of a thousand
+        ((95, 5), (100, 0), False),  # 5 % of a hundred is chance
+        ((0, 100), (0, 100), False),  # it fails everywhere
+        ((50, 50), (60, 40), False),
+        ((233, 88), (6, 0), False),  # six answers say little
+        ((100, 0), (0, 100), False),  # the others are worse
+    ],
+)
+def test_an_outlier_is_one_by_comparison(own, others, expected):
+    assert is_outlier(own, others) is expected
+
+
+async def test_one_that_fails_a_model_is_ejected_for_that_model_alone(pool):
+    first, second = pool.replicas
+    _send(second, 10)
+    _send(first, 8, UpstreamError("at once"))
+    _send(first, 1, UpstreamError("at once"), model="n")
+    assert first.ejected() == {"m": EJECTED_S}
+    assert _asked(pool) == {"b:1": 1.0}
+    assert second.ejected() == {}
+    assert set(_asked(pool, "n")) == {"a:1", "b:1"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [InvalidRequest("wrong"), TooLarge("too long"), NoCapacity("full"), DeadlineExceeded("short")],
+)
+async def test_what_a_client_does_wrong_ejects_nobody(pool, clock, error):
+    first, second = pool.replicas
+    _send(second, 1000, clock=clock)
+    first.ended("m", None)
+    for _ in range(1000):
+        with pytest.raises(type(error)), first.permit("m"):
+            clock.now += 0.001
+            first.ended("m", None)  # it answers others meanwhile
+            raise error
+    assert first.ejected() == {}
+
+
+async def test_a_request_that_fails_everywhere_ejects_nobody(pool):
+    for _ in range(200):
+        for replica in pool.replicas:
+            _send(replica, 1, UpstreamError("poison"))
+            _send(replica, 1)
+    assert [replica.ejected() for replica in pool.replicas] == [{}, {}]
+
+
+async def test_at_most_half_are_ejected_and_then_all_are_asked(clock):
+    pool = ReplicaPool(Connection, 1000)
+    pool.apply(["a:1", "b:1", "c:1"])
+    for replica in pool.replicas:
+        _send(replica, 20)
+    for replica in pool.replicas:
+        _send(replica, 200, UpstreamError("broken"))
+    assert sum(bool(replica.ejected()) for replica in pool.replicas) <= 1
+    assert len(_asked(pool, times=300)) == 2
+    alone = ReplicaPool(Connection, 1000)
+    alone.apply(["a:1"])
+    _send(alone.replicas[0], 50, UpstreamError("broken"))
+    assert alone.replicas[0].ejected() == {}
+    pool.replicas[0].upstream.connection = pool.replicas[1].upstream.connection = Health.DOWN
+    assert _asked(pool) == {"c:1": 1.0}
+
+
+async def _ejected(pool):
+    first, second = pool.replicas
+    _send(second, 10)
+    _send(first, 8, UpstreamError("at once"))
+    assert first.ejected()
+    return first, second
+
+
+async def test_it_comes_back_by_trials_one_at_a_time_and_then_gradually(pool, clock):
+    first, _ = await _ejected(pool)
+    clock.now += EJECTED_S
+    assert set(_asked(pool)) == {"a:1", "b:1"}
+    with first.permit("m"):
+        assert _asked(pool) == {"b:1": 1.0}  # one at a time
+    _send(first, TRIALS - 2)
+    assert first.ejected() == {"m": 0.0}
+    _send(first, 1)
+    assert first.ejected() == {}
+    shares = []
+    for _ in range(3):
+        shares.append(_asked(pool, times=1000)["a:1"])
+        clock.now += SLOW_START_S / 2
+    assert shares == pytest.approx([0.05, 0.25, 0.5], abs=0.06)
+
+
+async def test_a_failed_trial_ejects_it_for_twice_as_long(pool, clock):
+    first, second = await _ejected(pool)
+    clock.now += EJECTED_S
+    _send(first, 1, UpstreamError("still"))
+    assert first.ejected() == {"m": 2 * EJECTED_S}
+    clock.now += 2 * EJECTED_S
+    _send(first, 1, InvalidRequest("a client's mistake decides nothing"))
+    assert first.ejected() == {"m": 0.0}
+    _send(first, TRIALS)
+    assert first.ejected() == {}
+    clock.now += 61
+    _send(second, 10)
+    _send(first, 8, UpstreamError("much later"))
+    assert first.ejected() == {"m": EJECTED_S}
+
+
+async def test_one_that_was_down_comes_back_gradually(pool, clock):
+    first = pool.replicas[0]
+    first.upstream.live = NoCapacity("gone")
+    await pool.check()
+    first.upstream.live = True
+    await pool.check()
+    assert _asked(pool, times=1000)["a:1"] == pytest.approx(0.05, abs=0.03)
+    clock.now += SLOW_START_S
+    assert _asked(pool, times=1000)["a:1"] == pytest.approx(0.5, abs=0.06)
+
+
+def test_latency_is_an_average_of_what_is_recent():
+    record = Record()
+    for _ in range(50):
+        record.answered(0.010, 1.0)
+    record.answered(0.300, 1.0)
+    assert record.latency_s(1.0) == pytest.approx(0.014, abs=0.001)
+    record.failed(1.0)  # as eight answers
+    assert record.latency_s(1.0) == pytest.approx(0.017, abs=0.001)
+    assert record.latency_s(20.0) == 0.0
+    record.answered(0.002, 20.0)
+    assert record.latency_s(20.0) == pytest.approx(0.002)
