@@ -24,7 +24,7 @@ def echoing(home: Path) -> Iterator[RunningStack]:
     add_models(home)
     running = launch(home, "identity_fp32", "echo_llm")
     try:
-        wait_ready(running, 60)
+        wait_ready(running)
         yield running
     finally:
         stop(running)

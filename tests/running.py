@@ -141,12 +141,19 @@ def launch(
 
 
 def wait_ready(stack: RunningStack, timeout_s: float = START_TIMEOUT_S) -> None:
-    """Return when the stack prints its startup banner; fail with its output if it ends first."""
+    """Return when the stack prints its startup banner; fail with its output if it ends first.
+
+    The time is for a hang: a stack that converts nothing has taken 65 s on a busy machine.
+    """
     deadline = time.monotonic() + timeout_s
-    while "Tidegate is ready." not in stack.output:
-        assert stack.process.poll() is None, f"the stack ended:\n{stack.output}"
-        assert time.monotonic() < deadline, f"the stack did not start:\n{stack.output}"
-        time.sleep(0.05)
+    try:
+        while "Tidegate is ready." not in stack.output:
+            assert stack.process.poll() is None, f"the stack ended:\n{stack.output}"
+            assert time.monotonic() < deadline, f"the stack did not start:\n{stack.output}"
+            time.sleep(0.05)
+    except BaseException:
+        stop(stack)  # or it would run on, beside the other tests
+        raise
 
 
 def stop(stack: RunningStack, number: int = signal.SIGTERM) -> int:

@@ -311,7 +311,7 @@ if __name__ == "__main__":
         name = "tiny_chat" if own else "chat"
         running = launch(home, name)
         try:
-            wait_ready(running, 200)
+            wait_ready(running)
             asyncio.run(_soak(ChatClients(running, name, TOKENS if own else 100), 120))
         finally:
             stop(running)

@@ -15,7 +15,7 @@ def stack_with_two_versions(tmp_path_factory):
     publish_staged(stage(repository, 0), repository)
     running = launch(home, NAME)
     try:
-        wait_ready(running, 90)
+        wait_ready(running)
         other = str(stage(home / "elsewhere", 10))
         run = running.tidegate("publish", other, "--accept-no-manifest", "a test")
         assert run.returncode == 0, run.stderr

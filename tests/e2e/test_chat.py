@@ -32,7 +32,7 @@ def served(source, tmp_path_factory):
     converted = tidegate(home, "convert", str(source), *arguments)
     assert converted.returncode == 0, converted.stderr
     running = launch(home, "tiny_chat")
-    wait_ready(running, 60)
+    wait_ready(running)
     yield running
     assert stop(running) == 0
 

@@ -37,7 +37,7 @@ def converted(home: Path) -> Path:
 def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatClients]:
     stack = launch(converted(tmp_path_factory.mktemp("bad_days")), "tiny_chat")
     try:
-        wait_ready(stack, 120)
+        wait_ready(stack)
         yield ChatClients(stack, "tiny_chat", TOKENS)
     finally:
         assert stop(stack) == 0, stack.output

@@ -42,7 +42,7 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def served(home):
     running = launch(home, NAME, *MODELS)
-    wait_ready(running, 60)
+    wait_ready(running)
     yield running
     assert stop(running) == 0
 

@@ -62,7 +62,7 @@ def served(models, tmp_path_factory):
         run = tidegate(home, "convert", str(models / name), *task)
         assert run.returncode == 0, run.stderr
     running = launch(home, "mood_bert", "mood_roberta")
-    wait_ready(running, 60)
+    wait_ready(running)
     yield running
     assert stop(running) == 0
 

@@ -56,7 +56,7 @@ def home(models, photos, tmp_path_factory):
 @pytest.fixture(scope="module")
 def served(home):
     running = launch(home, *MODELS)
-    wait_ready(running, 60)
+    wait_ready(running)
     yield running
     assert stop(running) == 0
 

@@ -46,7 +46,7 @@ def served(models, tmp_path_factory):
         run = tidegate(home, "convert", *arguments)
         assert run.returncode == 0, run.stderr
     running = launch(home, "risk", "progress")
-    wait_ready(running, 60)
+    wait_ready(running)
     yield running
     assert stop(running) == 0
 

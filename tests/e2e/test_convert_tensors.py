@@ -41,7 +41,7 @@ def served(sources, tmp_path_factory):
         run = _tidegate(home, sources, "convert", source, "--name", name)
         assert run.returncode == 0, run.stderr
     running = launch(home, "net", "chances")
-    wait_ready(running, 60)
+    wait_ready(running)
     yield running
     assert stop(running) == 0
 

@@ -55,7 +55,7 @@ def home(models, tmp_path_factory):
 @pytest.fixture(scope="module")
 def served(home):
     running = launch(home, "embedder", "tagger", "ranker")
-    wait_ready(running, 60)
+    wait_ready(running)
     yield running
     assert stop(running) == 0
 

@@ -42,7 +42,7 @@ def served(models, tmp_path_factory):
         run = tidegate(home, "convert", str(home / f"{name}.skops"), "--name", name)
         assert run.returncode == 0, run.stderr
     running = launch(home, *models)
-    wait_ready(running, 60)
+    wait_ready(running)
     yield running
     assert stop(running) == 0
 

@@ -46,7 +46,7 @@ def served(tmp_path_factory):
         ended = tidegate(home, *command)
         assert ended.returncode == 0, ended.stderr
     running = launch(home, NAME)  # with the pipelines that it asks
-    wait_ready(running, 60)
+    wait_ready(running)
     yield running
     assert stop(running) == 0
 

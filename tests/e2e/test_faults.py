@@ -50,7 +50,7 @@ class Load:
 @pytest.fixture(scope="module")
 def own_stack(built):
     running = launch(built, *QUICK)
-    wait_ready(running, 60)
+    wait_ready(running)
     yield running
     assert stop(running) == 0
 

@@ -54,7 +54,7 @@ def stack(tmp_path_factory):
     (tally / "config.pbtxt").write_text(HEAD + SEQUENCE)
     running = launch(home, "identity_fp32", "echo_llm", "tally")
     try:
-        wait_ready(running, 60)
+        wait_ready(running)
         running.keys = {tenant: _key(running, tenant) for tenant in "ab"}
         (home / ".tidegate" / "gateway.toml.new").write_text(POLICY)
         (home / ".tidegate" / "gateway.toml.new").rename(home / ".tidegate" / "gateway.toml")

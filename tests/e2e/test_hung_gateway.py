@@ -57,7 +57,7 @@ def _events(stack: RunningStack) -> str:
 def one(tmp_path_factory):
     stack = _stack(tmp_path_factory.mktemp("one"))
     try:
-        wait_ready(stack, 120)
+        wait_ready(stack)
         yield stack
     finally:
         stop(stack)
@@ -72,7 +72,7 @@ def two(tmp_path_factory):
     publish_staged(stage(repository, 0, initialize=SLOW), repository)
     stack = _stack(home, "mood", "--workers=2")
     try:
-        wait_ready(stack, 120)
+        wait_ready(stack)
         wait_until(lambda: len(_workers(stack)) == 2, 30, "two workers")
         yield stack
     finally:

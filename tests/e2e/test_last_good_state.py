@@ -29,7 +29,7 @@ def running(home):
     """Two workers; the good policy was in force, and the file is invalid now."""
     running = launch(home, "identity_fp32", TIDEGATE_WORKERS="2")
     try:
-        wait_ready(running, 90)
+        wait_ready(running)
         _put(home, GOOD)
         wait_until(lambda: _versions(running) == {VERSION}, 20, "the good policy")
         _put(home, WRONG)
@@ -115,7 +115,7 @@ def test_after_a_full_restart_the_last_good_policy_serves_or_up_says_why_not(hom
     ports = [running.gateway_port, running.http_port, running.grpc_port, running.metrics_port]
     again = launch(home, "identity_fp32", ports=ports)
     try:
-        wait_ready(again, 60)
+        wait_ready(again)
         assert _versions(again) == {VERSION}
         assert "line 1: " in again.output
         assert "the last good policy is in force instead" in again.output

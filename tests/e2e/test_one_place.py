@@ -37,7 +37,7 @@ def own_stack(tmp_path_factory):
     assert "no server was notified" in started.stdout
     running = launch(home, NAME, TIDEGATE_WORKERS="2")
     try:
-        wait_ready(running, 120)
+        wait_ready(running)
         with httpx.Client(headers=running.headers, timeout=60) as running.client:
             yield running
     finally:

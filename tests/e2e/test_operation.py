@@ -28,7 +28,7 @@ def own_stack(tmp_path_factory):
     flags = ("--workers=2", f"--log-bytes={LOG_BYTES}", f"--log-files={OLDER}")
     running = launch(home, "echo_llm", *flags, TMPDIR=str(home / "tmp"))
     try:
-        wait_ready(running, 120)
+        wait_ready(running)
         yield running
     finally:
         stop(running)

@@ -73,7 +73,7 @@ def own_stack(built, tmp_path_factory):
     (sleeper / "config.pbtxt").write_text(CONFIG)
     _add_onnx(home / "model_repository" / "adder")
     running = launch(home, *QUICK, "sleeper", "adder")
-    wait_ready(running, 60)
+    wait_ready(running)
     yield running
     assert stop(running) == 0
 

@@ -39,7 +39,7 @@ def governed(built):
     with policy_of(built) as policy, contextlib.ExitStack() as started:
         running = launch(built, *QUICK)
         started.callback(_ended_well, running)
-        wait_ready(running, 90)
+        wait_ready(running)
         running.keys = {
             name: _key(running, name, *flags)
             for name, flags in {

@@ -20,7 +20,7 @@ def own_stack(tmp_path_factory):
     repository = home / "model_repository"
     publish_staged(stage(repository, 0), repository)
     running = launch(home, NAME)
-    wait_ready(running, 90)
+    wait_ready(running)
     yield running
     assert stop(running) == 0
 

@@ -37,7 +37,7 @@ def shared(tmp_path_factory):
         with policy_of(home, POLICY):
             running = launch(home, "identity_fp32", "--workers=2", TIDEGATE_REDIS_URL=server.url)
             try:
-                wait_ready(running, 180)
+                wait_ready(running)
                 yield running, server
             finally:
                 server.thaw()

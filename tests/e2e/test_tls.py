@@ -274,7 +274,7 @@ def test_up_serves_tls(faulty, tmp_path):
         f"--grpc-certificate-port={certificate_port}",
     )
     try:
-        wait_ready(running, 60)
+        wait_ready(running)
         context = ssl.create_default_context(cafile=str(faulty / "ca.pem"))
         url = f"https://localhost:{running.gateway_port}/v2/models/identity_fp32"
         assert httpx.get(url, headers=running.headers, verify=context).status_code == 200

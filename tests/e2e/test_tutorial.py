@@ -38,7 +38,7 @@ def test_the_tutorial(tmp_path):
                 (tmp_path / name).write_text(_adapted(content, running))
             elif commands == "tidegate up wine\n":
                 running = launch(tmp_path, "wine")
-                wait_ready(running, 120)
+                wait_ready(running)
             else:
                 output = _run(tmp_path, variables + _adapted(commands, running))
                 variables += "".join(re.findall(r'^[A-Z]+=".*"\n', commands, re.MULTILINE))

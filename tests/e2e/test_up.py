@@ -53,7 +53,7 @@ def test_triton_is_bound_to_loopback_and_its_repository_is_closed(stack):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_a_second_start_converts_nothing_and_a_signal_leaves_nothing(built, number):
     running = launch(built, *QUICK)
-    wait_ready(running, 60)
+    wait_ready(running)
     assert "converting" not in running.output
     family = running.family()
     assert len(family) > 3
@@ -66,14 +66,14 @@ def test_a_second_start_converts_nothing_and_a_signal_leaves_nothing(built, numb
 
 def test_kill_9_of_the_command_leaves_no_process_and_the_next_start_cleans_up(built):
     running = launch(built, *QUICK)
-    wait_ready(running, 60)
+    wait_ready(running)
     family = running.family()
     running.process.kill()
     running.process.wait()
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive
     again = launch(built, *QUICK)
-    wait_ready(again, 60)
+    wait_ready(again)
     assert not _regions(running.process.pid)
     assert stop(again) == 0
 
@@ -139,7 +139,7 @@ def test_a_process_that_loses_a_race_at_its_start_is_started_once_more(tmp_path)
     )
     running = launch(tmp_path, "unlucky")
     try:
-        wait_ready(running, 120)
+        wait_ready(running)
         assert "starting Triton once more" in running.output
     finally:
         assert stop(running) == 0

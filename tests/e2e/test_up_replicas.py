@@ -42,7 +42,7 @@ def pair(tmp_path_factory):
     (version.parent / "config.pbtxt").write_text(CONFIG)
     running = launch(home, "plain", "--replicas", "2")
     try:
-        wait_ready(running, 120)
+        wait_ready(running)
         yield running
     finally:
         family = running.family()
