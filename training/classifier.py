@@ -2,11 +2,13 @@
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training.frozen_layers import FrozenLayers, fed
 from training.recipe import Progress
 
 REPORT_EVERY = 50  # batches
@@ -17,8 +19,9 @@ Pair = tuple[str, str]  # a text and its label
 class Settings:
     """``max_tokens`` of a text are read. The encoder's learning rate rises over the first tenth of
     the steps and falls to 0; the new head's is ten times as high. The embeddings and the first
-    ``frozen_layers`` layers stay as they are, if there are any. Of ``similar_lengths`` batches at a
-    time the texts are sorted by length, to save padding; 1 leaves them as they come."""
+    ``frozen_layers`` layers stay as they are, if there are any, and are computed once. Of
+    ``similar_lengths`` batches at a time the texts are sorted by length, to save padding; 1 leaves
+    them as they come."""
 
     epochs: int
     batch: int = 16
@@ -48,9 +51,19 @@ class Classifier:
 
     def train(self, pairs: Sequence[Pair], settings: Settings, report: Progress) -> None:
         """Rare labels count for more: by the square root of how much rarer they are."""
+        with self._logits_in_training(pairs, settings, report) as logits_of:
+            self._train(pairs, settings, report, logits_of)
+        self._model.eval()
+
+    def _train(
+        self,
+        pairs: Sequence[Pair],
+        settings: Settings,
+        report: Progress,
+        logits_of: Callable[[Sequence[str]], Any],
+    ) -> None:
         import torch
 
-        self._freeze(settings.frozen_layers)
         batches = -(-len(pairs) // settings.batch)
         steps = settings.epochs * batches
         optimizer = torch.optim.AdamW(self._parameters(settings), weight_decay=0.01)
@@ -71,7 +84,7 @@ class Classifier:
             for number, batch in enumerate(in_batches(order, settings, shuffled), start=1):
                 actual = torch.tensor([self._labels.index(label) for _, label in batch])
                 texts = [text for text, _ in batch]
-                loss = loss_of(self._logits(texts, settings.max_tokens), actual)
+                loss = loss_of(logits_of(texts), actual)
                 optimizer.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
@@ -83,10 +96,23 @@ class Classifier:
                         f"epoch {epoch} of {settings.epochs}, {number} of {batches} batches: "
                         f"loss {total / number:.3f}, {time.monotonic() - began:.0f} s"
                     )
-        self._model.eval()
 
-    def predict(self, texts: Sequence[str], max_tokens: int, batch: int = 32) -> list[str]:
-        """The likeliest label of each text."""
+    @contextmanager
+    def _logits_in_training(
+        self, pairs: Sequence[Pair], settings: Settings, report: Progress
+    ) -> Iterator[Callable[[Sequence[str]], Any]]:
+        """Texts -> FP32 [texts, labels]; what is frozen is computed before."""
+        if not settings.frozen_layers:
+            yield lambda texts: self._logits(texts, settings.max_tokens)
+            return
+        frozen = FrozenLayers(self._model.base_model, settings.frozen_layers)
+        texts = [text for text, _ in pairs]
+        outputs = frozen.outputs(texts, self._tokenizer, settings.max_tokens, report)
+        with frozen.skipped():
+            yield lambda texts: self._model(**fed([outputs[text] for text in texts])).logits
+
+    def predict(self, texts: Sequence[str], batch: int = 32) -> list[str]:
+        """The likeliest label of each text, which is read as far as it is when it is served."""
         import torch
 
         self._model.eval()
@@ -95,7 +121,7 @@ class Classifier:
         with torch.no_grad():
             for start in range(0, len(texts), batch):
                 chosen = by_length[start : start + batch]
-                logits = self._logits([texts[index] for index in chosen], max_tokens)
+                logits = self._logits([texts[index] for index in chosen])
                 for index, label in zip(chosen, logits.argmax(1).tolist(), strict=True):
                     labels[index] = self._labels[label]
         return labels
@@ -104,8 +130,8 @@ class Classifier:
         self._model.save_pretrained(folder)
         self._tokenizer.save_pretrained(folder)
 
-    def _logits(self, texts: Sequence[str], max_tokens: int) -> Any:
-        """FP32 [texts, labels]."""
+    def _logits(self, texts: Sequence[str], max_tokens: int | None = None) -> Any:
+        """FP32 [texts, labels]; without ``max_tokens`` of a text, the tokenizer's limit is read."""
         fed = self._tokenizer(
             list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
         )
@@ -119,12 +145,6 @@ class Classifier:
             {"params": encoder, "lr": settings.learning_rate},
             {"params": [*self._model.classifier.parameters()], "lr": 10 * settings.learning_rate},
         ]
-
-    def _freeze(self, layers: int) -> None:
-        if layers:
-            encoder = self._model.base_model
-            for part in (encoder.embeddings, *encoder.encoder.layer[:layers]):
-                part.requires_grad_(False)
 
 
 def in_batches(

@@ -44,7 +44,7 @@ def train(folder: Path, seed: int, report: Progress) -> list[Metric]:
         model = Classifier(required_folder(BASE) / "model", labels, seed)
         model.train(training, SETTINGS, report)
     actual = [label for _, label in held_out]
-    predicted = model.predict([text for text, _ in held_out], SETTINGS.max_tokens)
+    predicted = model.predict([text for text, _ in held_out])
     data = f"{len(held_out)} held-out questions of chatterbot-corpus, {len(labels)} topics"
     metrics = [
         Metric("macro-F1", round(macro_f1(actual, predicted), 4), data),

@@ -88,3 +88,12 @@ def test_batches_of_similar_lengths_hold_every_pair_once():
         max(map(len, texts)) - min(map(len, texts)) for texts in ([t for t, _ in b] for b in rows)
     ]
     assert sum(widths) / len(widths) < 20
+
+
+def test_a_text_is_read_further_when_it_is_measured_than_when_it_is_learnt_from(tmp_path):
+    model = Classifier(save_encoder("bert", tmp_path / "encoder"), reviews.LABELS, seed=0)
+    model.predict([])  # in evaluation mode
+    same = "a room with a view "
+    texts = [f"{same * 3}{end}" for end in ("good", "bad")]
+    cut, whole = (model._logits(texts, tokens).tolist() for tokens in (8, None))
+    assert cut[0] == cut[1] and whole[0] != whole[1]
