@@ -9,7 +9,7 @@ from ensembles.smart_reply import EmbeddingSteps
 from modelspec.declaration import Declaration
 from serving.publish.deployment import Deployment
 from serving.repository.model_repository import ModelRepository
-from tidegate.app.knowledge_base import KnowledgeBase, publish, read_messages
+from tidegate.app.knowledge_base import KnowledgeBase, not_latin, publish, read_messages
 from training.knowledge_base import Evaluation, Thresholds
 from training.knowledge_files import Entry
 from training.recipe import Metric, TrainingError
@@ -69,6 +69,11 @@ def _asked(tmp_path, *lines):
     path = tmp_path / "asked.csv"
     path.write_text("\n".join(["message,question", *lines]))
     return path
+
+
+def test_entries_that_the_embedding_does_not_read_are_counted():
+    questions = ("Where?", "你们几点开门", "Wi-Fi 密码是什么", "Öffnungszeiten", "Где?", "24/7", "")
+    assert not_latin([Entry("text", "faq", question) for question in questions]) == 3
 
 
 def test_half_of_what_is_asked_chooses_and_half_measures(tmp_path):

@@ -3,6 +3,7 @@
 
 import json
 import tempfile
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -141,6 +142,11 @@ def build(
     else:
         entries = default_entries()
     asked = read_messages(messages, entries) if messages else None
+    if unread := not_latin(entries):
+        report(
+            f"{unread} of {len(entries)} entries are not in Latin script: text_embedding knows "
+            "English only, and compares these wrongly"
+        )
     _require_embedding(ModelRepository(paths.repository), paths, report)
 
     def change(deployment: "Deployment") -> tuple[str, int]:
@@ -156,6 +162,15 @@ def build(
         return publish(knowledge, embed.steps, deployment)
 
     return change
+
+
+def not_latin(entries: Sequence["Entry"]) -> int:
+    """How many entries have fewer Latin letters than others in what they are compared by."""
+    return sum(
+        2 * sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters)
+        < len(letters)
+        for letters in ([*filter(str.isalpha, entry.embedded)] for entry in entries)
+    )
 
 
 def _require_embedding(repository: "ModelRepository", paths: Paths, report: Progress) -> None:

@@ -10,9 +10,9 @@ from tidegate.commands.output import print_json, progress
 
 HELP = f"""Join published pipelines behind one name, prove the result, and publish it.
 
-    NAME is one of {", ".join(COMPOSED)}. Members that are not published yet are trained first. The
-    result pins the versions of its members' steps that are active now: compose it again to take
-    newer ones.
+    NAME is one of {", ".join(COMPOSED)}. text_classification trains the members that are not
+    published yet, and pins the versions of their steps that are active now: compose it again to
+    take newer ones. customer_service asks published pipelines by name, whatever version is active.
 
     \b
     tidegate compose text_classification
