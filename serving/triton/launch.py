@@ -4,6 +4,7 @@ with TritonServer(LaunchOptions(ModelRepository(folder), work_dir)) as server:
     server.control.load("text_embedding")
 """
 
+import contextlib
 import math
 import os
 import re
@@ -295,5 +296,6 @@ def _stubs(prefix: str) -> list[psutil.Process]:
 def _end(processes: list[psutil.Process]) -> None:
     _, alive = psutil.wait_procs(processes, timeout=2)
     for process in alive:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            process.kill()
     psutil.wait_procs(alive, timeout=5)

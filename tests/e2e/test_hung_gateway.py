@@ -124,7 +124,9 @@ def test_one_of_two_workers_that_is_stopped_is_replaced_and_the_other_goes_on(tw
     wait_until(lambda: '"gateway_hung"' in _events(two), 10, "the event")
     assert _gateway(two) == parent
     assert workers[1] in _workers(two)
-    assert all(_is_answering(two) for _ in range(10))
+    # A new worker says that it is not ready until it has probed the models, which are slow here.
+    assert all(httpx.get(f"{two.url}/healthz", timeout=20).is_success for _ in range(10))
+    wait_until(lambda: all(_is_answering(two) for _ in range(10)), HEAL_S, "readiness")
 
 
 def test_a_parent_of_workers_that_is_stopped_is_started_again_with_them(two):
