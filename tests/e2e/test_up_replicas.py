@@ -159,7 +159,8 @@ def test_a_process_that_ends_is_revived_on_its_replica_alone(pair):
             60,
             "it is revived",
         )
-        assert {_ask(pair, client) for _ in range(20)} == {200}
+        # The new process is there before it has loaded its model.
+        wait_until(lambda: {_ask(pair, client) for _ in range(20)} == {200}, 60, "all answer")
     log = (pair.home / ".tidegate" / "logs" / "events.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in log]
     healed = [event for event in events if event["event"] == "process_died"]
