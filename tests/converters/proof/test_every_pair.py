@@ -84,8 +84,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.mark.parametrize(("name", "precision"), PAIRS)
 def test_the_ten_faults_are_planted_and_detected(name, precision, sources):
     task = TASKS[name].open_task(ConversionRequest("t", str(sources(name))))
-    # Whether so small a model survives 8 bits depends on its vocabulary, which is trained anew, with
-    # ties broken by chance: what is tested here is whether faults are seen.
+    # Whether so small a model survives 8 bits depends on its vocabulary, which is trained anew and
+    # with ties broken by chance: what is tested here is whether faults are seen.
     options = ConversionOptions(precision, accepted="a tiny model")
     record = convert(task, options, lambda text: None).record
     tests = [
