@@ -192,7 +192,7 @@ async def stream_responses(
     permit = gateway.pool.permit(message.model_name, message.model_version)
     if context.admission:
         context.admission.started()
-    is_first, is_second = True, False  # the response that is awaited; the replica that is asked
+    may_move = True  # to another replica: once, and before the first response
     while True:
         try:
             with permit as upstream:
@@ -200,14 +200,14 @@ async def stream_responses(
                     async for response in responses:
                         if not context.upstream_s:
                             context.upstream_s = time.perf_counter() - sent_at
-                        is_first = False
+                        may_move = False
                         response.model_name = model.name
                         yield response
             return
         except ReplicaLost as error:
-            if is_second or not is_first:
+            if not may_move:
                 raise
-            is_second = True
+            may_move = False
             permit = gateway.pool.second_permit(
                 permit, error, message.model_version, may_repeat=model.may_repeat
             )

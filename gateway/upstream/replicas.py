@@ -103,12 +103,14 @@ class Replica:
     def state(self, model: str, version: str, now: float) -> ReplicaState:
         failures = round(self._decayed(now)) if self._failures else 0
         serves, is_right = self.serves(model, version), not self.probes.get(model)
-        state = ReplicaState(self.health, self.inflight, failures, serves, is_right)
-        record = self.records.get(model)
         weight = slow_start(now - self.back_since)
+        record = self.records.get(model)
         if record is None:
-            return state._replace(weight=weight) if weight < 1 else state
-        return state._replace(
+            return ReplicaState(
+                self.health, self.inflight, failures, serves, is_right, weight=weight
+            )
+        return ReplicaState(
+            *(self.health, self.inflight, failures, serves, is_right),
             is_ejected=record.gets_none(now),
             latency_s=record.latency_s(now),
             weight=min(weight, record.weight(now)),
@@ -125,7 +127,10 @@ class Replica:
         }
 
     def record(self, model: str) -> Record:
-        return self.records.setdefault(model, Record())
+        record = self.records.get(model)
+        if record is None:
+            record = self.records[model] = Record()
+        return record
 
     def permit(self, model: str = "") -> "Permit":
         """A permit, whatever its load and health."""
@@ -291,15 +296,15 @@ class ReplicaPool:
         response was passed on. Raises the ``error`` if there is none, if too many requests were
         sent a second time lately, or if the first replica may have worked on it and the request
         ``may_repeat`` no work."""
-        healthy = [
+        others = [
             replica
             for replica in self.replicas
             if replica is not first.replica and replica.serves(first.model, version)
         ]
-        if self._retries < 1 or not healthy or (error.was_sent and not may_repeat):
+        if self._retries < 1 or not others or (error.was_sent and not may_repeat):
             raise error
         try:
-            permit = self._permit(healthy, first.model, version)
+            permit = self._permit(others, first.model, version)
         except NoCapacity:
             raise error from None
         self._retries -= 1
