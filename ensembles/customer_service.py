@@ -115,7 +115,9 @@ def declare(golden: Golden, card: Mapping[str, Any]) -> Pipeline:
         inputs=(TEXT,),
         outputs=OUTPUTS,
         steps=(
-            StepSpec(asks.name, 1, {"text": "text"}, {each.name: each.name for each in OUTPUTS}),
+            StepSpec(
+                asks.name, 1, {"text": "text"}, {output.name: output.name for output in OUTPUTS}
+            ),
         ),
         endpoint_schema=EndpointSchema(
             purpose="A customer's message: its topic, sentiment, entities, and an answer to it.",

@@ -70,11 +70,16 @@ def declare(
     batch = min(classifier.max_batch_size for classifier in classifiers)
     answers = tuple(tensor for classifier in classifiers for tensor in classifier.answer())
     texts = tuple(TensorSpec(classifier.own("text"), "BYTES", (1,)) for classifier in classifiers)
-    tasks = [{"task": each.name, "languages": list(each.languages)} for each in classifiers]
+    tasks = [
+        {"task": classifier.name, "languages": list(classifier.languages)}
+        for classifier in classifiers
+    ]
     route = _step(name, Role.PRE, "route_text", (TEXT,), (_TASK, _LANGUAGE, *texts), batch)
     route = replace(route, parameters={"tasks": json.dumps(tasks)})
     chosen = _step(name, Role.POST, "choose_labels", (_TASK, *answers), _ANSWER, batch)
-    chosen = replace(chosen, parameters={"tasks": ",".join(each.name for each in classifiers)})
+    chosen = replace(
+        chosen, parameters={"tasks": ",".join(classifier.name for classifier in classifiers)}
+    )
     public = ModelSpec(
         name=name,
         backend="ensemble",
@@ -125,7 +130,9 @@ def _wired(member: ModelSpec) -> StepSpec:
 def _endpoint_schema(
     classifiers: Sequence[Classifier], golden: Golden, card: Mapping[str, Any]
 ) -> EndpointSchema:
-    languages = dict.fromkeys(language for each in classifiers for language in each.languages)
+    languages = dict.fromkeys(
+        language for classifier in classifiers for language in classifier.languages
+    )
     request: dict[str, Any] = text_request("The text to classify.")
     request["properties"] |= {
         "language": {
@@ -136,7 +143,7 @@ def _endpoint_schema(
         },
         "task": {
             "type": "string",
-            "enum": [each.name for each in classifiers],
+            "enum": [classifier.name for classifier in classifiers],
             "description": "The classifier, if it should not be the language's first one.",
             "x-parameter": "task",
         },

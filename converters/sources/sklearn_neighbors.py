@@ -94,8 +94,8 @@ def _nearest(part: GraphPart, model: Any, rows: str) -> tuple[str, str]:
             "'euclidean' or 'manhattan'"
         )
     trained = np.asarray(model._fit_X, np.float64)
-    each = part.node("Unsqueeze", [rows, part.constant([1], dtype=INT64)])
-    gaps = part.node("Sub", [each, part.constant(trained, (1, *trained.shape))])
+    rows_3d = part.node("Unsqueeze", [rows, part.constant([1], dtype=INT64)])
+    gaps = part.node("Sub", [rows_3d, part.constant(trained, (1, *trained.shape))])
     reduction = {1.0: "ReduceL1", 2.0: "ReduceL2"}.get(power)
     last = part.constant([2], dtype=INT64)
     if reduction:

@@ -93,7 +93,9 @@ class Calls:
     async def __call__(self, texts: np.ndarray, ask: Ask) -> dict[str, np.ndarray]:
         """Our outputs [n, ...]. Raises Refused if every call failed for one of the messages."""
         answers = await asyncio.gather(*(self._answers(call, texts, ask) for call in self._calls))
-        rows = [self._row(row, [each[row] for each in answers]) for row in range(len(texts))]
+        rows = [
+            self._row(row, [responses[row] for responses in answers]) for row in range(len(texts))
+        ]
         return {name: _stacked([row[name] for row in rows]) for name in rows[0]}
 
     async def _answers(self, call: Call, texts: np.ndarray, ask: Ask) -> list[Answer]:
@@ -167,7 +169,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         declared = json.loads(config["parameters"]["calls"]["string_value"])
-        calls = [Call(**each) for each in declared]
+        calls = [Call(**fields) for fields in declared]
         filled = {name for call in calls for name in call.outputs.values()}
         empty = {
             output["name"]: np.zeros(

@@ -36,14 +36,14 @@ class Answers:
 def choose(tasks: Sequence[bytes], answers: Mapping[str, Answers]) -> dict[str, np.ndarray]:
     """The outputs, by name, for texts whose tasks these are."""
     chosen = [answers[task.decode()] for task in tasks]
-    width = max(each.label.shape[1] for each in answers.values())
+    width = max(answer.label.shape[1] for answer in answers.values())
     labels = np.full((len(tasks), width), b"", dtype=object)
     scores = np.zeros((len(tasks), width), dtype=np.float32)
-    for row, each in enumerate(chosen):
-        count = each.label.shape[1]
-        labels[row, :count], scores[row, :count] = each.label[row], each.score[row]
-    counts = [each.label.shape[1] for each in chosen]
-    tokens = [int(each.token_count[row, 0]) for row, each in enumerate(chosen)]
+    for row, answer in enumerate(chosen):
+        count = answer.label.shape[1]
+        labels[row, :count], scores[row, :count] = answer.label[row], answer.score[row]
+    counts = [answer.label.shape[1] for answer in chosen]
+    tokens = [int(answer.token_count[row, 0]) for row, answer in enumerate(chosen)]
     return {
         "label": labels[:, :1],
         "score": scores[:, :1],

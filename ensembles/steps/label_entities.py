@@ -222,19 +222,19 @@ def _checked_numbers(match: re.Match[str]) -> Iterator[_Span]:
     groups = [one.span() for one in _GROUP.finditer(match.string, *match.span())]
     index = 0
     while index < len(groups):
-        begin, label, number, found = groups[index][0], "", "", index
+        begin, label, number, end_index = groups[index][0], "", "", index
         for last in range(index, len(groups)):
             start, end = groups[last]
             number += match.string[start:end].upper()
             if len(number) > _CARD_DIGITS[-1]:
                 break
             if _is_identity(number):
-                label, found = "ID", last
+                label, end_index = "ID", last
             elif _is_card(number):
-                label, found = "CARD", last
+                label, end_index = "CARD", last
         if label:
-            yield begin, groups[found][1], label
-        index = found + 1
+            yield begin, groups[end_index][1], label
+        index = end_index + 1
 
 
 def _is_identity(number: str) -> bool:
@@ -317,13 +317,13 @@ class TritonPythonModel:
         texts = list(texts.reshape(-1))
         redacted = None
         try:
-            found = self._find(logits, span, texts)
+            entities_by_text = self._find(logits, span, texts)
             if wants_redaction(request.parameters()):
                 redacted = [
                     self._redact(text.decode("utf-8"), entities, spans)
-                    for text, entities, spans in zip(texts, found, span, strict=True)
+                    for text, entities, spans in zip(texts, entities_by_text, span, strict=True)
                 ]
-            tensors = as_tensors(found, redacted)
+            tensors = as_tensors(entities_by_text, redacted)
         except ValueError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
         return pb_utils.InferenceResponse(

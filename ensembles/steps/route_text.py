@@ -207,7 +207,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
         tasks = json.loads(parameters["tasks"]["string_value"])
-        self._languages = {each["task"]: each["languages"] for each in tasks}
+        self._languages = {task["task"]: task["languages"] for task in tasks}
         self._router = Router(self._languages, _latin_teller())
 
     def execute(self, requests: list[Any]) -> list[Any]:

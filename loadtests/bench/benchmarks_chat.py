@@ -133,8 +133,8 @@ def _measured(sources: Mapping[str, Source], effort: Effort) -> Passes:
 
 def _rows(passes: Passes) -> list[StreamRow]:
     return [
-        StreamRow.of(name, str(count), each, speed(each, passes[name, 1]))
-        for (name, count), each in passes.items()
+        StreamRow.of(name, str(count), own, speed(own, passes[name, 1]))
+        for (name, count), own in passes.items()
     ]
 
 

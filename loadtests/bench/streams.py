@@ -142,7 +142,7 @@ def stream_pass(
 
 def speed(passes: Sequence[StreamPass], reference: Sequence[StreamPass]) -> Ratio:
     """Tokens a second relative to the reference's."""
-    own, other = ([one.tokens_per_s for one in each] for each in (passes, reference))
+    own, other = ([one.tokens_per_s for one in measured] for measured in (passes, reference))
     return Ratio.of(measuring.ratios(own, other))
 
 

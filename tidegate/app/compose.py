@@ -73,8 +73,8 @@ def run(name: str, paths: Paths, report: Progress) -> ComposeResult:
         for spec in pipeline.models:
             stage_model(staged.path, spec, {STEP_FILE: step_file(spec.step)} if spec.step else {})
         members = {model: {version} for model, version in versions.items()}
-        for model, wanted in {**theirs, **members}.items():
-            _stage_published(model, wanted, repository, staged)
+        for model, pinned in {**theirs, **members}.items():
+            _stage_published(model, pinned, repository, staged)
         report(f"{name}: comparing it with its members through a scratch Triton")
         _prove(composition, staged, paths.state)
         models = [*theirs, *own] if composition.has_their_steps else own

@@ -48,7 +48,9 @@ class RoutedClassifiers:
         classifiers = [
             _classifier(repository, name, languages) for name, languages in CLASSIFIERS.items()
         ]
-        cards = {each.name: _schema(repository, each.name).card for each in classifiers}
+        cards = {
+            classifier.name: _schema(repository, classifier.name).card for classifier in classifiers
+        }
         golden = _golden(repository, classifiers[0])
         return declare(NAME, classifiers, golden, {**CARD, "members": cards})
 

@@ -39,8 +39,8 @@ class Turn:
                 best = answer[name][0]
                 lines.append(_line(name, f"{best['label']} ({best['score']:.2f})"))
         if answer["entities"]:
-            found = ", ".join(f"{one['text']} ({one['label']})" for one in answer["entities"])
-            lines.append(_line("entities", found))
+            entities = ", ".join(f"{one['text']} ({one['label']})" for one in answer["entities"])
+            lines.append(_line("entities", entities))
         source = (
             f"[{answer['source']}, {answer['confidence']:.2f}]"
             if answer["from"] == KNOWLEDGE_BASE

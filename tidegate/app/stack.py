@@ -427,7 +427,7 @@ class Stack:
         if self.options.pipelines:
             paths = self.options.paths
             names = [
-                each for name in self.options.pipelines for each in (name, *served_along(name))
+                served for name in self.options.pipelines for served in (name, *served_along(name))
             ]
             companions = companion_models(ModelRepository(paths.repository), paths.policy, names)
             return list(dict.fromkeys([*names, *companions, "identity_fp32"]))
@@ -442,7 +442,7 @@ class Stack:
         repository = ModelRepository(self.options.paths.repository)
         missing: list[str] = []
         for name in self._models():
-            missing += [each for each in made_first(name) if not repository.is_published(each)]
+            missing += [first for first in made_first(name) if not repository.is_published(first)]
             if self._is_current(name, repository):
                 continue
             if name not in _COMMANDS:

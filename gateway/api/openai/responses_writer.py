@@ -17,9 +17,9 @@ from gateway.api.openai.logprobs import TokenLogprob, chat_logprobs
 from gateway.api.openai.output_parsers import CallDelta
 
 Json = dict[str, Any]
-Kind = Literal["reasoning", "message", "function_call"]
-# kind of an item -> how its ids begin, and the names of the events of its text
-_KINDS: dict[Kind, tuple[str, str]] = {
+ItemType = Literal["reasoning", "message", "function_call"]
+# type of an item -> how its ids begin, and the names of the events of its text
+_ITEM_TYPES: dict[ItemType, tuple[str, str]] = {
     "reasoning": ("rs", "response.reasoning_text"),
     "message": ("msg", "response.output_text"),
     "function_call": ("fc", "response.function_call_arguments"),
@@ -126,7 +126,7 @@ class ResponsesWriter:
             "response.in_progress", response=response
         )
 
-    def _add(self, kind: Kind, text: str, tokens: Sequence[TokenLogprob] = ()) -> bytes:
+    def _add(self, kind: ItemType, text: str, tokens: Sequence[TokenLogprob] = ()) -> bytes:
         """A piece of the reasoning or of the text."""
         is_open = bool(self._items) and self._items[-1].kind == kind
         opening = b"" if is_open else self._open(_Item(kind))
@@ -197,8 +197,8 @@ class ResponsesWriter:
 class _Item:
     """An item of the output, as far as the model has come."""
 
-    def __init__(self, kind: Kind, name: str = "", call_id: str = "") -> None:
-        prefix, self.stem = _KINDS[kind]
+    def __init__(self, kind: ItemType, name: str = "", call_id: str = "") -> None:
+        prefix, self.stem = _ITEM_TYPES[kind]
         self.kind, self.name, self.call_id = kind, name, call_id
         self.id = f"{prefix}_{secrets.token_hex(12)}"
         self.texts: list[str] = []

@@ -87,8 +87,8 @@ class GroundedReplies:
         self, context: RequestContext, model: Model, name: str, message: str, answer: _Answer
     ) -> AsyncGenerator[bytes, None]:
         """The passages at once, the reply in pieces, then the whole object."""
-        found = {key: answer[key] for key in ("passages", "confidence")}
-        yield event(to_json({"type": "passages", **found}))
+        passages = {key: answer[key] for key in ("passages", "confidence")}
+        yield event(to_json({"type": "passages", **passages}))
         answer = await self._grounded(context, model, name, message, answer)
         for piece in _PIECE.findall(answer["reply"]):
             yield event(to_json({"type": "delta", "text": piece}))

@@ -32,7 +32,9 @@ PROBE = "Größe 日本語 😀 a  b\n"  # text that a byte-level tokenizer give
 REPORT_S = 0.25
 ALMOST_ONE = 0.999999  # openvino-genai 2026.4.1 ignores a min_p of 1
 MOST_TOKENS = 8192  # OpenVINO's tokenizer of a GGUF file returns the last so many of a text
-BEAT_S = 1.0  # between two reports while there is nothing to do: they say that the thread is alive
+HEARTBEAT_S = (
+    1.0  # between two reports while there is nothing to do: they say that the thread is alive
+)
 WAITS_S = 0.25  # between two looks at how long those that wait will wait
 
 
@@ -255,7 +257,7 @@ class Driver(threading.Thread):
         while True:
             with self._changed:
                 if not (self._inbox or self._queue or self._running or self._is_stopping):
-                    self._changed.wait(BEAT_S)
+                    self._changed.wait(HEARTBEAT_S)
                 if self._is_stopping:
                     return False
                 if self._inbox or self._queue or self._running:
