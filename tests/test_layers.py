@@ -67,6 +67,24 @@ def test_packages_import_only_what_they_may(package):
     assert not wrong
 
 
+def test_modelspec_imports_only_numpy_and_protobuf():
+    """And Triton's own messages, which a process can register only once."""
+    imported = set()
+    for path in _files("modelspec"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported |= {f"{node.module}.{alias.name}" for alias in node.names}
+    known = {*sys.stdlib_module_names, "modelspec"}
+    foreign = {name for name in imported if name.partition(".")[0] not in known}
+    messages = ("tritonclient.grpc.model_config_pb2", "tritonclient.grpc.service_pb2")
+    assert {name for name in foreign if not name.startswith(messages)} == {
+        "numpy",
+        "google.protobuf.text_format",
+    }
+
+
 def test_tidegate_imports_the_heavy_packages_late():
     """``tidegate --help`` and ``tidegate keys list`` need neither torch nor onnx."""
     code = "import sys, tidegate.cli"

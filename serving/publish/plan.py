@@ -47,65 +47,51 @@ class Plan:
         return tuple(planned for planned in self.all if planned.source)
 
 
-@dataclass(frozen=True)
-class StagedModel:
-    """A model of the staged pipeline, read once; ``folder`` is its version folder."""
-
-    name: str
-    config: ModelConfig
-    profiles: Mapping[str, ModelConfig]
-    folder: Path
-
-
 def make_plan(staged: ModelRepository, models: Sequence[str], deployment: Deployment) -> Plan:
     """The plan for ``models`` (members first, the pipeline last), each with one version in
     ``staged``."""
     repository = deployment.repository
-    *steps, pipeline = [_read(staged, name) for name in models]
-    members = [_plan_member(step, deployment) for step in steps]
+    folders = {}
+    for name in models:
+        if not staged.versions(name):
+            raise PublishFailed(f"{staged.folder(name)} has no version folder: stage it again")
+        folders[name] = staged.version_folder(name, staged.versions(name)[-1])
+    *steps, name = models
+    members = [_plan_member(staged, step, folders[step], deployment) for step in steps]
     positions = {
-        step.name: (member.model, member.version)
-        for step, member in zip(steps, members, strict=True)
+        step: (member.model, member.version) for step, member in zip(steps, members, strict=True)
     }
-    name, config = pipeline.name, with_versions(repinned(pipeline.config, positions), ())
+    config = with_versions(repinned(staged.config(name), positions), ())
     active = repository.active_version(name)
     is_unchanged = (
         active
         and with_versions(repository.config(name), ()) == config
-        and content(repository.version_folder(name, active)) == content(pipeline.folder)
+        and content(repository.version_folder(name, active)) == content(folders[name])
     )
-    if is_unchanged:
-        planned = PlannedVersion(name, active, config, None, pipeline.profiles)
-    else:
-        version = deployment.next_version(name)
-        planned = PlannedVersion(name, version, config, pipeline.folder, pipeline.profiles)
+    version = active if is_unchanged else deployment.next_version(name)
+    source = None if is_unchanged else folders[name]
+    planned = PlannedVersion(name, version, config, source, staged.profiles(name))
     return Plan(tuple(members), planned)
 
 
-def _read(staged: ModelRepository, name: str) -> StagedModel:
-    versions = staged.versions(name)
-    if not versions:
-        raise PublishFailed(f"{staged.folder(name)} has no version folder: stage it again")
-    return StagedModel(
-        name, staged.config(name), staged.profiles(name), staged.version_folder(name, versions[-1])
-    )
-
-
-def _plan_member(staged: StagedModel, deployment: Deployment) -> PlannedVersion:
-    repository, config = deployment.repository, with_versions(staged.config, ())
+def _plan_member(
+    staged: ModelRepository, model: str, folder: Path, deployment: Deployment
+) -> PlannedVersion:
+    repository, config = deployment.repository, with_versions(staged.config(model), ())
+    profiles = staged.profiles(model)
     # The first of NAME, NAME.g2, NAME.g3 ... that is free or means the same.
-    generation, name = 1, staged.name
+    generation, name = 1, model
     while repository.is_published(name):
         published = repository.config(name)
         if meaning(published) == meaning(config):
             config = carried(published, config)
             break
         generation += 1
-        name = f"{staged.name}.g{generation}"
+        name = f"{model}.g{generation}"
     config.name = name
-    files = content(staged.folder)
+    files = content(folder)
     for version in reversed(repository.versions(name)):
         if content(repository.version_folder(name, version)) == files:
-            return PlannedVersion(name, version, config, None, staged.profiles)
+            return PlannedVersion(name, version, config, None, profiles)
     version = deployment.next_version(name)
-    return PlannedVersion(name, version, config, staged.folder, staged.profiles)
+    return PlannedVersion(name, version, config, folder, profiles)

@@ -30,7 +30,25 @@ def require_disk(folder: Path, needed_bytes: int) -> None:
 
 def require_memory(new: Sequence[PlannedVersion], server_pids: Sequence[int]) -> None:
     """PublishFailed unless memory holds the new versions while the old ones still serve."""
-    needed = sum(_memory_of(version, pid) for version in new for pid in server_pids)
+    needed = 0
+    for version in new:
+        if version.source is None or version.config.HasField("ensemble_scheduling"):
+            continue
+        for pid in server_pids:
+            # As much as the model's processes use now, or, for a model that is not loaded, its
+            # files and a stub for each instance.
+            if loaded := stub_memory_bytes(pid, version.model):
+                # With --model-config-name, Triton reloads the old version when the main config
+                # changes.
+                try:
+                    words = psutil.Process(pid).cmdline()
+                except psutil.Error:
+                    words = []
+                reads_profiles = any(word.startswith("--model-config-name") for word in words)
+                needed += loaded * (2 if reads_profiles else 1)
+            else:
+                instances = sum(group.count or 1 for group in version.config.instance_group) or 1
+                needed += instances * (STUB_BYTES + size_bytes(version.source))
     available = available_bytes()
     if needed > available:
         raise PublishFailed(
@@ -49,24 +67,6 @@ def available_bytes(cgroup: Path = CGROUP) -> int:
     except (OSError, ValueError):  # no cgroup, or "max": no limit
         return machine
     return min(machine, max(0, limit - used))
-
-
-def _memory_of(version: PlannedVersion, server_pid: int) -> int:
-    """What the version will need: as much as the model's processes use now, or, for a model that is
-    not loaded, its files and a stub for each instance."""
-    if version.source is None or version.config.HasField("ensemble_scheduling"):
-        return 0
-    loaded = stub_memory_bytes(server_pid, version.model)
-    if loaded:
-        # With --model-config-name, Triton reloads the old version when the main config changes.
-        try:
-            words = psutil.Process(server_pid).cmdline()
-        except psutil.Error:
-            words = []
-        reads_profiles = any(word.startswith("--model-config-name") for word in words)
-        return loaded * (2 if reads_profiles else 1)
-    instances = sum(group.count or 1 for group in version.config.instance_group) or 1
-    return instances * (STUB_BYTES + size_bytes(version.source))
 
 
 def _mib(amount: int) -> str:

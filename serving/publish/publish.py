@@ -17,7 +17,7 @@ from serving.publish.activation import activate, undone_on_failure
 from serving.publish.deployment import Deployment
 from serving.publish.journal import Journal
 from serving.publish.phases import PublishPhase
-from serving.publish.plan import Plan, make_plan
+from serving.publish.plan import make_plan
 from serving.publish.preflight import require_disk, require_memory
 from serving.publish.recovery import recover
 from serving.repository.manifest import CONFIG_COPY, MANIFEST_FILE, Manifest
@@ -45,10 +45,24 @@ def publish(
             recover(deployment)
 
             plan = make_plan(staged, models, deployment)
+            pipeline = plan.pipeline
             if not plan.new:
-                _write_profiles(plan, repository)
-                return plan.pipeline.version
-            _complete(plan, repository, origin)
+                for part in plan.all:
+                    repository.write_profiles(part.model, part.profiles, part.config)
+                return pipeline.version
+            if pipeline.source:  # its version folder gets the pinned config and the manifest
+                (pipeline.source / CONFIG_COPY).write_bytes(render(pipeline.config).encode())
+                folders = {
+                    (part.model, part.version): part.source
+                    or repository.version_folder(part.model, part.version)
+                    for part in plan.all
+                }
+                manifest = Manifest.of_folders(name, pipeline.version, folders)
+                if origin:
+                    manifest = replace(
+                        manifest, git_commit=origin.git_commit, tools=origin.tools, note=origin.note
+                    )
+                (pipeline.source / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
             require_disk(repository.path, 0)
             require_memory(plan.new, deployment.server_pids)
             deployment.report(PublishPhase.CHECKED, name)
@@ -56,55 +70,26 @@ def publish(
             journal = Journal.begin(
                 repository,
                 name,
-                plan.pipeline.version,
+                pipeline.version,
                 members=[member.model for member in plan.members],
                 new=[(planned.model, planned.version) for planned in plan.new],
             )
             deployment.report(PublishPhase.JOURNALLED, name)
             with undone_on_failure(deployment, journal):
-                _install(plan, deployment)
-                activate(deployment, journal, plan.pipeline.config)
-            return plan.pipeline.version
+                # Until the pin moves, nothing points at what is installed.
+                for part in plan.all:
+                    if part.source:
+                        repository.install_version(part.model, part.version, part.source)
+                deployment.report(PublishPhase.INSTALLED, name)
+                for member in plan.members:
+                    repository.list_installed(member.model, member.version, member.config)
+                for part in plan.all:
+                    repository.write_profiles(part.model, part.profiles, part.config)
+                deployment.report(PublishPhase.LISTED, name)
+                activate(deployment, journal, pipeline.config)
+            return pipeline.version
     except OSError as error:
         raise PublishFailed(
             f"cannot publish into {repository}: {error}. Check disk space and permissions, then "
             "run the same command again"
         ) from error
-
-
-def _complete(plan: Plan, repository: ModelRepository, origin: Manifest | None) -> None:
-    """Add the pinned config and the manifest to the pipeline's staged version folder."""
-    pipeline = plan.pipeline
-    if pipeline.source is None:
-        return
-    (pipeline.source / CONFIG_COPY).write_bytes(render(pipeline.config).encode())
-    folders = {
-        (part.model, part.version): part.source
-        or repository.version_folder(part.model, part.version)
-        for part in plan.all
-    }
-    manifest = Manifest.of_folders(pipeline.model, pipeline.version, folders)
-    if origin:
-        manifest = replace(
-            manifest, git_commit=origin.git_commit, tools=origin.tools, note=origin.note
-        )
-    (pipeline.source / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
-
-
-def _install(plan: Plan, deployment: Deployment) -> None:
-    """Install the new version folders, then the members' configs: until the pin moves, nothing
-    points at them."""
-    repository = deployment.repository
-    for part in plan.new:
-        if part.source:
-            repository.install_version(part.model, part.version, part.source)
-    deployment.report(PublishPhase.INSTALLED, plan.pipeline.model)
-    for member in plan.members:
-        repository.list_installed(member.model, member.version, member.config)
-    _write_profiles(plan, repository)
-    deployment.report(PublishPhase.LISTED, plan.pipeline.model)
-
-
-def _write_profiles(plan: Plan, repository: ModelRepository) -> None:
-    for part in plan.all:
-        repository.write_profiles(part.model, part.profiles, part.config)

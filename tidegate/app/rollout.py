@@ -1,7 +1,7 @@
 """A change of one or several repositories, on every server that runs on them."""
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +45,12 @@ def deployment(
             )
 
         def report_phase(phase: PublishPhase, subject: str) -> None:
-            is_served = phase is PublishPhase.SERVED
-            report(f"{subject}: {_who_serves(answering, silent) if is_served else phase.value}")
+            summary = phase.value
+            if phase is PublishPhase.SERVED:
+                serving = f"served by {', '.join(sorted(answering))}"
+                summary = serving if answering else "no server was notified"
+                summary += f"; no answer from {', '.join(silent)}" if silent else ""
+            report(f"{subject}: {summary}")
 
         yield Deployment(repository, replicas, report_phase, grace_s, silent)
 
@@ -64,11 +68,6 @@ def running(
         address for address in dict.fromkeys(addresses) if address not in registered_addresses
     ]
     return [*registered, *(Server(str(repository), address, key) for address in others)]
-
-
-def _who_serves(answering: Collection[str], silent: Sequence[str]) -> str:
-    summary = f"served by {', '.join(sorted(answering))}" if answering else "no server was notified"
-    return f"{summary}; no answer from {', '.join(silent)}" if silent else summary
 
 
 @dataclass(frozen=True)

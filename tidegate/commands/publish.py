@@ -2,6 +2,7 @@
 every server."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +15,9 @@ from tidegate.commands.options import (
     servers_option,
 )
 from tidegate.commands.output import print_outcomes, progress
+
+if TYPE_CHECKING:
+    from serving.publish.deployment import Deployment
 
 
 @click.command("publish", short_help="Check and serve a pipeline that was built elsewhere")
@@ -56,11 +60,18 @@ def command(
     tidegate publish ./from-the-training-machine
     tidegate publish text_embedding
     """
-    from tidegate.app.publish import publish
+    from serving.publish.import_pipeline import import_pipeline
+    from serving.publish.versions import switch_to
     from tidegate.app.rollout import RolloutOptions, roll_out
 
     interrupt_on_sigterm()
     options = RolloutOptions(repositories, addresses, grace_s)
+
+    def change(deployment: "Deployment") -> tuple[str, int]:
+        if Path(what).is_dir():
+            return import_pipeline(Path(what).resolve(), deployment, name, accepted)
+        deployment.repository.require_published(what)
+        return what, switch_to(deployment, what, deployment.repository.active_version(what))
+
     with progress(err=as_json) as report:
-        change = publish(what, name, accepted)
         print_outcomes(roll_out(change, options, Paths.current(), report), as_json=as_json)
