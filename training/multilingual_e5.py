@@ -7,6 +7,7 @@ recipe here has data for, and their embeddings would be four fifths of the model
 
 import struct
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,13 +122,16 @@ class PackedFile:
         return entries
 
 
-def save(path: Path, folder: Path, layers: int) -> None:
-    """Write the encoder's first ``layers`` layers and its tokenizer into ``folder``."""
+def save(path: Path, folder: Path, layers: int, words: AbstractSet[str] | None = None) -> None:
+    """Write the encoder's first ``layers`` layers and its tokenizer into ``folder``. With ``words``
+    for a tagger, so that what it looks for begins and ends with a token: of the tokens of several
+    Chinese characters only these remain, each digit and punctuation mark is a token by itself, and
+    letters lose their accents, which few of the kept tokens have."""
     from safetensors.numpy import save_file
     from transformers import BertConfig
 
     packed = PackedFile(path)
-    sizes, kept = packed.sizes, kept_pieces(packed.pieces)
+    sizes, kept = packed.sizes, kept_pieces(packed.pieces, words)
     BertConfig(
         architectures=["BertModel"],
         vocab_size=len(kept),
@@ -144,18 +148,25 @@ def save(path: Path, folder: Path, layers: int) -> None:
         folder / "model.safetensors",
         metadata={"format": "pt"},
     )
-    _save_tokenizer([packed.pieces[index] for index in kept], folder, sizes.positions)
+    _save_tokenizer(
+        [packed.pieces[index] for index in kept], folder, sizes.positions, words is not None
+    )
 
 
-def kept_pieces(pieces: Sequence[tuple[str, float]]) -> list[int]:
-    """The indices of the special tokens, of the tokens with a Chinese character, of the single
-    characters of no script (digits, punctuation, symbols, emoji), and of the likeliest tokens in
-    ASCII."""
+def kept_pieces(
+    pieces: Sequence[tuple[str, float]], words: AbstractSet[str] | None = None
+) -> list[int]:
+    """The indices of the special tokens, of the tokens with a Chinese character (of several
+    characters: those of the ``words`` if they are given), of the single characters of no script
+    (digits, punctuation, symbols, emoji), and of the likeliest tokens in ASCII."""
     bare = [piece.removeprefix(_METASPACE) for piece, _ in pieces]
     wanted = {
         index
         for index, piece in enumerate(bare)
-        if any("\u4e00" <= character <= "\u9fff" for character in piece)
+        if (
+            any("\u4e00" <= character <= "\u9fff" for character in piece)
+            and (words is None or len(piece) == 1 or piece in words)
+        )
         or (len(piece) <= 1 and not piece.isalpha())
     }
     latin = [index for index, piece in enumerate(bare) if piece.isascii() and piece]
@@ -188,7 +199,9 @@ def _state(packed: PackedFile, layers: int, tokens: Sequence[int]) -> Mapping[st
     return state
 
 
-def _save_tokenizer(pieces: Sequence[tuple[str, float]], folder: Path, positions: int) -> None:
+def _save_tokenizer(
+    pieces: Sequence[tuple[str, float]], folder: Path, positions: int, fine: bool
+) -> None:
     from tokenizers import (
         Regex,
         Tokenizer,
@@ -202,14 +215,28 @@ def _save_tokenizer(pieces: Sequence[tuple[str, float]], folder: Path, positions
 
     start, pad, end, unknown = SPECIAL
     tokenizer = Tokenizer(models.Unigram(list(pieces), unk_id=SPECIAL.index(unknown)))
+    accents = [normalizers.NFD(), normalizers.StripAccents()] if fine else []
     tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.Replace(Regex(_UNSEEN), ""),
             normalizers.NFKC(),
+            *accents,
             normalizers.Replace(Regex("\\s+"), " "),
         ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    if fine:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.WhitespaceSplit(),
+                pre_tokenizers.Metaspace(),
+                # Only a word in letters begins with it.
+                pre_tokenizers.Split(Regex(f"{_METASPACE}(?![A-Za-z])"), "removed"),
+                pre_tokenizers.Split(Regex("[\u3400-\u9fff]+"), "isolated"),
+                pre_tokenizers.Punctuation("isolated"),
+                pre_tokenizers.Digits(individual_digits=True),
+            ]
+        )
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{start} $A {end}",

@@ -23,6 +23,7 @@ _DAYS_AHEAD = 2  # a dateline that is later than that was misread: it is about a
 # A family name and a given name are two words; foreign names and bylines are one.
 _FAMILY_NAMES = frozenset(("欧阳", "司马", "上官", "诸葛", "司徒", "东方", "皇甫", "尉迟", "夏侯"))
 _LONGEST_GIVEN_NAME = 2
+_LONG_NAME = 3  # characters: most are foreign, such as 克林顿
 
 # A name of an organisation begins with a place, an organisation or one of these ...
 _BEGINS = frozenset(("ns", "nt", "nz"))
@@ -45,12 +46,12 @@ Span = tuple[int, int, str]  # start and end in code points, and the label
 
 @dataclass(frozen=True)
 class TaggedText:
-    """``entities`` do not overlap and are in the order of the text; so are ``words``, whose label
-    is the part of speech. No words: they are not known."""
+    """``entities`` do not overlap and are in the order of the text. ``words`` are those that may
+    stand in a text as a whole: all but the short names of persons."""
 
     text: str
     entities: tuple[Span, ...]
-    words: tuple[Span, ...] = ()
+    words: frozenset[str] = frozenset()
 
 
 def tagged_news() -> list[tuple[int, TaggedText]]:
@@ -91,7 +92,10 @@ def parse(line: str, joined: bool = True) -> TaggedText:
         for start, end, tag in words
         if tag in ("ns", "nt") and start not in within
     ]
-    return TaggedText(text, tuple(sorted(entities)), tuple(words))
+    known = (
+        text[start:end] for start, end, tag in words if tag != "nr" or end - start >= _LONG_NAME
+    )
+    return TaggedText(text, tuple(sorted(entities)), frozenset(known))
 
 
 def _persons(words: Sequence[Span], text: str) -> Iterator[Span]:
@@ -170,11 +174,9 @@ def cut(text: TaggedText, longest: int) -> list[TaggedText]:
 
 
 def _part(text: TaggedText, first: int, last: int) -> TaggedText:
-    def within(spans: Sequence[Span]) -> tuple[Span, ...]:
-        return tuple(
-            (start - first, end - first, label)
-            for start, end, label in spans
-            if first <= start and end <= last
-        )
-
-    return TaggedText(text.text[first:last], within(text.entities), within(text.words))
+    within = (
+        (start - first, end - first, label)
+        for start, end, label in text.entities
+        if first <= start and end <= last
+    )
+    return TaggedText(text.text[first:last], tuple(within))

@@ -1,6 +1,5 @@
 """``entity_recognition`` on a tiny model: its data, the folder that is written, the seed."""
 
-import random
 from dataclasses import replace
 
 import pytest
@@ -8,11 +7,13 @@ from safetensors.numpy import load_file
 
 from converters.sources.huggingface import HuggingFaceFolder
 from converters.sources.model_card import card_of
+from tests.tiny_models import save_encoder
 from tidegate.app.paths import Paths
 from tidegate.app.train import run
 from training import entities
-from training.tagged_news import TaggedText, parse, tagged_news
-from training.tagger import Tagger, _Example, _spelt, joined, make_tokenizer
+from training.generated_english import hand_written
+from training.tagged_news import TaggedText, tagged_news
+from training.tagger import Settings, Tagger, joined
 
 NEWS = [
     (
@@ -52,37 +53,20 @@ def test_labels_are_joined_as_the_served_pipeline_joins_them(labels, spans):
     assert joined(labels, [(0, 1), (1, 2), (2, 3)]) == spans
 
 
-WORDS = "江/nr  泽民/nr  在/p  美国/ns  ２０/m  世纪/n  民/n"
-
-
-def test_frequent_words_are_tokens_names_are_characters_and_offsets_are_those_of_the_text():
-    texts = [parse(WORDS)] * 4 + [TaggedText("Anna Annas", ())] * 4
-    tokenizer = make_tokenizer(texts, 64)
-    text = "江\u200b泽民 在美国２０世纪👍"
-    fed = tokenizer(text, return_offsets_mapping=True)
-    slices = [text[start:end] for start, end in fed["offset_mapping"][1:-1]]
-    assert slices == ["江", "泽", "民", " ", "在", "美国", "２", "０", "世纪", "👍"]
-    tokens = tokenizer.convert_ids_to_tokens(fed["input_ids"])
-    assert tokens[0] == "[CLS]" and tokens[-2:] == ["[UNK]", "[SEP]"] and tokens[7:9] == ["2", "0"]
-
-
-def test_a_word_that_is_spelt_has_the_labels_of_its_characters():
-    example = _Example([2, 10, 11, 12, 3], [-100, 1, 2, 0, -100], [-100, 4, 5, 6, -100])
-    spelt = _spelt(example, {10: [20, 21], 12: [22, 23]}, 1.0, random.Random(0))  # noqa: S311
-    assert spelt.ids == [2, 20, 21, 11, 22, 23, 3]
-    assert spelt.labels == [-100, 1, 2, 2, 0, 0, -100]
-    assert spelt.words == [-100, 4, 5, 5, 6, 7, -100]
-    assert _spelt(example, {10: [20, 21]}, 0.0, random.Random(0)) == example  # noqa: S311
-
-
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """A few sentences, and a model that is trained for a moment."""
     monkeypatch.setattr(entities, "tagged_news", lambda: NEWS)
     monkeypatch.setattr(entities, "ENGLISH", 100)
     monkeypatch.setattr(entities, "ENGLISH_HELD_OUT", 20)
-    sizes = {"hidden": 16, "layers": 1, "heads": 2, "inner": 16, "max_tokens": 64}
-    monkeypatch.setattr(entities, "SETTINGS", replace(entities.SETTINGS, epochs=1, **sizes))
+    monkeypatch.setattr(
+        entities.multilingual_e5,
+        "save",
+        lambda path, folder, layers, words: save_encoder("bert", folder, num_hidden_layers=2),
+    )
+    monkeypatch.setattr(
+        entities, "SETTINGS", replace(entities.SETTINGS, frozen_layers=1, longest=60)
+    )
     return tmp_path
 
 
@@ -110,16 +94,26 @@ def test_the_folder_is_one_that_convert_takes(tiny):
     generated = [metric for metric in metrics if metric["data"].startswith("English")]
     assert len(generated) == 2 * (1 + len(entities.LABELS))
     assert all(entities.GENERATED in metric["data"] for metric in generated)
+    samples = (result.folder / "samples.txt").read_text(encoding="utf-8").splitlines()
+    written = [text.text for name in ("chinese", "english") for text in hand_written(name)]
+    assert samples[: len(written)] == written and len(samples) > len(written) + 20
+    assert all(line.strip() for line in samples)
 
 
-def test_a_model_learns_what_it_is_shown():
-    settings = replace(
-        entities.SETTINGS, epochs=60, hidden=32, inner=32, tokens_per_batch=256, masked=0, spelt=0
-    )
-    texts = [text for _, text in NEWS]
-    tokenizer = make_tokenizer(texts, 64)
+def test_a_model_learns_what_it_is_shown_and_what_is_frozen_stays(tmp_path):
+    encoder = save_encoder("bert", tmp_path / "encoder", num_hidden_layers=2)
+    texts = [
+        TaggedText(f"the {word} sat in london", ((4, 4 + len(word), "PER"),))
+        for word in ("cat", "dog", "man", "king")
+    ]
+    settings = Settings(60, 3e-3, tokens_per_batch=64, frozen_layers=1, masked=0)
     with entities.reproducible(0):
-        model = Tagger(tokenizer, entities.LABELS, settings, 0)
+        model = Tagger(encoder, entities.LABELS, 0)
         model.train(texts, settings, lambda line: None)
     predicted = model.predict([text.text for text in texts])
     assert entities.span_f1([text.entities for text in texts], predicted) > 0.95
+    model.save(tmp_path / "trained")
+    old, new = (load_file(tmp_path / name / "model.safetensors") for name in ("encoder", "trained"))
+    changed = {name for name in new if (old.get(name.removeprefix("bert."), 0) != new[name]).any()}
+    assert any("layer.1." in name for name in changed)
+    assert not any("embeddings" in name or "layer.0." in name for name in changed)

@@ -57,6 +57,24 @@ def test_the_tokens_are_chinese_and_latin_and_keep_their_embeddings(path, folder
     assert np.array_equal(mine, theirs)
 
 
+TAGGED = "  江\u200b泽民 在北京 2008年в São Paulo，ＡＢ x！ 👍한국"
+
+
+def test_for_a_tagger_only_words_are_tokens_and_offsets_are_those_of_the_text(path, tmp_path):
+    from transformers import AutoTokenizer
+
+    multilingual_e5.save(path, tmp_path, 1, words={"北京"})
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    fed = tokenizer(TAGGED, return_offsets_mapping=True)
+    slices = [TAGGED[start:end] for start, end in fed["offset_mapping"][1:-1]]
+    assert slices == [
+        *"江泽民在", "北京", *"2008年в", "Sã", "o", "Paulo", "，", "ＡＢ", "x", "！", "👍", "한국",
+    ]  # fmt: skip
+    tokens = tokenizer.convert_ids_to_tokens(fed["input_ids"])
+    assert tokens[4:7] == ["在", "北京", "2"] and "\u2581Sa" in tokens
+    assert tokenizer("  \u200b ")["input_ids"] == [0, 2]
+
+
 def test_another_file_is_refused_by_name(tmp_path):
     (tmp_path / "other.bin").write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(TrainingError, match=r"other\.bin has an unknown format: install"):

@@ -63,16 +63,21 @@ def test_the_corpus_has_every_day_in_order_and_its_entities_are_slices():
     days = [day for day, _ in news]
     assert days == sorted(days) and {*days} == {*range(1, 31)}
     for _, tagged in news:
-        for spans in (tagged.entities, tagged.words):
-            assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
-            assert all(0 <= start < end <= len(tagged.text) for start, end, _ in spans)
+        spans = tagged.entities
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
+        assert all(0 <= start < end <= len(tagged.text) for start, end, _ in spans)
+
+
+def test_the_words_of_a_text_are_all_but_short_names():
+    tagged = parse("江/nr  泽民/nr  在/p  北京/ns  见/v  克林顿/nr")
+    assert tagged.words == {"在", "北京", "见", "克林顿"}
 
 
 def test_a_text_is_cut_at_the_ends_of_sentences():
-    tagged = TaggedText("江来。江去了！”无", ((0, 1, "PER"), (3, 4, "PER")), ((0, 1, "nr"),))
+    tagged = TaggedText("江来。江去了！”无", ((0, 1, "PER"), (3, 4, "PER")))
     assert cut(tagged, 100) == [tagged]
     assert cut(tagged, 4) == [
-        TaggedText("江来。", ((0, 1, "PER"),), ((0, 1, "nr"),)),
+        TaggedText("江来。", ((0, 1, "PER"),)),
         TaggedText("江去了！”", ((0, 1, "PER"),)),
         TaggedText("无", ()),
     ]
