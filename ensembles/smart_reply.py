@@ -1,10 +1,11 @@
 """``smart_reply``: message -> the answer of a knowledge base, with its source, or a hand-over.
 
-text -> text_embedding_pre -> text_embedding_onnx -> smart_reply_post (the nearest answers)
+text -> EMBEDDING_pre -> EMBEDDING_onnx -> smart_reply_post (the nearest answers)
 
 The knowledge base is a version of the pipeline: its entries and their vectors are files of the last
-step. The first two steps are those of ``text_embedding``, pinned at the versions that wrote these
-vectors, so a message and an entry are always embedded by the same graph.
+step. The first two steps are those of an embedding pipeline that reads the entries' language
+(``text_embedding``, ``multilingual_embedding``), pinned at the versions that wrote these vectors,
+so a message and an entry are always embedded by the same graph.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ensembles.embedding import VECTOR
-from ensembles.text_embedding import MAX_BATCH_SIZE
 from ensembles.text_fields import TEXT, TOKEN_COUNT, TOKENS, text_request
 from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
@@ -20,7 +20,7 @@ from modelspec.model import Batching, Instances, ModelSpec, Pipeline, StepSpec, 
 from modelspec.names import Role, member_name
 
 NAME = "smart_reply"
-EMBEDDING, LANGUAGE_MODEL = "text_embedding", "chat"
+LANGUAGE_MODEL = "chat"
 PASSAGES = 3
 _PASSAGE_TEXTS = ("text", "question", "source")
 OUTPUTS = (
@@ -37,12 +37,13 @@ OUTPUTS = (
 
 @dataclass(frozen=True)
 class EmbeddingSteps:
-    """The members of ``text_embedding`` that embed the messages, with their versions: the tokenizer
-    and the engine."""
+    """The members of the embedding pipeline that embed the messages, with their versions: the
+    tokenizer and the engine."""
 
     tokenizer: tuple[str, int]
     engine: tuple[str, int]
     width: int
+    max_batch_size: int
 
 
 def declare(steps: EmbeddingSteps, golden: Golden, card: Mapping[str, Any]) -> Pipeline:
@@ -52,8 +53,8 @@ def declare(steps: EmbeddingSteps, golden: Golden, card: Mapping[str, Any]) -> P
         name=member_name(NAME, Role.POST),
         backend="python",
         step="nearest_answers",
-        max_batch_size=MAX_BATCH_SIZE,
-        inputs=(vector,),
+        max_batch_size=steps.max_batch_size,
+        inputs=(vector, TEXT),
         outputs=OUTPUTS,
         instances=Instances(count=1),
         batching=Batching(),
@@ -65,7 +66,7 @@ def declare(steps: EmbeddingSteps, golden: Golden, card: Mapping[str, Any]) -> P
     public = ModelSpec(
         name=NAME,
         backend="ensemble",
-        max_batch_size=MAX_BATCH_SIZE,
+        max_batch_size=steps.max_batch_size,
         inputs=(TEXT,),
         outputs=(*OUTPUTS, TOKEN_COUNT),
         steps=(
@@ -74,7 +75,7 @@ def declare(steps: EmbeddingSteps, golden: Golden, card: Mapping[str, Any]) -> P
             StepSpec(
                 nearest.name,
                 1,
-                {VECTOR: VECTOR},
+                {VECTOR: VECTOR, "text": "text"},
                 {tensor.name: tensor.name for tensor in OUTPUTS},
             ),
         ),

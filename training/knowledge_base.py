@@ -6,17 +6,22 @@ follow from data: an answer is given as it is from ``confident`` on; from ``poss
 may help a language model, or a person.
 """
 
+import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from training.knowledge_files import Entry, distinct, read_entries
 from training.paraphrases import OUTSIDE, PARAPHRASES
-from training.recipe import Metric, required_folder
+from training.recipe import Metric, TrainingError, required_folder
 
 TOPICS = ("tech_support", "computers", "coding")
 SOURCE = "chatterbot-corpus"
+# Written by hand: entries, and what is asked of them.
+CHINESE_ENTRIES = Path(__file__).with_name("chinese_support.csv")
+CHINESE_MESSAGES = Path(__file__).with_name("chinese_messages.csv")
 DATA = "held-out paraphrases"
 # Of the answers that are given as they are.
 LEAST_PRECISION = 0.99
@@ -50,8 +55,11 @@ class Evaluation:
     metrics: tuple[Metric, ...]
 
 
-def default_entries() -> list[Entry]:
-    """The dialogues by topic of ``chatterbot-corpus``; the first answer to a question counts."""
+def default_entries(language: str = "en") -> list[Entry]:
+    """In English the dialogues by topic of ``chatterbot-corpus``, where the first answer to a
+    question counts; in Chinese (``zh``) a shop's, written by hand."""
+    if language == "zh":
+        return read_entries(CHINESE_ENTRIES)
     folder = required_folder("chatterbot_corpus") / "data" / "english"
     entries = [
         Entry(entry.text, f"{SOURCE}: {topic}", entry.question)
@@ -61,8 +69,11 @@ def default_entries() -> list[Entry]:
     return distinct(entries)[0]
 
 
-def questions() -> tuple[list[Question], list[Question]]:
-    """Messages to choose the thresholds with, and other ones to measure with."""
+def questions(language: str = "en") -> tuple[list[Question], list[Question]]:
+    """Messages for the default entries of the language, to choose the thresholds with, and other
+    ones to measure with."""
+    if language == "zh":
+        return read_messages(CHINESE_MESSAGES, default_entries(language))
     choosing: list[Question] = []
     measuring: list[Question] = []
     for question, messages in PARAPHRASES.items():
@@ -71,6 +82,36 @@ def questions() -> tuple[list[Question], list[Question]]:
         measuring += asked[1::2]
     outside = [Question(message, "") for message in OUTSIDE]
     return choosing + outside[::2], measuring + outside[1::2]
+
+
+def read_messages(path: Path, entries: Sequence[Entry]) -> tuple[list[Question], list[Question]]:
+    """What people ask of these entries: a CSV file with ``message`` and ``question`` (empty: no
+    entry answers it); every second message chooses the thresholds, the others measure."""
+    known = {entry.question for entry in entries if entry.question}
+    asked = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, strict=True)
+            if not {"message", "question"} <= set(rows.fieldnames or ()):
+                raise TrainingError(f"{path}: its first line must be message,question")
+            for row in rows:
+                message, question = (row["message"] or "").strip(), (row["question"] or "").strip()
+                if not message or (question and question not in known):
+                    raise TrainingError(
+                        f"{path} line {rows.line_num}: a message is empty, or its question is that "
+                        "of no entry: use the entry's own words, or leave the question empty"
+                    )
+                asked.append(Question(message, question))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TrainingError(f"{path} cannot be read ({error}): check it") from None
+    inside = [question for question in asked if question.answered_by]
+    outside = [question for question in asked if not question.answered_by]
+    if min(len(inside), len(outside)) < 4:
+        raise TrainingError(
+            f"{path} has {len(inside)} messages that an entry answers and {len(outside)} that none "
+            "does: write at least 4 of each, better 50"
+        )
+    return inside[::2] + outside[::2], inside[1::2] + outside[1::2]
 
 
 def evaluate(

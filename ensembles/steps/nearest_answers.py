@@ -1,17 +1,20 @@
 """A message's vector -> the nearest answers of a knowledge base (a step that runs inside Triton).
 
-Input ``sentence_embedding`` FP32 [n, width]. Outputs, for each message: ``reply`` and ``source``
-BYTES [n, 1], ``confidence`` FP32 [n, 1] (the cosine of the nearest entry), ``hand_over`` BOOL
-[n, 1], ``from`` BYTES [n, 1] (``knowledge_base`` or ``none``), and the nearest passages:
-``passage_count`` INT32 [n, 1], ``passage_text``, ``passage_question`` and ``passage_source`` BYTES
-[n, k], ``passage_score`` FP32 [n, k].
+Inputs ``sentence_embedding`` FP32 [n, width] and ``text`` BYTES [n, 1]. Outputs, for each message:
+``reply`` and ``source`` BYTES [n, 1], ``confidence`` FP32 [n, 1] (the cosine of the nearest entry),
+``hand_over`` BOOL [n, 1], ``from`` BYTES [n, 1] (``knowledge_base`` or ``none``), and the nearest
+passages: ``passage_count`` INT32 [n, 1], ``passage_text``, ``passage_question`` and
+``passage_source`` BYTES [n, k], ``passage_score`` FP32 [n, k].
 
 Files beside this module: ``vectors.npy`` FP32 [entries, width], each of length 1, and
 ``knowledge.json``: the entries (``text``, ``question``, ``source``), the two thresholds, and what
-is said when nothing is known. Entries with the same answer and source are one passage.
+is said when nothing is known, in English (``en``) and in Chinese (``zh``). Entries with the same
+answer and source are one passage.
 """
 
 import json
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ except ImportError:
 
 KNOWLEDGE_BASE, NONE = "knowledge_base", "none"
 TEXTS = ("text", "question", "source")  # of a passage
+READ_CHARACTERS = 4096  # of a message, to tell its language
+HAN_WEIGHT = 3  # a Chinese character says about as much as three letters
 
 
 class NearestAnswers:
@@ -37,22 +42,22 @@ class NearestAnswers:
         self._vectors = vectors.astype(np.float32)
         self._confident = float(knowledge["confident"])
         self._possible = float(knowledge["possible"])
-        self._unknown = str(knowledge["unknown"])
+        self._unknown = dict(knowledge["unknown"])
         self._passages = passages
 
-    def __call__(self, messages: np.ndarray) -> dict[str, np.ndarray]:
-        """The outputs for vectors FP32 [n, width]. Raises ValueError for other shapes, and for
-        numbers that are not finite."""
+    def __call__(self, messages: np.ndarray, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The outputs for vectors FP32 [n, width] of these texts. Raises ValueError for other
+        shapes, and for numbers that are not finite."""
         if messages.ndim != 2 or messages.shape[1] != self._vectors.shape[1]:
             width = self._vectors.shape[1]
             raise ValueError(f"the embedding model returned {messages.shape}, not [n, {width}]")
         if not np.isfinite(messages).all():
             raise ValueError("the embedding model returned numbers that are not finite")
         cosines = messages @ self._vectors.T
-        rows = [self._answer(row) for row in cosines]
+        rows = [self._answer(row, text) for row, text in zip(cosines, texts, strict=True)]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def _answer(self, cosines: np.ndarray) -> dict[str, np.ndarray]:
+    def _answer(self, cosines: np.ndarray, text: str) -> dict[str, np.ndarray]:
         nearest = self._nearest(cosines)
         best = nearest[0]
         confidence = float(cosines[best])
@@ -66,7 +71,7 @@ class NearestAnswers:
         }
         scores = [float(cosines[index]) for index in shown] + [0.0] * blank
         return {
-            "reply": _bytes([entry["text"] if is_known else self._unknown]),
+            "reply": _bytes([entry["text"] if is_known else self._unknown[language_of(text)]]),
             "source": _bytes([entry["source"] if is_known else ""]),
             "confidence": np.array([confidence], dtype=np.float32),
             "hand_over": np.array([not is_known]),
@@ -88,6 +93,16 @@ class NearestAnswers:
         return list(nearest.values())
 
 
+def language_of(text: str) -> str:
+    """``zh`` if more of the text is in Chinese than in another script, else ``en``. Japanese, which
+    has Chinese characters too, is not Chinese."""
+    text = unicodedata.normalize("NFKC", text[:READ_CHARACTERS])
+    names = [unicodedata.name(character, "") for character in text if character.isalpha()]
+    han = sum(name.startswith("CJK ") for name in names)
+    is_japanese = any(name.startswith(("HIRAGANA", "KATAKANA LETTER")) for name in names)
+    return "zh" if HAN_WEIGHT * han > len(names) - han and not is_japanese else "en"
+
+
 def _bytes(texts: list[str], blank: int = 0) -> np.ndarray:
     return np.array([text.encode() for text in texts] + [b""] * blank, dtype=object)
 
@@ -107,9 +122,12 @@ class TritonPythonModel:
         return [self._respond(request) for request in requests]
 
     def _respond(self, request: Any) -> Any:
-        vectors = pb_utils.get_input_tensor_by_name(request, "sentence_embedding").as_numpy()
+        vectors, texts = (
+            pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+            for name in ("sentence_embedding", "text")
+        )
         try:
-            outputs = self._answer(vectors)
+            outputs = self._answer(vectors, [text.decode() for text in texts.reshape(-1)])
         except ValueError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
         return pb_utils.InferenceResponse(

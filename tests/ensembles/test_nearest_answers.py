@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ensembles.steps.nearest_answers import NearestAnswers
+from ensembles.steps.nearest_answers import NearestAnswers, language_of
 
 ENTRIES = [
     {"text": "Restart it.", "question": "It hangs", "source": "faq#1"},
@@ -11,13 +11,19 @@ ENTRIES = [
     {"text": "Charge it.", "question": "It is off", "source": "faq#2"},
     {"text": "Ünïcödé 答案", "question": "", "source": "book"},
 ]
-KNOWLEDGE = {"entries": ENTRIES, "confident": 0.9, "possible": 0.5, "unknown": "I don't know."}
+UNKNOWN = {"en": "I don't know.", "zh": "我不知道。"}
+KNOWLEDGE = {"entries": ENTRIES, "confident": 0.9, "possible": 0.5, "unknown": UNKNOWN}
 VECTORS = np.array([[1, 0, 0], [0.8, 0.6, 0], [0, 1, 0], [0, 0, 1]], dtype=np.float32)
 
 
 @pytest.fixture
 def answers():
-    return NearestAnswers(VECTORS, KNOWLEDGE, 3)
+    step = NearestAnswers(VECTORS, KNOWLEDGE, 3)
+
+    def answer(vectors, texts=()):
+        return step(vectors, texts or ["hello"] * len(vectors))
+
+    return answer
 
 
 def _row(outputs, row=0):
@@ -56,6 +62,31 @@ def test_what_is_only_possible_is_a_passage_and_no_answer(answers):
 def test_nothing_near_has_no_passages(answers):
     row = _row(answers(np.array([[-0.5, -0.5, 0.1]], dtype=np.float32)))
     assert (row["from"], row["hand_over"], row["passages"]) == ("none", True, [])
+
+
+def test_what_is_not_known_is_said_in_the_language_of_the_message(answers):
+    texts = ["Where is it?", "它在哪里?", "Wi-Fi 密码是什么"]
+    outputs = answers(np.array([[-0.5, -0.5, 0.1]] * 3, dtype=np.float32), texts)
+    replies = [reply.decode() for reply in outputs["reply"][:, 0]]
+    assert replies == [UNKNOWN["en"], UNKNOWN["zh"], UNKNOWN["zh"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("我的快递在哪里", "zh"),
+        ("我的iPhone15坏了", "zh"),
+        ("訂單什麼時候出貨", "zh"),
+        ("I bought it in 北京 last week", "en"),
+        ("東京駅はどこですか", "en"),
+        ("안녕하세요", "en"),
+        ("👍", "en"),
+        ("12345", "en"),
+        ("", "en"),
+    ],
+)
+def test_the_language_of_a_message(text, language):
+    assert language_of(text) == language
 
 
 def test_entries_that_say_the_same_are_one_passage(answers):

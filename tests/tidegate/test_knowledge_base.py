@@ -9,19 +9,25 @@ from ensembles.smart_reply import EmbeddingSteps
 from modelspec.declaration import Declaration
 from serving.publish.deployment import Deployment
 from serving.repository.model_repository import ModelRepository
-from tidegate.app.knowledge_base import KnowledgeBase, not_latin, publish, read_messages
-from training.knowledge_base import Evaluation, Thresholds
+from tidegate.app.knowledge_base import (
+    EMBEDDINGS,
+    KnowledgeBase,
+    _report_scripts,
+    language_of,
+    publish,
+)
+from training.knowledge_base import Evaluation, Thresholds, read_messages
 from training.knowledge_files import Entry
 from training.recipe import Metric, TrainingError
 
-STEPS = EmbeddingSteps(("text_embedding_pre", 3), ("text_embedding_onnx.g2", 5), 3)
+STEPS = EmbeddingSteps(("text_embedding_pre", 3), ("text_embedding_onnx.g2", 5), 3, 32)
 ENTRIES = [Entry("Here.", "faq#1", "Where?"), Entry("No.", "faq#2", "Really?")]
 VECTORS = np.array([[1, 0, 0], [0, 1, 0]], dtype=np.float32)
 EVALUATION = Evaluation(Thresholds(0.62, 0.5), (Metric("recall@1", 0.9, "10 messages"),))
 
 
-def _knowledge(entries=ENTRIES, vectors=VECTORS, is_measured=True):
-    return KnowledgeBase(entries, vectors, EVALUATION, True, is_measured)
+def _knowledge(entries=ENTRIES, vectors=VECTORS, is_measured=True, language="en"):
+    return KnowledgeBase(entries, vectors, EVALUATION, EMBEDDINGS[language], True, is_measured)
 
 
 @pytest.fixture
@@ -71,9 +77,40 @@ def _asked(tmp_path, *lines):
     return path
 
 
-def test_entries_that_the_embedding_does_not_read_are_counted():
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_card_names_the_embedding_and_what_it_reads(language):
+    card, embedding = _knowledge(language=language).card(), EMBEDDINGS[language]
+    assert (card["embedding"], card["base_model"]) == (embedding.pipeline, embedding.base_model)
+    assert language in card["language"] and embedding.limits in card["limits"]
+
+
+def _entries(*questions):
+    return [Entry("text", "faq", question) for question in questions]
+
+
+@pytest.mark.parametrize(
+    ("questions", "language"),
+    [
+        (("Where?", "How?"), "en"),
+        (("Where?", "你们几点开门"), "zh"),
+        (("Wi-Fi 密码是什么",), "zh"),
+        (("Where is 北京 street?",), "en"),
+        (("24/7", "Где?", "Öffnungszeiten"), "en"),
+    ],
+)
+def test_the_entries_tell_their_language(questions, language):
+    assert language_of(_entries(*questions)) == language
+
+
+@pytest.mark.parametrize(("language", "unread"), [("en", 3), ("zh", 1)])
+def test_entries_that_the_embedding_does_not_read_are_counted(language, unread):
+    reported = []
     questions = ("Where?", "你们几点开门", "Wi-Fi 密码是什么", "Öffnungszeiten", "Где?", "24/7", "")
-    assert not_latin([Entry("text", "faq", question) for question in questions]) == 3
+    _report_scripts(_entries(*questions), EMBEDDINGS[language], reported.append)
+    (line,) = reported
+    assert line.startswith(f"{unread} of 7 entries are in a script that ")
+    _report_scripts(_entries("Where?"), EMBEDDINGS[language], reported.append)
+    assert len(reported) == 1
 
 
 def test_half_of_what_is_asked_chooses_and_half_measures(tmp_path):

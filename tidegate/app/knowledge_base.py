@@ -1,9 +1,11 @@
 """From a user's files to the next version of ``smart_reply``: read, embedded with the published
-``text_embedding``, checked, published. No restart: the pin moves as for any other pipeline."""
+pipeline that reads their language, checked, published. No restart: the pin moves as for any other
+pipeline."""
 
 import json
 import tempfile
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,15 +26,50 @@ if TYPE_CHECKING:
     from training.knowledge_base import Evaluation, Question
     from training.knowledge_files import Entry
 
-UNKNOWN = "I don't know the answer to that. I am handing you over to a colleague."
+# By the language of the message.
+UNKNOWN = {
+    "en": "I don't know the answer to that. I am handing you over to a colleague.",
+    "zh": "这个问题我暂时无法回答\uff0c正在为您转接人工客服。",
+}
 # How far the cosine of an entry with itself may be from 1: the graph rounds.
 SAME = 1e-3
 LIMITS = (
     "It says only what its entries say, in their words. Thresholds depend on how the entries are "
-    "written: measure your own with --messages. English: text_embedding knows little else."
+    "written: measure your own with --messages."
 )
 SHORT = 100  # characters
-LICENSE = "BSD-3-Clause (chatterbot-corpus)"
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What entries and messages are compared by: a published pipeline. ``license`` is that of the
+    default entries."""
+
+    pipeline: str
+    language: Sequence[str]
+    base_model: str
+    limits: str
+    license: str
+
+
+# By the language of the entries.
+EMBEDDINGS: Mapping[str, Embedding] = {
+    "en": Embedding(
+        "text_embedding",
+        ("en",),
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "It reads English only.",
+        "BSD-3-Clause (chatterbot-corpus)",
+    ),
+    "zh": Embedding(
+        "multilingual_embedding",
+        ("zh", "en"),
+        "intfloat/multilingual-e5-small",
+        "It reads Chinese and English. Of three Chinese messages in other words than the entry's, "
+        "the right entry is the nearest for two: pass many to a colleague.",
+        "Apache-2.0",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +79,7 @@ class KnowledgeBase:
     entries: Sequence["Entry"]
     vectors: np.ndarray
     evaluation: "Evaluation"
+    embedding: Embedding
     is_own: bool  # built from the user's files
     is_measured: bool  # on messages for these entries
 
@@ -57,15 +95,16 @@ class KnowledgeBase:
         sources = sorted({entry.source.partition("#")[0] for entry in self.entries})
         metrics = [asdict(metric) for metric in self.evaluation.metrics]
         base = {
-            **({} if self.is_own else {"license": LICENSE}),
-            "language": ["en"],
+            **({} if self.is_own else {"license": self.embedding.license}),
+            "language": [*self.embedding.language],
+            "embedding": self.embedding.pipeline,
             "entries": len(self.entries),
             "datasets": sources
             if len(sources) <= 8
             else [*sources[:8], f"and {len(sources) - 8} more"],
-            "base_model": "sentence-transformers/all-MiniLM-L6-v2",
+            "base_model": self.embedding.base_model,
             "thresholds": asdict(self.evaluation.thresholds),
-            "limits": LIMITS,
+            "limits": f"{LIMITS} {self.embedding.limits}",
         }
         if self.is_measured:
             return {**base, "metrics": metrics}
@@ -73,20 +112,20 @@ class KnowledgeBase:
 
 
 class Embedder:
-    """The published ``text_embedding``, in this process: its tokenizer and its graph."""
+    """A published embedding pipeline, in this process: its tokenizer and its graph."""
 
-    def __init__(self, repository: "ModelRepository") -> None:
+    def __init__(self, repository: "ModelRepository", pipeline: str) -> None:
         import onnxruntime
         from tokenizers import Tokenizer
 
         from ensembles.embedding import VECTOR
-        from ensembles.smart_reply import EMBEDDING, EmbeddingSteps
+        from ensembles.smart_reply import EmbeddingSteps
         from ensembles.steps.tokenize_text import BucketTokenizer
         from modelspec.parameters import BUCKETS_PARAMETER
 
-        repository.require_published(EMBEDDING)
-        pins = repository.pinned_members(EMBEDDING)
-        tokenizer = _member(pins, member_name(EMBEDDING, Role.PRE))
+        repository.require_published(pipeline)
+        pins = repository.pinned_members(pipeline)
+        tokenizer = _member(pins, member_name(pipeline, Role.PRE))
         engine = next(position for position in pins.items() if position != tokenizer)
         parameters = repository.config(tokenizer[0]).parameters
         buckets = parameters[BUCKETS_PARAMETER].string_value.split(",")
@@ -103,7 +142,8 @@ class Embedder:
         )
         self._output = VECTOR
         width = int(repository.config(engine[0]).output[0].dims[-1])
-        self.steps: EmbeddingSteps = EmbeddingSteps(tokenizer, engine, width)
+        batch = repository.config(pipeline).max_batch_size
+        self.steps: EmbeddingSteps = EmbeddingSteps(tokenizer, engine, width, batch)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """FP32 [n, width], each of length 1. A text that is too long is cut."""
@@ -124,12 +164,17 @@ def _member(pins: Mapping[str, int], name: str) -> tuple[str, int]:
 
 
 def build(
-    files: Sequence[Path], messages: Path | None, paths: Paths, report: Progress
+    files: Sequence[Path],
+    messages: Path | None,
+    language: str | None,
+    paths: Paths,
+    report: Progress,
 ) -> Callable[["Deployment"], tuple[str, int]]:
-    """The change that publishes a knowledge base of these files, or the default one. Raises
-    TrainingError; nothing is changed then."""
+    """The change that publishes a knowledge base of these files, or the default one of the
+    language; without ``language``, the entries tell theirs. Raises TrainingError; nothing is
+    changed then."""
     from serving.repository.model_repository import ModelRepository
-    from training.knowledge_base import default_entries
+    from training.knowledge_base import default_entries, read_messages
     from training.knowledge_files import distinct, read_entries
 
     if files:
@@ -140,19 +185,17 @@ def build(
                 "earlier answer counts"
             )
     else:
-        entries = default_entries()
+        entries = default_entries(language or "en")
     asked = read_messages(messages, entries) if messages else None
-    if unread := not_latin(entries):
-        report(
-            f"{unread} of {len(entries)} entries are not in Latin script: text_embedding knows "
-            "English only, and compares these wrongly"
-        )
-    _require_embedding(ModelRepository(paths.repository), paths, report)
+    chosen = language or language_of(entries)
+    embedding = EMBEDDINGS[chosen]
+    _report_scripts(entries, embedding, report)
+    _require_embedding(embedding.pipeline, ModelRepository(paths.repository), paths, report)
 
     def change(deployment: "Deployment") -> tuple[str, int]:
-        embed = Embedder(deployment.repository)
-        report(f"embedding {len(entries)} entries")
-        knowledge = _measured(entries, bool(files), asked, embed)
+        embed = Embedder(deployment.repository, embedding.pipeline)
+        report(f"embedding {len(entries)} entries with {embedding.pipeline}")
+        knowledge = _measured(entries, bool(files), asked, embed, chosen)
         for metric in knowledge.evaluation.metrics if knowledge.is_measured else ():
             report(f"{metric.name} {metric.value:.3f} on {metric.data}")
         thresholds = knowledge.evaluation.thresholds
@@ -164,22 +207,52 @@ def build(
     return change
 
 
-def not_latin(entries: Sequence["Entry"]) -> int:
-    """How many entries have fewer Latin letters than others in what they are compared by."""
-    return sum(
-        2 * sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters)
-        < len(letters)
-        for letters in ([*filter(str.isalpha, entry.embedded)] for entry in entries)
+def language_of(entries: Sequence["Entry"]) -> str:
+    """``zh`` if one of them is in Chinese, which the English embedding cannot tell apart; else
+    ``en``."""
+    scripts = _scripts(entries)
+    return "zh" if scripts["CJK"] else "en"
+
+
+def _scripts(entries: Sequence["Entry"]) -> Counter[str]:
+    """How many entries have most of their letters in each script: ``CJK`` or ``LATIN``, or the
+    beginning of the name that Unicode gives its letters. Those without letters are in none."""
+    scripts = (
+        Counter(
+            unicodedata.name(letter, "?").split()[0]
+            for letter in entry.embedded
+            if letter.isalpha()
+        )
+        for entry in entries
     )
+    return Counter(max(found, key=found.__getitem__) for found in scripts if found)
 
 
-def _require_embedding(repository: "ModelRepository", paths: Paths, report: Progress) -> None:
-    from ensembles.smart_reply import EMBEDDING
+def _report_scripts(entries: Sequence["Entry"], embedding: Embedding, report: Progress) -> None:
+    """Say which entries the embedding cannot tell apart."""
+    read = ("LATIN", "CJK") if "zh" in embedding.language else ("LATIN",)
+    unread = sum(count for script, count in _scripts(entries).items() if script not in read)
+    if unread:
+        report(
+            f"{unread} of {len(entries)} entries are in a script that {embedding.pipeline} does "
+            "not read: it compares them wrongly"
+        )
+
+
+def _require_embedding(
+    pipeline: str, repository: "ModelRepository", paths: Paths, report: Progress
+) -> None:
     from tidegate.app.convert import ConvertOptions
     from tidegate.app.convert import run as convert
+    from tidegate.app.train import RECIPES
+    from tidegate.app.train import run as train
 
-    if not repository.is_published(EMBEDDING):
-        convert(ConvertOptions(EMBEDDING), paths, report)
+    if repository.is_published(pipeline):
+        return
+    if pipeline in RECIPES:
+        train(pipeline, 0, paths, report)
+    else:
+        convert(ConvertOptions(pipeline), paths, report)
 
 
 def _measured(
@@ -187,54 +260,22 @@ def _measured(
     is_own: bool,
     asked: tuple[list["Question"], list["Question"]] | None,
     embed: Embedder,
+    language: str,
 ) -> KnowledgeBase:
-    """The entries with their vectors and thresholds; those of the default knowledge base where
-    nobody has said what is asked of this one."""
+    """The entries with their vectors and thresholds; those of the language's default knowledge base
+    where nobody has said what is asked of this one."""
     from training.knowledge_base import default_entries, evaluate, questions
 
+    embedding = EMBEDDINGS[language]
     vectors = embed([entry.embedded for entry in entries])
-    if asked or not is_own:
-        evaluation = evaluate(entries, vectors, embed, asked or questions())
-        return KnowledgeBase(entries, vectors, evaluation, is_own, is_measured=True)
-    usual = default_entries()
-    evaluation = evaluate(usual, embed([entry.embedded for entry in usual]), embed, questions())
-    return KnowledgeBase(entries, vectors, evaluation, is_own, is_measured=False)
-
-
-def read_messages(
-    path: Path, entries: Sequence["Entry"]
-) -> tuple[list["Question"], list["Question"]]:
-    """What people ask of these entries: a CSV file with ``message`` and ``question`` (empty: no
-    entry answers it); every second message chooses the thresholds, the others measure."""
-    import csv
-
-    from training.knowledge_base import Question
-
-    known = {entry.question for entry in entries if entry.question}
-    asked = []
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, strict=True)
-            if not {"message", "question"} <= set(rows.fieldnames or ()):
-                raise TrainingError(f"{path}: its first line must be message,question")
-            for row in rows:
-                message, question = (row["message"] or "").strip(), (row["question"] or "").strip()
-                if not message or (question and question not in known):
-                    raise TrainingError(
-                        f"{path} line {rows.line_num}: a message is empty, or its question is that "
-                        "of no entry: use the entry's own words, or leave the question empty"
-                    )
-                asked.append(Question(message, question))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise TrainingError(f"{path} cannot be read ({error}): check it") from None
-    inside = [question for question in asked if question.answered_by]
-    outside = [question for question in asked if not question.answered_by]
-    if min(len(inside), len(outside)) < 4:
-        raise TrainingError(
-            f"{path} has {len(inside)} messages that an entry answers and {len(outside)} that none "
-            "does: write at least 4 of each, better 50"
-        )
-    return inside[::2] + outside[::2], inside[1::2] + outside[1::2]
+    is_measured = bool(asked) or not is_own
+    if is_measured:
+        known, theirs = entries, vectors
+    else:
+        known = default_entries(language)
+        theirs = embed([entry.embedded for entry in known])
+    evaluation = evaluate(known, theirs, embed, asked or questions(language))
+    return KnowledgeBase(entries, vectors, evaluation, embedding, is_own, is_measured)
 
 
 def publish(
@@ -273,7 +314,8 @@ def _checked_golden(knowledge: KnowledgeBase) -> Any:
 
     answers = NearestAnswers(knowledge.vectors, knowledge.as_dict(), PASSAGES)
     for start in range(0, len(knowledge.entries), 256):
-        outputs = answers(knowledge.vectors[start : start + 256])
+        vectors = knowledge.vectors[start : start + 256]
+        outputs = answers(vectors, [""] * len(vectors))
         for row, confidence in enumerate(outputs["confidence"][:, 0]):
             if not abs(float(confidence) - 1) <= SAME:
                 entry = knowledge.entries[start + row]
@@ -281,8 +323,8 @@ def _checked_golden(knowledge: KnowledgeBase) -> Any:
                     f"the entry {entry.embedded[:60]!r} ({entry.source}) does not find itself "
                     f"(cosine {confidence:.3f}): report this"
                 )
-    first = answers(knowledge.vectors[:1])
     text = knowledge.entries[0].embedded
+    first = answers(knowledge.vectors[:1], [text])
     # Cut as its vector was. A short one has less tokens than any embedding model takes.
     cut = {"truncate": True} if len(text) > SHORT else {}
     return Golden(

@@ -22,6 +22,7 @@ RECIPES: Mapping[str, str] = MappingProxyType(
         "topic_classification": "training.topics",
         "sentiment": "training.sentiment",
         "entity_recognition": "training.entities",
+        "multilingual_embedding": "training.multilingual_embedding",
     }
 )
 # In a trained folder: texts of its language to prove it on, one a line; without it, English ones.

@@ -27,6 +27,12 @@ def command() -> None:
     type=click.Path(path_type=Path),
     help="CSV of what people ask (message,question): chooses and measures the thresholds.",
 )
+@click.option(
+    "--language",
+    type=click.Choice(["en", "zh"]),
+    help="Of FILES, if they are not to be looked at: chooses text_embedding (en), or "
+    "multilingual_embedding (zh; it reads both, English worse).",
+)
 @repositories_option
 @servers_option
 @grace_option
@@ -34,6 +40,7 @@ def command() -> None:
 def build(
     files: tuple[Path, ...],
     messages: Path | None,
+    language: str | None,
     repositories: tuple[Path, ...],
     addresses: tuple[str, ...],
     grace_s: float,
@@ -43,12 +50,13 @@ def build(
 
     FILES are CSV (question,answer,source or text,source), YAML (the same, or chatterbot-corpus'
     conversations) or Markdown (each paragraph a passage). Without FILES: the technical dialogues of
-    chatterbot-corpus. Running servers answer from it at once, and tidegate rollback smart_reply
-    goes back.
+    chatterbot-corpus, or with --language zh an example in Chinese. Running servers answer from it
+    at once, and tidegate rollback smart_reply goes back.
 
     \b
     tidegate kb build
     tidegate kb build faq.csv handbook.md --messages asked.csv
+    tidegate kb build --language zh
     """
     from tidegate.app.knowledge_base import build as build_knowledge_base
     from tidegate.app.rollout import RolloutOptions, roll_out
@@ -57,5 +65,7 @@ def build(
     options = RolloutOptions(repositories, addresses, grace_s)
     paths = Paths.current()
     with progress(err=as_json) as report:
-        change = build_knowledge_base(files, messages, paths, lambda line: report(f"kb: {line}"))
+        change = build_knowledge_base(
+            files, messages, language, paths, lambda line: report(f"kb: {line}")
+        )
         print_outcomes(roll_out(change, options, paths, report), as_json=as_json)
