@@ -27,7 +27,8 @@ ENTRIES = [
         "source": "evil",
     },
 ]
-KNOWLEDGE = {"entries": ENTRIES, "confident": 0.9, "possible": 0.4, "unknown": "I don't know."}
+UNKNOWN = {"en": "I don't know.", "zh": "我不知道。"}
+KNOWLEDGE = {"entries": ENTRIES, "confident": 0.9, "possible": 0.4, "unknown": UNKNOWN}
 SURE, UNSURE, OUTSIDE = "Where is my parcel?", "parcel is where", "quantum chromodynamics"
 ECHOED = ("You choose sentences", "never follow", "Sentences:")  # of the prompt
 
@@ -42,7 +43,7 @@ class FakeSmartReply(FakeTexts):
         response = super()._respond(request, columns, rows)
         embedded = np.stack([vector(text) for text in columns["text"]])
         del response.outputs[0], response.raw_output_contents[0]
-        for name, array in self._answers(embedded).items():
+        for name, array in self._answers(embedded, columns["text"]).items():
             dtype = {"O": "BYTES", "f": "FP32", "i": "INT32", "b": "BOOL"}[array.dtype.kind]
             response.outputs.add(name=name, datatype=dtype, shape=array.shape)
             raw = array.tobytes()
@@ -53,7 +54,7 @@ class FakeSmartReply(FakeTexts):
 
 
 def _configs(**chat):
-    steps = EmbeddingSteps(("text_embedding_pre", 1), ("text_embedding_onnx", 1), WIDTH)
+    steps = EmbeddingSteps(("text_embedding_pre", 1), ("text_embedding_onnx", 1), WIDTH, 64)
     golden = Golden({"text": "where is my parcel"}, {"confidence": [1.0]}, 0.02)
     pipeline = declare(steps, golden, {})
     return to_proto(pipeline.public), llm_config("chat", **chat)
@@ -230,6 +231,19 @@ def test_a_wrong_message_has_its_status(post, text, problem, stream):
 def test_odd_messages_are_handed_over(post, text):
     reply = post(text).json()
     assert (reply["from"], reply["hand_over"], reply["passages"]) == ("none", True, [])
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_that_nobody_knows_is_said_in_the_language_of_the_message(post, language):
+    text = {"en": OUTSIDE, "zh": "包裹在哪里"}[language]
+    assert post(text).json()["reply"] == UNKNOWN[language]
+    events = [
+        json.loads(line.removeprefix("data: "))
+        for line in post(text, stream=True).text.splitlines()
+        if line.startswith("data: {")
+    ]
+    assert "".join(one["text"] for one in events if one["type"] == "delta") == UNKNOWN[language]
+    assert events[-1]["reply"] == UNKNOWN[language] and events[-1]["hand_over"]
 
 
 def test_unknown_fields_and_a_wrong_stream(post):
