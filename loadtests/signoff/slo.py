@@ -1,0 +1,147 @@
+"""What has to hold, as data: ``loadtests/slo.toml``.
+
+[text_embedding]
+rate = "50/s"              # what has to be carried
+headroom = 0.2             # and so much more, of that rate
+p99 = "100ms"
+p50 = "20ms"
+errors = 0.001             # the share of requests that may fail
+soak = "10m"
+
+Every number has a unit, and what is not known is refused with its place: a limit that nobody reads
+is a limit that nobody holds.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modelspec.durations import seconds_of
+
+_PERCENTILE = re.compile(r"p(\d{1,2}(?:\.\d{1,3})?)")
+_OF = ("", "first_token", "gap")  # p99, first_token_p99, gap_p99
+_RATE = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s*/\s*(s|min|h)")
+_PER_S = {"s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+class SloError(ValueError):
+    """The file cannot be used: the message says where and what to write."""
+
+
+@dataclass(frozen=True, order=True)
+class Limit:
+    """At most ``seconds`` for this ``share`` of the requests. ``of`` is what is measured: '' for
+    the whole request, ``first_token``, or ``gap`` between two tokens."""
+
+    of: str
+    share: float
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        percentile = f"p{100 * self.share:g}"
+        return f"{self.of}_{percentile}" if self.of else percentile
+
+
+@dataclass(frozen=True)
+class Slo:
+    """The objectives of one pipeline. ``rate`` is in requests per second; ``headroom`` is how much
+    more of it has to be carried, ``errors`` the share of requests that may fail, ``goodput`` the
+    share that has to meet all limits at once, ``soak_s`` how long it has to hold, in seconds."""
+
+    pipeline: str
+    rate: float
+    limits: tuple[Limit, ...]
+    headroom: float = 0.0
+    errors: float = 0.0
+    goodput: float | None = None
+    soak_s: float = 0.0
+
+    @property
+    def tested_rate(self) -> float:
+        """Requests per second."""
+        return self.rate * (1 + self.headroom)
+
+
+def read_slos(path: Path) -> dict[str, Slo]:
+    """Pipeline -> its objectives. Raises SloError for a file that cannot be used whole."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SloError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SloError(f"{path} is not TOML: {error}") from None
+    if not document:
+        raise SloError(
+            f"{path} has no objectives: write a table [PIPELINE] with a rate and a limit"
+        )
+    return {name: _slo(path, name, table) for name, table in document.items()}
+
+
+def _slo(path: Path, pipeline: str, table: Any) -> Slo:
+    place = f"{path}, [{pipeline}]"
+    if not isinstance(table, Mapping):
+        raise SloError(f"{path}: {pipeline} must be a table: write [{pipeline}]")
+    limits = tuple(sorted(_limit(place, key, table[key]) for key in table if _is_limit(key)))
+    known = {"rate", "headroom", "errors", "goodput", "soak"}
+    for key in table:
+        if key not in known and not _is_limit(key):
+            close = difflib.get_close_matches(key, [*known, "p50", "p95", "p99"], 1)
+            hint = f": did you mean {close[0]}?" if close else ""
+            raise SloError(f"{place}: {key!r} is not known{hint}")
+    if "rate" not in table:
+        raise SloError(f'{place}: the rate is missing: write rate = "50/s"')
+    if not limits and "goodput" not in table:
+        raise SloError(f'{place}: there is no limit: write p99 = "100ms", for example')
+    return Slo(
+        pipeline,
+        _rate(place, table["rate"]),
+        limits,
+        _number(place, table, "headroom", 0.0, 10.0),
+        _number(place, table, "errors", 0.0, 0.5),
+        _number(place, table, "goodput", 0.0, 0.99999) if "goodput" in table else None,
+        _seconds(place, "soak", table["soak"]) if "soak" in table else 0.0,
+    )
+
+
+def _is_limit(key: str) -> bool:
+    of, _, percentile = key.rpartition("_")
+    return of in _OF and _PERCENTILE.fullmatch(percentile) is not None
+
+
+def _limit(place: str, key: str, value: Any) -> Limit:
+    of, _, percentile = key.rpartition("_")
+    share = float(percentile[1:]) / 100
+    if share <= 0:
+        raise SloError(f"{place}: {key} is no percentile that can be measured: write p50 to p99.9")
+    return Limit(of, share, _seconds(place, key, value))
+
+
+def _seconds(place: str, key: str, value: Any) -> float:
+    if not isinstance(value, str):
+        raise SloError(f'{place}: {key} = {value!r} has no unit: write "{value}ms" or "{value}s"')
+    try:
+        return seconds_of(value)
+    except ValueError as error:
+        raise SloError(f"{place}: {key}: {error}") from None
+
+
+def _rate(place: str, value: Any) -> float:
+    if not isinstance(value, str):
+        raise SloError(f'{place}: rate = {value!r} has no unit: write "{value}/s" or "{value}/min"')
+    match = _RATE.fullmatch(value.strip())
+    rate = float(match[1]) / _PER_S[match[2]] if match else 0.0
+    if not rate:
+        raise SloError(f"{place}: {value!r} is not a rate above 0: write 50/s, 300/min or 1000/h")
+    return rate
+
+
+def _number(place: str, table: Mapping[str, Any], key: str, least: float, most: float) -> float:
+    value = table.get(key, 0.0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise SloError(f"{place}: {key} = {value!r} is not a number from {least:g} to {most:g}")
+    return float(value)
