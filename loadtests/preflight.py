@@ -38,10 +38,10 @@ def check_gateway(url: str, key: str) -> None:
     """Raises CannotStart unless the gateway is ready, accepts the key and serves the pipeline."""
     if not url.startswith(("http://", "https://")):
         raise CannotStart(f"{url!r} is not a URL: pass http://HOST:PORT")
-    status, _ = _get(f"{url}/readyz", "")
+    status, _ = fetch(f"{url}/readyz", "")
     if status != 200:
         raise CannotStart(f"the stack at {url} is not ready (HTTP {status}): run `make up`")
-    status, body = _get(f"{url}/v1/models", key)
+    status, body = fetch(f"{url}/v1/models", key)
     if status in (401, 403):
         raise CannotStart(
             f"{url} refuses the API key (HTTP {status}): set TIDEGATE_API_KEY to a valid "
@@ -84,7 +84,7 @@ def check_ui_port(port: int) -> None:
             ) from None
 
 
-def _get(url: str, key: str) -> tuple[int, bytes]:
+def fetch(url: str, key: str) -> tuple[int, bytes]:
     """The status and body of any HTTP response; never through a proxy."""
     request = urllib.request.Request(url)  # noqa: S310 (check_gateway takes http and https only)
     if key:
