@@ -43,6 +43,7 @@ test: $(VENV)/.dev ## Install what is needed, run every check and the whole suit
 	@$(BIN)/mypy
 	@$(call DEBIAN,redis-server,redis-server)
 	@$(call DEBIAN,nginx,nginx-light)
+	@$(call DEBIAN,chromium,chromium)
 	@$(BIN)/python -m tests.suite -n $(TEST_WORKERS) --dist loadfile $(ARGS)
 
 test-fast: $(VENV)/.dev ## Only the tests that start no server and are done at once

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import gevent  # type: ignore[import-untyped]
+import gevent
 from locust import events
 
 from loadtests.preflight import CannotStart

@@ -30,6 +30,7 @@ VERBS = (
     "canary",
     "promote",
     "prune",
+    "signoff",
     "lint",
     "keys",
     "audit",

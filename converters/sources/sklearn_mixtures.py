@@ -86,7 +86,7 @@ def _constants(model: Any) -> np.ndarray:
         determinants = features * np.log(choleskies)
     constants = -0.5 * features * log(2 * pi) + determinants + model._estimate_log_weights()
     if hasattr(model, "degrees_of_freedom_"):
-        from scipy.special import digamma  # type: ignore[import-untyped]
+        from scipy.special import digamma
 
         freedom = np.asarray(model.degrees_of_freedom_, np.float64)
         expected = features * log(2) + digamma(0.5 * (freedom - np.arange(features)[:, None])).sum(

@@ -1,95 +1,152 @@
-"""``python -m loadtests.signoff``, which ``tidegate signoff`` runs: gevent patches its process."""
+"""The load generator of ``tidegate signoff``: gevent patches its process."""
 
 from gevent import monkey
 
 monkey.patch_all()
 
+import contextlib  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
+import signal  # noqa: E402
 import sys  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+from datetime import UTC, datetime  # noqa: E402
 from pathlib import Path  # noqa: E402
+from urllib.parse import urlsplit  # noqa: E402
 
 import click  # noqa: E402
+import gevent  # noqa: E402
 
+from loadtests.bench.errors import BenchError  # noqa: E402
+from loadtests.bench.stack import running  # noqa: E402
 from loadtests.preflight import CannotStart, find_key  # noqa: E402
 from loadtests.signoff.confidence import Outcome  # noqa: E402
-from loadtests.signoff.open_loop import OpenLoop, Target  # noqa: E402
-from loadtests.signoff.preflight import pipeline_of, requests_of, require_writable  # noqa: E402
+from loadtests.signoff.memory import Memory, server_process  # noqa: E402
+from loadtests.signoff.open_loop import run  # noqa: E402
+from loadtests.signoff.options import Options  # noqa: E402
+from loadtests.signoff.preflight import pipeline_of, require_writable  # noqa: E402
 from loadtests.signoff.procedure import PROFILES, Result, sign_off  # noqa: E402
-from loadtests.signoff.report import WORDS, document, markdown, write  # noqa: E402
-from loadtests.signoff.samples import Samples  # noqa: E402
-from loadtests.signoff.slo import SloError, read_slos  # noqa: E402
+from loadtests.signoff.report import (  # noqa: E402
+    WORDS,
+    Circumstances,
+    document,
+    markdown,
+    overall,
+    write,
+)
+from loadtests.signoff.requests import Client, Mix  # noqa: E402
+from loadtests.signoff.samples import Samples, milliseconds  # noqa: E402
+from loadtests.signoff.slo import Slo, SloError, read_slos  # noqa: E402
+from loadtests.texts import CorpusMissing  # noqa: E402
 
 ROOT = Path(__file__).parent.parent.parent
 EXIT_CODES = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.UNDECIDED: 2}
 CANNOT_START = 3
 HIGHEST = 2_000.0  # requests per second: more than one core of this generator can send
+MEMORY_EVERY_S = 1.0
 
 
-@click.command("signoff")
-@click.argument("pipeline")
-@click.option("--target", default="http://127.0.0.1:8080", show_default=True, help="The gateway.")
-@click.option(
-    "--slo",
-    type=click.Path(path_type=Path),
-    default=Path("loadtests/slo.toml"),
-    show_default=True,
-    help="The file of objectives.",
-)
-@click.option("--profile", type=click.Choice(list(PROFILES)), default="quick", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("signoff"), show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def main(pipeline: str, target: str, slo: Path, profile: str, out: Path, *, as_json: bool) -> None:
-    """Load PIPELINE in an open loop, and say whether it holds its objectives.
-
-    The key is TIDEGATE_API_KEY, or that of `make up`. Exit code 0: signed, 1: not, 2: undecided,
-    3: it could not start.
-    """
+def main(options: Options) -> int:
+    """The exit code: 0 signed, 1 not, 2 undecided, 3 it could not start."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        slos = read_slos(slo)
-        if pipeline not in slos:
-            raise SloError(f"{slo} has no [{pipeline}]: it has {', '.join(sorted(slos))}")
+        slos = _chosen(options)
+        require_writable(options.out)
+        with _target(options, list(slos)) as client:
+            return _sign_off(options, slos, client)
+    except (SloError, CannotStart, CorpusMissing, BenchError) as error:
+        click.secho(f"tidegate: {error}", fg="red", err=True)
+        return CANNOT_START
+    except KeyboardInterrupt:
+        click.echo("tidegate: stopped before any load", err=True)
+        return CANNOT_START
+
+
+def _chosen(options: Options) -> dict[str, Slo]:
+    slos = read_slos(options.objectives)
+    for name in options.pipelines:
+        if name not in slos:
+            raise SloError(f"{options.objectives} has no [{name}]: it has {', '.join(slos)}")
+    return {name: slo for name, slo in slos.items() if name in (options.pipelines or slos)}
+
+
+@contextlib.contextmanager
+def _target(options: Options, pipelines: list[str]) -> Iterator[Client]:
+    """What the user named, else a stack of its own for as long as this takes."""
+    if options.target:
         key = find_key(os.environ)
-        card = pipeline_of(target, pipeline, key)
-        require_writable(out)
-    except (SloError, CannotStart) as error:
-        click.echo(f"signoff: {error}", err=True)
-        sys.exit(CANNOT_START)
-    result = Result(slos[pipeline])
-    body = requests_of(card)
-    is_terminal = sys.stderr.isatty()
+        yield Client(options.target.rstrip("/"), key, options.grpc_address)
+        return
+    click.echo("starting a stack for the sign-off ...", err=True)
+    with running(options.repository, pipelines) as stack:
+        yield Client(stack.gateway, stack.key, stack.triton_grpc)
 
-    with OpenLoop(Target(target, f"/v1/{pipeline}", key, body)) as loop:
 
-        def load(rate: float, seconds: float, phase: str) -> Samples:
-            def show(elapsed_s: float) -> None:
-                if is_terminal:
-                    left_s = seconds - elapsed_s
-                    click.echo(
-                        f"\r{phase}: {rate:.4g}/s, {left_s:.0f} s left   ", nl=False, err=True
-                    )
+def _sign_off(options: Options, slos: dict[str, Slo], client: Client) -> int:
+    # Everything that can be refused is refused before the first request.
+    pipelines = {name: pipeline_of(client.url, name, client.key) for name in slos}
+    mixes = {name: client.senders(pipelines[name], slo.apis) for name, slo in slos.items()}
+    results = [Result(slo) for slo in slos.values()]
+    began, clock = datetime.now(UTC), time.monotonic()
+    address = urlsplit(client.url)
+    host, port = address.hostname or "", address.port or 443
+    memory = Memory(server_process(host, port))
+    reader = gevent.spawn(_read_forever, memory)
+    try:
+        for result in results:
+            load = _Terminal(mixes[result.slo.pipeline], result.slo, len(results) > 1)
+            highest = 0.0 if options.only_target else HIGHEST
+            sign_off(result, PROFILES[options.profile], load, memory, highest)
+    except KeyboardInterrupt:
+        click.echo("\nstopped: the report is partial, and unsigned", err=True)
+    finally:
+        reader.kill()
+    circumstances = Circumstances(
+        client.url if options.target else "a stack of its own",
+        options.profile,
+        began.isoformat(timespec="seconds"),
+        time.monotonic() - clock,
+        {name: pipeline.versions for name, pipeline in pipelines.items()},
+        options.objectives.read_text(encoding="utf-8"),
+    )
+    report = document(results, circumstances, ROOT)
+    files = write(report, options.out)
+    click.echo(json.dumps(report, indent=2) if options.as_json else markdown(report))
+    click.echo(f"{WORDS[report['verdict']]}: {', '.join(map(str, files))}", err=True)
+    return EXIT_CODES[overall([result.outcome for result in results])]
 
-            samples = loop.run(rate, seconds, progress=show)
-            p99_s = samples.percentile_s(0.99)
-            shown = "nothing answered" if p99_s is None else f"p99 {1000 * p99_s:.4g} ms"
-            failed = int(samples.failed.sum())
-            end = "\r" * is_terminal
-            click.echo(
-                f"{end}{phase}: {rate:.4g}/s for {seconds:.0f} s: {shown}, {failed} failed",
-                err=True,
-            )
-            return samples
 
-        try:
-            sign_off(slos[pipeline], PROFILES[profile], load, result, HIGHEST)
-        except KeyboardInterrupt:
-            click.echo("\nstopped: the report is partial, and unsigned", err=True)
-    report = document(result, target, ROOT)
-    files = write(report, out)
-    click.echo(json.dumps(report, indent=2) if as_json else markdown(report))
-    click.echo(f"{WORDS[result.outcome]}: {', '.join(map(str, files))}", err=True)
-    sys.exit(EXIT_CODES[result.outcome])
+def _read_forever(memory: Memory) -> None:
+    while True:
+        memory.read()
+        gevent.sleep(MEMORY_EVERY_S)
+
+
+class _Terminal:
+    """Loads, and says on stderr what it does: on a terminal with the time left."""
+
+    def __init__(self, mix: Mix, slo: Slo, is_one_of_many: bool) -> None:
+        self._mix, self._seed = mix, 0
+        self._name = f"{slo.pipeline}, " if is_one_of_many else ""
+        self._is_terminal = sys.stderr.isatty()
+
+    def __call__(self, rate: float, seconds: float, phase: str) -> Samples:
+        title = f"{self._name}{phase}: {rate:.4g}/s"
+
+        def show(elapsed_s: float) -> None:
+            if self._is_terminal:
+                left = f"\r{title}, {seconds - elapsed_s:.0f} s left  "
+                click.echo(left, nl=False, err=True)
+
+        self._seed += 1
+        samples = run(self._mix, rate, seconds, seed=self._seed, progress=show)
+        p99 = milliseconds(samples.percentile_s(0.99))
+        failed = int(samples.failed.sum())
+        line = f"{title} for {seconds:.0f} s: p99 {p99}, {failed} of {samples.requests} failed"
+        click.echo("\r" * self._is_terminal + line, err=True)
+        return samples
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(Options.of_argument(sys.argv[1])))

@@ -40,12 +40,13 @@ class Verdict:
     confidence: float
     more: int | None = None
 
-    def __str__(self) -> str:
-        counted = f"{self.misses} of {self.requests} requests missed it"
+    @property
+    def why(self) -> str:
+        """In words: how many requests missed the limit, and how many more would decide it."""
+        counted = f"{self.misses} of {self.requests} missed it"
         if self.outcome is Outcome.UNDECIDED:
-            more = f"{self.more} more requests needed" if self.more else "too close to call"
-            return f"UNDECIDED: {counted}; {more}"
-        return f"{self.outcome.upper()} at {self.confidence:.0%} confidence: {counted}"
+            return f"{counted}; {self.more} more needed" if self.more else f"{counted}; too close"
+        return f"{counted} ({self.confidence:.0%} confidence)"
 
 
 @lru_cache(4096)
@@ -104,10 +105,15 @@ def _more(requests: int, misses: int, percentile: float, confidence: float) -> i
     share = misses / requests if requests else 0.0
     if share >= 1 - percentile:
         return None
-    total, needed = requests, requests_needed(misses, percentile, confidence)
-    while needed > total:
-        if needed > MOST_REQUESTS:
+    low, high = requests, 2 * requests or 1
+    while requests_needed(round(share * high), percentile, confidence) > high:
+        if high > MOST_REQUESTS:
             return None
-        total = needed
-        needed = requests_needed(round(share * total), percentile, confidence)
-    return total - requests
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if requests_needed(round(share * middle), percentile, confidence) > middle:
+            low = middle
+        else:
+            high = middle
+    return high - requests

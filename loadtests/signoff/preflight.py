@@ -1,41 +1,65 @@
 """What must be there before any load is sent; what is not is said in one line."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loadtests.preflight import CannotStart, fetch
-from loadtests.texts import endless, real_texts
 
 
-def pipeline_of(url: str, pipeline: str, key: str) -> Mapping[str, Any]:
-    """The pipeline's entry in ``/v1/pipelines``. CannotStart if the target is down, refuses the
-    key, or does not serve it."""
+@dataclass(frozen=True)
+class Pipeline:
+    """What the target says of a pipeline. ``inputs`` are name -> datatype and the shape of one row
+    (with its batch dimension)."""
+
+    name: str
+    versions: tuple[str, ...]
+    routes: tuple[str, ...]
+    example: Mapping[str, Any]
+    inputs: Mapping[str, tuple[str, tuple[int, ...]]]
+
+    @property
+    def default_api(self) -> str:
+        return "task" if f"/v1/{self.name}" in self.routes else "chat"
+
+    def require_route(self, path: str) -> None:
+        """CannotStart if the pipeline is not served there."""
+        if path not in self.routes:
+            raise CannotStart(
+                f"{self.name} is not served at {path}, only at {', '.join(self.routes)}: choose "
+                "another api in the file of objectives"
+            )
+
+
+def pipeline_of(url: str, name: str, key: str) -> Pipeline:
+    """What the gateway says of a pipeline. CannotStart if the target is down, refuses the key, or
+    does not serve it."""
     if not url.startswith(("http://", "https://")):
         raise CannotStart(f"{url!r} is not a URL: pass http://HOST:PORT")
-    status, body = fetch(f"{url}/v1/pipelines/{pipeline}", key)
+    status, body = fetch(f"{url}/v1/pipelines/{name}", key)
     if status in (401, 403):
         raise CannotStart(f"{url} refuses the API key (HTTP {status}): set TIDEGATE_API_KEY")
     if status == 404:
-        raise CannotStart(f"{url} does not serve {pipeline}, or not for this key")
+        raise CannotStart(f"{url} does not serve {name}, or not for this key")
+    card = _document(body)
+    if status != 200 or "example" not in card or "routes" not in card:
+        raise CannotStart(f"{url} answers HTTP {status} for {name}: is it a Tidegate gateway?")
+    _, body = fetch(f"{url}/v2/models/{name}", key)
+    inputs = {
+        tensor["name"]: (tensor["datatype"], tuple(max(1, size) for size in tensor["shape"]))
+        for tensor in _document(body).get("inputs", [])
+    }
+    return Pipeline(name, tuple(card["versions"]), tuple(card["routes"]), card["example"], inputs)
+
+
+def _document(body: bytes) -> dict[str, Any]:
     try:
-        card = json.loads(body)
+        document = json.loads(body)
     except ValueError:
-        card = None
-    if status != 200 or not isinstance(card, dict) or "example" not in card:
-        raise CannotStart(f"{url} answers HTTP {status} for {pipeline}: is it a Tidegate gateway?")
-    return card
-
-
-def requests_of(card: Mapping[str, Any]) -> Callable[[], bytes]:
-    """The bodies to send: real texts where the pipeline takes a text, else its example."""
-    example = dict(card["example"])
-    if not isinstance(example.get("text"), str):
-        body = json.dumps(example).encode()
-        return lambda: body
-    texts = endless(real_texts())
-    return lambda: json.dumps({**example, "text": next(texts)}).encode()
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def require_writable(folder: Path) -> None:

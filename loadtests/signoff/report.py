@@ -1,96 +1,136 @@
-"""The report of a sign-off: as JSON with every figure, and as Markdown for people."""
+"""The report of a sign-off: JSON with every figure, a page for people, and a summary in Markdown.
+
+The page and the summary are made of the JSON alone, so that they can be made again of a stored one.
+"""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 
+from loadtests.signoff.charts import Line, Mark, chart
+from loadtests.signoff.confidence import Outcome
 from loadtests.signoff.procedure import Result
 from loadtests.signoff.samples import Samples
 from modelspec.machine import cpu_name, git_commit, usable_cores
 
 PERCENTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 WORDS = {"pass": "SIGNED", "fail": "NOT SIGNED", "undecided": "UNDECIDED"}
+CURVE = (0.01, 0.05, *np.arange(0.1, 0.9, 0.1), 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999)
+Json = dict[str, Any]
 
 
-def document(result: Result, url: str, root: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Circumstances:
+    """Of what the figures are. ``versions`` are those that were served, by pipeline."""
+
+    target: str
+    profile: str
+    began: str  # ISO 8601
+    seconds: float
+    versions: dict[str, tuple[str, ...]]
+    objectives: str  # the file, as it was
+
+
+def overall(outcomes: Sequence[Outcome]) -> Outcome:
+    """Not signed if one is not, undecided if one is; signed only if all are."""
+    if Outcome.FAIL in outcomes:
+        return Outcome.FAIL
+    if Outcome.UNDECIDED in outcomes or not outcomes:
+        return Outcome.UNDECIDED
+    return Outcome.PASS
+
+
+def document(results: Sequence[Result], circumstances: Circumstances, root: Path) -> Json:
     """Everything that was measured, as plain JSON values; times in milliseconds."""
-    slo = result.slo
+    outcome = overall([result.outcome for result in results])
     return {
-        "verdict": result.outcome.value,
-        "signed": result.outcome == "pass",
-        "reason": result.reason,
-        "first_thing_to_change": result.advice,
-        "pipeline": slo.pipeline,
-        "target": url,
-        "rate_per_s": slo.tested_rate,
-        "objectives": [
-            {
-                "name": line.name,
-                "objective": line.objective,
-                "measured": line.measured,
-                "verdict": line.verdict.outcome.value,
-                "requests": line.verdict.requests,
-                "misses": line.verdict.misses,
-                "confidence": line.verdict.confidence,
-                "more_requests_needed": line.verdict.more,
-            }
-            for line in result.lines
-        ],
-        "became_steady": result.is_steady,
-        "knee": _knee(result),
-        "at_the_target": _samples(result.target) if result.target else None,
+        "verdict": outcome.value,
+        "signed": outcome is Outcome.PASS,
+        "target": circumstances.target,
+        "profile": circumstances.profile,
+        "began": circumstances.began,
+        "seconds": round(circumstances.seconds, 1),
         "machine": {"cpu": cpu_name(), "cores": usable_cores()},
         "commit": git_commit(root, short=True),
+        "objectives_file": circumstances.objectives,
+        "pipelines": [
+            {**_pipeline(result), "versions": list(circumstances.versions[result.slo.pipeline])}
+            for result in results
+        ],
     }
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """The report as a page: the verdict first, then each objective and why."""
-    rows = [
-        f"| {line['name']} | {line['objective']} | {line['measured']} | "
-        f"{line['verdict'].upper()} | {line['misses']} of {line['requests']} missed it"
-        + (
-            f"; {line['more_requests_needed']} more requests needed"
-            * bool(line["more_requests_needed"])
-        )
-        + " |"
-        for line in report["objectives"]
-    ]
-    knee = report["knee"]
+def markdown(report: Json) -> str:
+    """The verdict first, then each objective and why."""
     machine = report["machine"]
-    return "\n".join(
-        [
-            f"# {report['pipeline']}: {WORDS[report['verdict']]}",
+    parts = [f"# Capacity: {WORDS[report['verdict']]}", ""]
+    for pipeline in report["pipelines"]:
+        parts += [
+            f"## {pipeline['name']}: {WORDS[pipeline['verdict']]}",
             "",
-            f"{report['reason'].capitalize()}."
-            + (
-                f" First: {report['first_thing_to_change']}."
-                * bool(report["first_thing_to_change"])
+            sentence(pipeline),
+            "",
+            f"| objective | limit | measured at {pipeline['rate_per_s']:g}/s | verdict | why |",
+            "|---|---|---|---|---|",
+            *(
+                f"| {line['name']} | {line['objective']} | {line['measured']} | "
+                f"{line['verdict'].upper()} | {line['why']} |"
+                for line in pipeline["objectives"]
             ),
             "",
-            f"| objective | limit | measured at {report['rate_per_s']:g}/s | verdict | requests |",
-            "|---|---|---|---|---|",
-            *rows,
-            "",
-            f"Highest rate that held every objective: {knee['held_per_s']:.4g}/s"
-            + (f" (missed at {knee['missed_per_s']:.4g}/s)." if knee["missed_per_s"] else ".")
-            if knee
-            else "The highest rate was not searched.",
-            "",
-            f"Load: open loop, Poisson arrivals, latency from the intended time, against "
-            f"{report['target']}, from {machine['cores']} cores of {machine['cpu']}"
-            + (f", commit {report['commit']}." if report["commit"] else "."),
+            capacity(pipeline),
             "",
         ]
+    parts.append(
+        "Load: open loop, Poisson arrivals, latency from the intended time, against "
+        f"{report['target']}, from {machine['cores']} cores of {machine['cpu']}"
+        + (f", commit {report['commit']}." if report["commit"] else ".")
+    )
+    return "\n".join([*parts, ""])
+
+
+def sentence(pipeline: Json) -> str:
+    """The reason and the first thing to change."""
+    advice = pipeline["first_thing_to_change"]
+    reason: str = pipeline["reason"]
+    return f"{reason[:1].upper()}{reason[1:]}." + f" First: {advice}." * bool(advice)
+
+
+def capacity(pipeline: Json) -> str:
+    """What rate holds, in a sentence."""
+    knee = pipeline["knee"]
+    if not knee:
+        return "The highest rate was not searched."
+    if not knee["held_per_s"]:
+        return "No rate that was tried held every objective."
+    held = f"Highest rate that held every objective: {knee['held_per_s']:.4g}/s"
+    if above := knee["missed_per_s"]:
+        return f"{held} (missed at {above:.4g}/s)."
+    if pipeline["search_ended"]:
+        return f"{held}; above it {pipeline['search_ended']}."
+    return f"{held}, the highest that was tried."
+
+
+def html(report: Json) -> str:
+    """The report as one page that needs nothing else: no script, no font, no network."""
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
+    charts = [_charts(pipeline) for pipeline in report["pipelines"]]
+    return environment.from_string(template).render(
+        report=report, charts=charts, words=WORDS, sentence=sentence, capacity=capacity
     )
 
 
-def write(report: dict[str, Any], folder: Path) -> list[Path]:
-    """Write ``report.json`` and ``report.md``; their paths."""
+def write(report: Json, folder: Path) -> list[Path]:
+    """Write ``report.html``, ``report.json`` and ``report.md``; their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {
+        folder / "report.html": html(report),
         folder / "report.json": json.dumps(report, indent=2, ensure_ascii=False) + "\n",
         folder / "report.md": markdown(report),
     }
@@ -99,7 +139,46 @@ def write(report: dict[str, Any], folder: Path) -> list[Path]:
     return list(files)
 
 
-def _knee(result: Result) -> dict[str, Any] | None:
+def _pipeline(result: Result) -> Json:
+    slo = result.slo
+    return {
+        "name": slo.pipeline,
+        "verdict": result.outcome.value,
+        "reason": result.reason,
+        "first_thing_to_change": result.advice,
+        "rate_per_s": slo.tested_rate,
+        "limits": [
+            {"name": limit.name, "of": limit.of, "share": limit.share, "ms": 1000 * limit.seconds}
+            for limit in slo.limits
+        ],
+        "objectives": [
+            {
+                "name": line.name,
+                "objective": line.objective,
+                "measured": line.measured,
+                "verdict": line.outcome.value,
+                "why": line.why,
+                "requests": line.counted.requests if line.counted else None,
+                "misses": line.counted.misses if line.counted else None,
+                "more_requests_needed": line.counted.more if line.counted else None,
+            }
+            for line in result.lines
+        ],
+        "became_steady": result.is_steady,
+        "knee": _knee(result),
+        "search_ended": result.search_ended,
+        "frontier_per_s": {f"p99 <= {ms} ms": rate for ms, rate in result.frontier().items()},
+        "windows": [_samples(window) for window in result.windows],
+        "at_the_target": _samples(result.target) if result.target else None,
+        "curve_ms": _curve(result.target) if result.target else [],
+        "timeline": _timeline(result.target) if result.target else [],
+        "where_the_time_goes_ms": _times(result.target) if result.target else {},
+        "memory": _memory(result),
+        "overload": _overload(result),
+    }
+
+
+def _knee(result: Result) -> Json | None:
     if result.knee is None:
         return None
     return {
@@ -112,17 +191,157 @@ def _knee(result: Result) -> dict[str, Any] | None:
     }
 
 
-def _samples(samples: Samples) -> dict[str, Any]:
+def _samples(samples: Samples) -> Json:
     lag_s = float(np.quantile(samples.lag_s, 0.99)) if samples.requests else 0.0
-    latencies = {f"p{100 * share:g}_ms": _ms(samples.percentile_s(share)) for share in PERCENTILES}
+    streamed = {
+        f"{of}_p{100 * share:g}_ms": _ms(samples.percentile_s(share, of))
+        for of in ("first_token", "gap")
+        if not np.isnan(samples.parts_s[of]).all()
+        for share in PERCENTILES
+    }
     return {
+        "rate_per_s": samples.rate,
         "requests": samples.requests,
         "failed": int(samples.failed.sum()),
         "errors": dict(samples.errors),
         "seconds": round(samples.duration_s, 1),
-        **latencies,
+        **{f"p{100 * share:g}_ms": _ms(samples.percentile_s(share)) for share in PERCENTILES},
+        **streamed,
         "generator": {"lag_p99_ms": _ms(lag_s), "cpu": round(samples.cpu, 3)},
     }
+
+
+def _curve(samples: Samples) -> list[tuple[float, float | None]]:
+    """Percentiles and their milliseconds."""
+    return [(round(100 * share, 3), _ms(samples.percentile_s(share))) for share in CURVE]
+
+
+def _timeline(samples: Samples) -> list[Json]:
+    """What was due in each second."""
+    rows = []
+    for second in range(round(samples.duration_s)):
+        chosen = (samples.due_s >= second) & (samples.due_s < second + 1)
+        good = samples.latency_s[chosen & ~samples.failed]
+        rows.append(
+            {
+                "second": second,
+                "requests": int(chosen.sum()),
+                "failed": int(samples.failed[chosen].sum()),
+                "p50_ms": _ms(float(np.median(good))) if good.size else None,
+                "worst_ms": _ms(float(good.max())) if good.size else None,
+            }
+        )
+    return rows
+
+
+def _times(samples: Samples) -> dict[str, float]:
+    """Where the mean request spends its time, as far as the server says (Server-Timing)."""
+    gateway, upstream = samples.parts_s["gateway"], samples.parts_s["upstream"]
+    said = ~np.isnan(gateway) & ~np.isnan(upstream) & ~samples.failed
+    if not said.any():
+        return {}
+    rest = samples.latency_s[said] - samples.lag_s[said] - gateway[said] - upstream[said]
+    return {
+        "waiting to be sent": 1000 * float(samples.lag_s[said].mean()),
+        "client and network": 1000 * max(0.0, float(rest.mean())),
+        "gateway": 1000 * float(gateway[said].mean()),
+        "Triton: queue and compute": 1000 * float(upstream[said].mean()),
+    }
+
+
+def _memory(result: Result) -> Json | None:
+    memory, growth = result.memory, result.drift
+    if memory is None or not memory.mib:
+        return None
+    return {
+        "seconds": [round(at, 1) for at in memory.seconds],
+        "mib": [round(mib, 1) for mib in memory.mib],
+        "mib_per_min": growth.mib_per_min if growth else None,
+        "interval": [growth.low, growth.high] if growth else None,
+    }
+
+
+def _overload(result: Result) -> Json | None:
+    if result.overload is None:
+        return None
+    samples = result.overload.samples
+    refused = {fault: n for fault, n in samples.errors.items() if fault in _REFUSALS}
+    return {
+        **_samples(samples),
+        "good_per_s": round(result.overload.good_per_s, 2),
+        "refused": sum(refused.values()),
+        "recovery_s": result.overload.recovery_s,
+    }
+
+
+_NAMED = (1, 20, 50, 80, 95, 99, 99.9)  # of the curve's percentiles, those that fit an axis
+_REFUSALS = ("HTTP 429", "HTTP 503", "gRPC StatusCode.RESOURCE_EXHAUSTED")
+
+
+def _charts(pipeline: Json) -> list[tuple[str, str]]:
+    """The page's charts: a heading, and the SVG."""
+    widest = [mark for mark in _limits(pipeline) if mark.name.startswith("p")]
+    windows = sorted(pipeline["windows"], key=lambda window: window["rate_per_s"])
+    named = (("p50", "p50_ms", "a"), ("p99", "p99_ms", "b"))
+    rates = [Line(name, _points(windows, "rate_per_s", key), style) for name, key, style in named]
+    drawn = [
+        (
+            "Latency over rate",
+            chart(
+                "Latency over rate",
+                "requests/s",
+                "ms",
+                rates,
+                [*widest, Mark("target", pipeline["rate_per_s"], is_vertical=True)],
+                is_log=True,
+            ),
+        )
+    ]
+    timeline = pipeline["timeline"]
+    over_time = [
+        Line("p50", _points(timeline, "second", "p50_ms"), "a"),
+        Line("slowest", _points(timeline, "second", "worst_ms"), "b", is_joined=False),
+    ]
+    drawn.append(
+        (
+            "The target's run, by the second",
+            chart("Latency over time", "s", "ms", over_time, widest, is_log=True),
+        )
+    )
+    curve = [(float(index), ms) for index, (_, ms) in enumerate(pipeline["curve_ms"]) if ms]
+    names = {
+        float(index): f"{percentile:g}"
+        for index, (percentile, _) in enumerate(pipeline["curve_ms"])
+        if percentile in _NAMED
+    }
+    percentiles = chart(
+        "Percentiles",
+        "percentile",
+        "ms",
+        [Line("", curve, "a")],
+        widest,
+        is_log=True,
+        names=names,
+    )
+    drawn.append(("Percentiles at the target", percentiles))
+    if memory := pipeline["memory"]:
+        points = list(zip(memory["seconds"], memory["mib"], strict=True))
+        drawn.append(
+            ("Memory of the servers", chart("Memory", "s", "MiB", [Line("", points, "c")]))
+        )
+    return [(heading, svg) for heading, svg in drawn if svg]
+
+
+def _points(rows: Sequence[Json], x: str, y: str) -> list[tuple[float, float]]:
+    return [(row[x], row[y]) for row in rows if row[y] is not None]
+
+
+def _limits(pipeline: Json) -> list[Mark]:
+    return [
+        Mark(f"{limit['name']} limit", limit["ms"])
+        for limit in pipeline["limits"]
+        if not limit["of"]
+    ]
 
 
 def _ms(seconds: float | None) -> float | None:

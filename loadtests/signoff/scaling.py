@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import least_squares
+from scipy.optimize import nnls
 
 EXTRAPOLATED = 2.0  # beyond so many times the largest N that was measured a figure is a guess
 RESAMPLED, INTERVAL = 400, (5.0, 95.0)  # for the interval: fits, and its percentiles
@@ -88,12 +88,9 @@ def _law(n: _Vector, rate: float, contention: float, coherency: float) -> _Vecto
 
 
 def _fit(n: _Vector, c: _Vector, free: int) -> tuple[float, float, float]:
-    def residuals(some: _Vector) -> _Vector:
-        rate, contention, coherency = [*some, 0.0, 0.0][:3]
-        return np.log(_law(n, rate, contention, coherency) / c)
-
-    start = [float(np.median(c / n)), 0.05, 0.001][:free]
-    bounds = ([1e-9, 0.0, 0.0][:free], [np.inf, 1.0, 1.0][:free])
-    solution = least_squares(residuals, start, bounds=bounds)
-    rate, contention, coherency = [*map(float, solution.x), 0.0, 0.0][:3]
-    return rate, contention, coherency
+    """By linear least squares without negative parameters: N / C(N) is linear in 1/g, s/g and k/g,
+    here weighted so that relative errors count."""
+    terms = np.stack([np.ones_like(n), n - 1, n * (n - 1)], axis=1)[:, :free]
+    (slowness, *others), _ = nnls(terms * (c / n)[:, None], np.ones_like(n))
+    contention, coherency = ([float(other / slowness) for other in others] + [0.0, 0.0])[:2]
+    return float(1 / slowness), contention, coherency

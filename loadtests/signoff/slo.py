@@ -6,7 +6,9 @@ headroom = 0.2             # and so much more, of that rate
 p99 = "100ms"
 p50 = "20ms"
 errors = 0.001             # the share of requests that may fail
-soak = "10m"
+soak = "10m"               # how long it has to hold, at least
+memory = "5MiB/min"        # the servers' memory may grow by at most so much
+api = "task"               # or a mix of several: { task = 3, grpc = 1 }
 
 Every number has a unit, and what is not known is refused with its place: a limit that nobody reads
 is a limit that nobody holds.
@@ -16,7 +18,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,11 @@ _PERCENTILE = re.compile(r"p(\d{1,2}(?:\.\d{1,3})?)")
 _OF = ("", "first_token", "gap")  # p99, first_token_p99, gap_p99
 _RATE = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s*/\s*(s|min|h)")
 _PER_S = {"s": 1.0, "min": 60.0, "h": 3600.0}
+_MEMORY = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s*(KiB|MiB|GiB)/(min|h)")
+_MIB = {"KiB": 1 / 1024, "MiB": 1.0, "GiB": 1024.0}
+_PER_MIN = {"min": 1.0, "h": 1 / 60}
+# How requests are sent: the gateway's APIs, and Triton's own protocol through the gateway's port.
+APIS = ("task", "v2", "v2-binary", "openai", "chat", "grpc")
 
 
 class SloError(ValueError):
@@ -35,7 +42,8 @@ class SloError(ValueError):
 @dataclass(frozen=True, order=True)
 class Limit:
     """At most ``seconds`` for this ``share`` of the requests. ``of`` is what is measured: '' for
-    the whole request, ``first_token``, or ``gap`` between two tokens."""
+    the whole request, ``first_token``, or ``gap``: the mean time from one token of a request to
+    its next."""
 
     of: str
     share: float
@@ -51,7 +59,10 @@ class Limit:
 class Slo:
     """The objectives of one pipeline. ``rate`` is in requests per second; ``headroom`` is how much
     more of it has to be carried, ``errors`` the share of requests that may fail, ``goodput`` the
-    share that has to meet all limits at once, ``soak_s`` how long it has to hold, in seconds."""
+    share that has to meet all limits at once, ``soak_s`` how long it has to hold, in seconds.
+    ``memory_mib_per_min`` is how fast the servers' memory may grow; None if that does not matter.
+    ``apis`` are the weights with which requests choose one of APIS; empty for what the pipeline
+    offers first."""
 
     pipeline: str
     rate: float
@@ -60,6 +71,8 @@ class Slo:
     errors: float = 0.0
     goodput: float | None = None
     soak_s: float = 0.0
+    memory_mib_per_min: float | None = None
+    apis: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def tested_rate(self) -> float:
@@ -87,7 +100,7 @@ def _slo(path: Path, pipeline: str, table: Any) -> Slo:
     if not isinstance(table, Mapping):
         raise SloError(f"{path}: {pipeline} must be a table: write [{pipeline}]")
     limits = tuple(sorted(_limit(place, key, table[key]) for key in table if _is_limit(key)))
-    known = {"rate", "headroom", "errors", "goodput", "soak"}
+    known = {"rate", "headroom", "errors", "goodput", "soak", "memory", "api"}
     for key in table:
         if key not in known and not _is_limit(key):
             close = difflib.get_close_matches(key, [*known, "p50", "p95", "p99"], 1)
@@ -105,6 +118,8 @@ def _slo(path: Path, pipeline: str, table: Any) -> Slo:
         _number(place, table, "errors", 0.0, 0.5),
         _number(place, table, "goodput", 0.0, 0.99999) if "goodput" in table else None,
         _seconds(place, "soak", table["soak"]) if "soak" in table else 0.0,
+        _memory(place, table["memory"]) if "memory" in table else None,
+        _apis(place, table["api"]) if "api" in table else {},
     )
 
 
@@ -138,6 +153,25 @@ def _rate(place: str, value: Any) -> float:
     if not rate:
         raise SloError(f"{place}: {value!r} is not a rate above 0: write 50/s, 300/min or 1000/h")
     return rate
+
+
+def _memory(place: str, value: Any) -> float:
+    match = _MEMORY.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise SloError(f'{place}: memory = {value!r} is no growth: write memory = "5MiB/min"')
+    return float(match[1]) * _MIB[match[2]] * _PER_MIN[match[3]]
+
+
+def _apis(place: str, value: Any) -> dict[str, float]:
+    weights = {value: 1.0} if isinstance(value, str) else value
+    if not isinstance(weights, Mapping) or not weights:
+        raise SloError(f"{place}: api = {value!r} is not understood: write one of {APIS}")
+    for api, weight in weights.items():
+        if api not in APIS:
+            raise SloError(f"{place}: api {api!r} is not known: write one of {', '.join(APIS)}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight <= 0:
+            raise SloError(f"{place}: api {api} = {weight!r} is not a weight above 0")
+    return {api: float(weight) for api, weight in weights.items()}
 
 
 def _number(place: str, table: Mapping[str, Any], key: str, least: float, most: float) -> float:

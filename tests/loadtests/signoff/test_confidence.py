@@ -31,10 +31,8 @@ def test_a_line_passes_with_enough_requests_and_not_with_one_fewer():
     assert verdict(459, 0, 0.99).outcome is Outcome.PASS
     undecided = verdict(458, 0, 0.99)
     assert (undecided.outcome, undecided.more) == (Outcome.UNDECIDED, 1)
-    assert str(undecided) == "UNDECIDED: 0 of 458 requests missed it; 1 more requests needed"
-    assert str(verdict(12_571, 100, 0.99)) == (
-        "PASS at 99% confidence: 100 of 12571 requests missed it"
-    )
+    assert undecided.why == "0 of 458 missed it; 1 more needed"
+    assert verdict(12_571, 100, 0.99).why == "100 of 12571 missed it (99% confidence)"
 
 
 def test_what_more_is_needed_is_at_the_rate_so_far():
@@ -43,7 +41,7 @@ def test_what_more_is_needed_is_at_the_rate_so_far():
     total = 1000 + undecided.more
     assert verdict(total, round(0.005 * total), 0.99).outcome is Outcome.PASS
     assert verdict(1000, 10, 0.99).more is None  # exactly as often as it may
-    assert "too close to call" in str(verdict(1000, 10, 0.99))
+    assert "too close" in verdict(1000, 10, 0.99).why
     assert verdict(0, 0, 0.99).more == 459
 
 

@@ -1,0 +1,123 @@
+"""Whether servers' memory grows: their resident memory over time, and its trend."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+from scipy import stats
+
+from loadtests.signoff.confidence import CONFIDENCE, Outcome
+from loadtests.signoff.samples import Line
+
+BLOCKS = 10
+MIB = 2**20
+_TREE_EVERY_S = 20.0
+_SHORTEST_S = 20.0  # a shorter time says nothing about a trend per minute
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The growth in MiB per minute, and its interval at 99 % confidence."""
+
+    mib_per_min: float
+    low: float
+    high: float
+
+    def line(self, limit: float) -> Line:
+        """Whether memory grows by at most ``limit`` MiB per minute."""
+        outcome = Outcome.UNDECIDED
+        if self.high <= limit:
+            outcome = Outcome.PASS
+        elif self.low > limit:
+            outcome = Outcome.FAIL
+        return Line(
+            "memory",
+            f"at most {limit:g} MiB/min",
+            f"{self.mib_per_min:+.2f} MiB/min",
+            outcome,
+            f"{self.low:+.2f} to {self.high:+.2f} MiB/min ({CONFIDENCE:.0%} confidence)",
+        )
+
+
+def drift(seconds: Sequence[float], mib: Sequence[float]) -> Drift | None:
+    """The trend of memory in MiB measured at ``seconds``; None for less than 20 s.
+
+    Of the means of ten blocks: values that follow each other are not independent, and a line
+    through all of them would claim to be surer than it is.
+    """
+    at, value = np.asarray(seconds, float), np.asarray(mib, float)
+    if len(at) < 2 * BLOCKS or at[-1] - at[0] < _SHORTEST_S:
+        return None
+    minutes = np.array([block.mean() for block in np.array_split(at / 60, BLOCKS)])
+    means = np.array([block.mean() for block in np.array_split(value, BLOCKS)])
+    fit = stats.linregress(minutes, means)
+    margin = float(stats.t.ppf(0.5 + CONFIDENCE / 2, BLOCKS - 2)) * float(np.nan_to_num(fit.stderr))
+    slope = float(fit.slope)
+    return Drift(slope, slope - margin, slope + margin)
+
+
+class Memory:
+    """Reads the resident memory of a process and its descendants from time to time. ``root`` is
+    None if there is nothing to read: another machine, or another user's process."""
+
+    def __init__(self, root: psutil.Process | None) -> None:
+        self._root = root
+        self._tree: list[psutil.Process] = []
+        self._tree_read = -math.inf
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was read."""
+        self.seconds: list[float] = []
+        self.mib: list[float] = []
+        self._began = time.monotonic()
+
+    def read(self) -> None:
+        if self._root is None:
+            return
+        total = 0
+        for process in self._processes(self._root):
+            try:
+                total += process.memory_info().rss
+            except psutil.NoSuchProcess:  # it ended meanwhile
+                continue
+        if total:
+            self.seconds.append(time.monotonic() - self._began)
+            self.mib.append(total / MIB)
+
+    def _processes(self, root: psutil.Process) -> list[psutil.Process]:
+        # Looking through all processes of a machine takes so long that requests would be sent late.
+        now = time.monotonic()
+        if now - self._tree_read > _TREE_EVERY_S:
+            self._tree_read = now
+            try:
+                self._tree = [root, *root.children(recursive=True)]
+            except psutil.NoSuchProcess:
+                self._tree = []
+        return self._tree
+
+
+def server_process(host: str, port: int) -> psutil.Process | None:
+    """The process that listens on a port of this machine; of a stack of ours, the one that started
+    all its servers. None for another machine, or a process of another user."""
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        return None
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.AccessDenied:
+        return None
+    pids = {
+        connection.pid
+        for connection in connections
+        if connection.status == psutil.CONN_LISTEN and connection.laddr[1:2] == (port,)
+    }
+    try:
+        process = psutil.Process(min(pid for pid in pids if pid))
+        while (parent := process.parent()) is not None and "tidegate" in parent.cmdline():
+            process = parent
+    except (ValueError, psutil.Error):
+        return None
+    return process

@@ -1,0 +1,45 @@
+"""What a sign-off is asked to do, handed from the command line to the process that does it."""
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NoReturn
+
+OBJECTIVES = Path(__file__).parent.parent / "slo.toml"
+PROFILE_NAMES = ("quick", "full")
+
+
+@dataclass(frozen=True)
+class Options:
+    """``target`` is a gateway's URL, '' for a stack of its own over ``repository``; ``pipelines``
+    are those of the file of objectives to sign off, empty for all. ``only_target`` leaves out the
+    search, the curve and the overload."""
+
+    pipelines: tuple[str, ...]
+    target: str
+    grpc_address: str
+    objectives: Path
+    profile: str
+    out: Path
+    repository: Path
+    as_json: bool
+    only_target: bool = False
+
+    def to_argument(self) -> str:
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def of_argument(cls, argument: str) -> "Options":
+        fields = json.loads(argument)
+        paths = {name: Path(fields[name]) for name in ("objectives", "out", "repository")}
+        return cls(**{**fields, **paths, "pipelines": tuple(fields["pipelines"])})
+
+
+def become_generator(options: Options) -> NoReturn:
+    """Replace this process with the load generator's, which gevent patches from its start: its exit
+    code, its Ctrl-C and its output are the command's."""
+    arguments = [sys.executable, "-m", "loadtests.signoff", options.to_argument()]
+    sys.stdout.flush()
+    os.execv(sys.executable, arguments)  # noqa: S606 - our own argument list, no shell

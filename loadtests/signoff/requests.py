@@ -1,0 +1,261 @@
+"""The requests that a sign-off sends: each API of the gateway, and Triton's own protocol.
+
+Only ``python -m loadtests.signoff`` imports this: gevent patches the whole process.
+"""
+
+import itertools
+import json
+import math
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import grpc.experimental.gevent
+import numpy as np
+from geventhttpclient import HTTPClient
+from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
+
+from loadtests.preflight import CannotStart
+from loadtests.signoff.preflight import Pipeline
+from loadtests.texts import endless, real_texts
+
+grpc.experimental.gevent.init_gevent()
+
+TIMEOUT_S = 35.0  # above the gateway's deadline of 30 s, so that its 504 arrives
+# So many connections: more requests than any stack that holds its limits leaves open. What is due
+# beyond that waits for one, and its wait counts in its latency.
+MOST_OPEN = 512
+CHAT_TOKENS = 32
+_TIMING = re.compile(r"(\w+);dur=([0-9.]+)")
+_JSON_LENGTH = "Inference-Header-Content-Length"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``fault`` is why the request counts as failed, or ''; ``parts_s`` as in Samples."""
+
+    fault: str
+    parts_s: Mapping[str, float]
+
+
+# Builds a request before it is due; what it returns sends it.
+Sender = Callable[[], Callable[[], Answer]]
+
+
+@dataclass(frozen=True)
+class Client:
+    """Sends to one target as one caller: ``key`` may be empty. ``grpc_address`` is HOST:PORT."""
+
+    url: str
+    key: str
+    grpc_address: str = ""
+
+    def senders(self, pipeline: Pipeline, apis: Mapping[str, float]) -> "Mix":
+        """What sends a pipeline's requests; CannotStart for an API that it does not offer."""
+        weights = dict(apis) or {pipeline.default_api: 1.0}
+        texts = endless(real_texts())
+        return Mix({api: self._sender(api, pipeline, texts) for api in weights}, weights)
+
+    def _http(self) -> HTTPClient:
+        parts = urlsplit(self.url)
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        return HTTPClient(
+            parts.hostname or "",
+            parts.port or (443 if parts.scheme == "https" else 80),
+            ssl=parts.scheme == "https",
+            concurrency=MOST_OPEN,
+            connection_timeout=TIMEOUT_S,
+            network_timeout=TIMEOUT_S,
+            headers={**headers, "Content-Type": "application/json"},
+        )
+
+    def _sender(self, api: str, pipeline: Pipeline, texts: Iterator[str]) -> Sender:
+        if api == "grpc":
+            return self._grpc(pipeline, texts)
+        http = self._http()
+        if api == "chat":
+            return _chat(http, pipeline, texts)
+        if api in ("v2", "v2-binary"):
+            return _v2(http, pipeline, texts, is_binary=api == "v2-binary")
+        if api == "openai":
+            pipeline.require_route("/v1/embeddings")
+
+            def body() -> dict[str, Any]:
+                return {"model": pipeline.name, "input": next(texts)}
+
+            return _unary(http, "/v1/embeddings", body)
+        pipeline.require_route(f"/v1/{pipeline.name}")
+        return _unary(http, f"/v1/{pipeline.name}", lambda: _example(pipeline, texts))
+
+    def _grpc(self, pipeline: Pipeline, texts: Iterator[str]) -> Sender:
+        if not self.grpc_address:
+            raise CannotStart("api 'grpc' needs the address of a gRPC port: pass --grpc HOST:PORT")
+        client = InferenceServerClient(
+            self.grpc_address, channel_args=[("grpc.enable_http_proxy", 0)]
+        )
+        headers = {"authorization": f"Bearer {self.key}"} if self.key else None
+
+        def prepare() -> Callable[[], Answer]:
+            tensors = []
+            for name, array in _tensors(pipeline, texts).items():
+                tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+                tensors.append(tensor.set_data_from_numpy(array))
+
+            def send() -> Answer:
+                try:
+                    client.infer(pipeline.name, tensors, headers=headers, client_timeout=TIMEOUT_S)
+                except InferenceServerException as error:
+                    return Answer(f"gRPC {error.status() or 'error'}", {})
+                return Answer("", {})
+
+            return send
+
+        return prepare
+
+
+class Mix:
+    """Requests of several APIs in their weights; the same order in each run."""
+
+    def __init__(self, senders: Mapping[str, Sender], weights: Mapping[str, float]) -> None:
+        self._senders = [senders[api] for api in weights]
+        self._weights = list(weights.values())
+        self._random = random.Random(0)  # noqa: S311 - nothing secret
+
+    def prepare(self) -> Callable[[], Answer]:
+        (sender,) = self._random.choices(self._senders, self._weights)
+        return sender()
+
+
+def _unary(http: HTTPClient, path: str, body: Callable[[], Mapping[str, Any]]) -> Sender:
+    def prepare() -> Callable[[], Answer]:
+        content = json.dumps(body()).encode()
+        return lambda: _post(http, path, content)
+
+    return prepare
+
+
+def _post(
+    http: HTTPClient, path: str, content: bytes, headers: Mapping[str, str] | None = None
+) -> Answer:
+    try:
+        response = http.post(path, body=content, headers=headers)
+        response.read()
+    except Exception as error:  # of the network, and of the client's parser
+        return Answer(type(error).__name__, {})
+    fault = "" if response.status_code == 200 else f"HTTP {response.status_code}"
+    return Answer(fault, _server_timing(response))
+
+
+def _server_timing(response: Any) -> dict[str, float]:
+    """Seconds, by the names that the server gives."""
+    found = _TIMING.findall(response.get("server-timing") or "")
+    return {name: float(ms) / 1000 for name, ms in found}
+
+
+def _v2(http: HTTPClient, pipeline: Pipeline, texts: Iterator[str], *, is_binary: bool) -> Sender:
+    path = f"/v2/models/{pipeline.name}/infer"
+
+    def prepare() -> Callable[[], Answer]:
+        inputs, data = [], b""
+        for name, array in _tensors(pipeline, texts).items():
+            tensor = {
+                "name": name,
+                "datatype": np_to_triton_dtype(array.dtype),
+                "shape": list(array.shape),
+            }
+            if is_binary:
+                encoded = _encoded(array)
+                data += encoded
+                tensor["parameters"] = {"binary_data_size": len(encoded)}
+            else:
+                tensor["data"] = [
+                    value.decode() if isinstance(value, bytes) else value
+                    for value in array.ravel().tolist()
+                ]
+            inputs.append(tensor)
+        head = json.dumps(
+            {"inputs": inputs, "parameters": {"binary_data_output": True}}
+            if is_binary
+            else {"inputs": inputs}
+        ).encode()
+        headers = {_JSON_LENGTH: str(len(head))} if is_binary else None
+        return lambda: _post(http, path, head + data, headers)
+
+    return prepare
+
+
+def _encoded(array: "np.ndarray[Any, Any]") -> bytes:
+    """As V2's binary extension has it: strings with their length in front."""
+    if array.dtype != object:
+        return array.tobytes()
+    return b"".join(len(value).to_bytes(4, "little") + value for value in array.ravel())
+
+
+def _chat(http: HTTPClient, pipeline: Pipeline, texts: Iterator[str]) -> Sender:
+    pipeline.require_route("/v1/chat/completions")
+
+    def prepare() -> Callable[[], Answer]:
+        content = json.dumps(
+            {
+                "model": pipeline.name,
+                "messages": [{"role": "user", "content": next(texts)}],
+                "max_tokens": CHAT_TOKENS,
+                "stream": True,
+            }
+        ).encode()
+        return lambda: _stream(http, content)
+
+    return prepare
+
+
+def _stream(http: HTTPClient, content: bytes) -> Answer:
+    """A streamed chat completion: when its first token came, and the mean time between two."""
+    began = time.perf_counter()
+    times: list[float] = []
+    is_done = False
+    try:
+        response = http.post("/v1/chat/completions", body=content)
+        if response.status_code != 200:
+            response.read()
+            return Answer(f"HTTP {response.status_code}", {})
+        for line in response:
+            if line.startswith(b"data: [DONE]"):
+                is_done = True
+            elif line.startswith(b'data: {"error"'):
+                return Answer("an error within the stream", {})
+            elif line.startswith(b"data: ") and b'"content":' in line:
+                times.append(time.perf_counter() - began)
+    except Exception as error:  # of the network, and of the client's parser
+        return Answer(type(error).__name__, {})
+    if not is_done or not times:
+        return Answer("the stream ended early", {})
+    gap_s = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else math.nan
+    return Answer("", {"first_token": times[0], "gap": gap_s})
+
+
+def _example(pipeline: Pipeline, texts: Iterator[str]) -> Mapping[str, Any]:
+    """The pipeline's example, with a real text where it takes a text."""
+    example = pipeline.example
+    return {**example, "text": next(texts)} if isinstance(example.get("text"), str) else example
+
+
+def _tensors(pipeline: Pipeline, texts: Iterator[str]) -> dict[str, "np.ndarray[Any, Any]"]:
+    """One row of each input: real texts, or numbers from 0 to 1."""
+    generator = np.random.default_rng(next(_SEEDS))
+    tensors: dict[str, np.ndarray[Any, Any]] = {}
+    for name, (datatype, shape) in pipeline.inputs.items():
+        if datatype == "BYTES":
+            count = math.prod(shape)
+            values = np.array([next(texts).encode() for _ in range(count)], dtype=object)
+            tensors[name] = values.reshape(shape)
+        else:
+            tensors[name] = generator.random(shape).astype(triton_to_np_dtype(datatype))
+    return tensors
+
+
+_SEEDS = itertools.count()

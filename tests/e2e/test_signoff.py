@@ -1,0 +1,138 @@
+"""``tidegate signoff`` as a user runs it, against servers whose faults are planted.
+
+The limits are wide: other tests run beside this one, and a load generator that is late signs
+nothing, as it should.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from serving.triton.ports import free_ports
+from tests.running import ROOT, wait_until
+
+WIDE = """
+[planted]
+rate = "40/s"
+p90 = "3s"
+errors = 0.05
+"""
+
+
+@contextmanager
+def planted(*arguments: str) -> Iterator[str]:
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "tests.loadtests.signoff.planted", str(port), *arguments]
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        wait_until(lambda: _listens(port), 30, "the planted server")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _listens(port: int) -> bool:
+    import socket
+
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def command(tmp_path, text: str, *arguments: str) -> list[str]:
+    (tmp_path / "slo.toml").write_text(text)
+    return [
+        *(sys.executable, "-m", "tidegate", "signoff", f"--slo={tmp_path / 'slo.toml'}"),
+        *(f"--out={tmp_path / 'out'}", *arguments),
+    ]
+
+
+def run(tmp_path, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(tmp_path, text, *arguments),
+        cwd=ROOT,
+        env={**os.environ, "TIDEGATE_API_KEY": "none"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+def test_a_server_that_holds_is_signed_with_a_report(tmp_path):
+    with planted("--slots", "8") as url:
+        result = run(tmp_path, WIDE, "--target", url, "--only-target", "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["verdict"] == "pass"
+    assert report == json.loads((tmp_path / "out" / "report.json").read_text())
+    assert "target: 40/s for" in result.stderr
+    (pipeline,) = report["pipelines"]
+    assert pipeline["at_the_target"]["requests"] == pipeline["objectives"][0]["requests"] > 0
+    # The server says 0.2 ms and 1 ms of each request in its Server-Timing.
+    times = pipeline["where_the_time_goes_ms"]
+    assert times["gateway"] == pytest.approx(0.2)
+    assert times["Triton: queue and compute"] == pytest.approx(1.0)
+    assert pipeline["memory"]["mib"], "the server's process was not found"
+
+
+def test_planted_errors_are_not_signed(tmp_path):
+    with planted("--slots", "8", "--errors", "0.3") as url:
+        result = run(tmp_path, WIDE, "--target", url, "--only-target")
+    assert result.returncode == 1, result.stderr
+    assert "## planted: NOT SIGNED" in result.stdout
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(report["pipelines"][0]["at_the_target"]["errors"]) == ["HTTP 500"]
+
+
+def test_ctrl_c_leaves_a_partial_report_that_is_unsigned(tmp_path):
+    with planted("--slots", "8") as url:
+        process = subprocess.Popen(
+            command(tmp_path, WIDE, "--target", url),
+            cwd=ROOT,
+            env={**os.environ, "TIDEGATE_API_KEY": "none"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell's background job ignores Ctrl-C, and its children with it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        assert process.stderr
+        assert "warm-up" in process.stderr.readline()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 2, errors
+    assert "## planted: UNDECIDED" in output
+    assert "stopped: the report is partial, and unsigned" in errors
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "said"),
+    [
+        ("[planted]\nrate = '5'\np99 = '1s'", (), "is not a rate above 0: write 50/s"),
+        ("[planted]\nrate = '5/s'\np99 = 100", (), 'has no unit: write "100ms"'),
+        ("[other]\nrate = '5/s'\np99 = '1s'", (), "does not serve other"),
+        (WIDE, ("--pipeline", "nothing"), "has no [nothing]: it has planted"),
+        (WIDE.replace("p90", "api = 'openai'\np90"), (), "not served at /v1/embeddings"),
+        (WIDE.replace("p90", "api = 'grpc'\np90"), (), "pass --grpc HOST:PORT"),
+        (WIDE, ("--out", "/proc/nothing"), "cannot be written"),
+        (WIDE, ("--target", "http://127.0.0.1:9"), "no gateway answers"),
+        (WIDE, ("--target", "ftp://x"), "is not a URL"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_load(tmp_path, text, arguments, said):
+    with planted() as url:
+        result = run(tmp_path, text, "--target", url, *arguments)
+    assert result.returncode == 3, result.stderr
+    assert said in result.stderr
+    assert "warm-up" not in result.stderr
+    assert "Traceback" not in result.stderr

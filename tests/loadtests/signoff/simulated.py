@@ -1,0 +1,61 @@
+"""Servers in virtual time, whose capacity and faults are known exactly: a queue in front of some
+slots, each of which works on one request at a time."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from loadtests.signoff.arrivals import Arrivals, arrival_times
+from loadtests.signoff.memory import Memory
+from loadtests.signoff.samples import Samples
+
+
+@dataclass
+class Server:
+    """Carries ``slots / service_s`` requests a second. ``growth`` is its service time's share more
+    for each request that waits (a knee that comes slowly), ``stall_s`` a pause in each 10 s,
+    ``lag_s`` how late the load generator is."""
+
+    slots: int = 1
+    service_s: float = 0.01
+    spread: float = 0.1
+    errors: float = 0.0
+    tail: float = 0.0
+    growth: float = 0.0
+    stall_s: float = 0.0
+    lag_s: float = 0.0
+    leak_mib_per_min: float = 0.0
+    phases: list[tuple[str, float]] = field(default_factory=list)
+    memory: Memory = field(default_factory=lambda: Memory(None))
+    _seed: int = 0
+
+    def load(self, rate: float, seconds: float, phase: str) -> Samples:
+        self.phases.append((phase, rate))
+        self._seed += 1
+        generator = np.random.default_rng(self._seed)
+        due = arrival_times(Arrivals.POISSON, rate, seconds, self._seed)
+        free = np.zeros(self.slots)
+        latency = np.zeros(len(due))
+        service = self.service_s * generator.lognormal(0, self.spread, len(due))
+        service[generator.random(len(due)) < self.tail] += 0.5
+        for index, at in enumerate(due):
+            slot = int(free.argmin())
+            waiting = float(np.maximum(free - at, 0).sum()) / self.service_s
+            begin = max(at, free[slot])
+            if self.stall_s and begin % 10 < self.stall_s:
+                begin += self.stall_s - begin % 10
+            free[slot] = begin + service[index] * (1 + self.growth * waiting)
+            latency[index] = free[slot] - at
+        for _ in range(int(seconds)):
+            now = (self.memory.seconds[-1] if self.memory.seconds else 0) + 1
+            self.memory.seconds.append(now)
+            self.memory.mib.append(
+                500 + self.leak_mib_per_min * now / 60 + generator.normal(0, 0.05)
+            )
+        lag = np.full(len(due), self.lag_s)
+        failed = generator.random(len(due)) < self.errors
+        nothing = np.full(len(due), np.nan)
+        parts = dict.fromkeys(("first_token", "gap", "gateway", "upstream"), nothing)
+        errors = Counter({"HTTP 500": int(failed.sum())})
+        return Samples(rate, seconds, due, latency + lag, lag, failed, parts, errors)

@@ -1,0 +1,103 @@
+"""``tidegate signoff``: a load test that ends in a verdict."""
+
+from pathlib import Path
+
+import click
+
+from loadtests.signoff.options import OBJECTIVES, PROFILE_NAMES, Options, become_generator
+from tidegate.app.paths import Paths
+from tidegate.commands.options import Address, json_option, repository_option
+
+
+@click.group(
+    "signoff",
+    short_help="Load a pipeline, and say whether it holds its objectives",
+    invoke_without_command=True,
+)
+@click.option(
+    "--pipeline",
+    "pipelines",
+    multiple=True,
+    help="Only this one of the objectives; may be given several times. Default: all of them.",
+)
+@click.option(
+    "--target",
+    metavar="URL",
+    default="",
+    help="Load this gateway, with the key in TIDEGATE_API_KEY or that of `make up`. Default: a "
+    "stack of its own, on free ports, over a copy of the repository.",
+)
+@click.option(
+    "--grpc",
+    "grpc_address",
+    type=Address(),
+    default=None,
+    help="The target's gRPC port, for objectives with api = 'grpc'.",
+)
+@click.option(
+    "--slo",
+    "objectives",
+    type=click.Path(path_type=Path),
+    default=OBJECTIVES,
+    help="The file of objectives. Default: loadtests/slo.toml.",
+)
+@click.option(
+    "--profile",
+    type=click.Choice(PROFILE_NAMES),
+    default="quick",
+    show_default=True,
+    help="quick: at most ten minutes for a pipeline. full: an hour and more.",
+)
+@click.option(
+    "--only-target",
+    is_flag=True,
+    help="Only the verdict at the target rate: no search for the highest, no overload.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("signoff"),
+    show_default=True,
+    help="The folder of the report: report.html, report.json, report.md.",
+)
+@json_option
+@repository_option
+@click.pass_context
+def command(
+    context: click.Context,
+    pipelines: tuple[str, ...],
+    target: str,
+    grpc_address: str | None,
+    objectives: Path,
+    profile: str,
+    only_target: bool,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Load pipelines in an open loop, and say whether they hold their objectives: each PASS at 99 %
+    confidence, FAIL, or UNDECIDED, with how many more requests would decide it.
+
+    Warms up until latencies are steady, finds the highest rate that holds every objective, holds
+    the target rate, overloads at twice what held, and writes a report. Ctrl-C writes a partial one.
+
+    Exit codes: 0 signed; 1 not signed; 2 undecided, or wrong usage; 3 it could not start.
+
+    \b
+    tidegate signoff
+    tidegate signoff --pipeline text_embedding --target http://127.0.0.1:8080 --only-target
+    """
+    if context.invoked_subcommand:
+        return
+    become_generator(
+        Options(
+            pipelines,
+            target,
+            grpc_address or "",
+            objectives,
+            profile,
+            out,
+            Paths.current().repository,
+            as_json,
+            only_target,
+        )
+    )
