@@ -7,10 +7,11 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 # Before anything imports ONNX Runtime: tests send no telemetry either.
@@ -35,6 +36,8 @@ from tests.running import (
 from tests.scheduling import TOGETHER, LongestFirst, file_of, seconds_of
 
 TESTS = Path(__file__).parent
+# ``httpx.get`` reads all the authorities' certificates anew in each call, in 20 ms: once is enough.
+httpx._transports.default.create_ssl_context = cache(httpx._transports.default.create_ssl_context)
 OPENAI_NPM = "openai@7.57.0"
 # The function that stops the stack, while it runs.
 STOP_STACK = pytest.StashKey[Callable[[], None]]()

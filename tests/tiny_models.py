@@ -1,10 +1,13 @@
 """Small models like a user's: real architectures and tokenizers, random weights.
 
 Nothing can be downloaded here, and a proof is about whether a conversion keeps the outputs, not
-about whether they are good.
+about whether they are good. The vocabularies are the same in every run: the trainers of WordPiece
+and Unigram break ties by chance, and an 8-bit model may then pass its proof in one run only.
 """
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -50,13 +53,15 @@ _ANGLED = {
 
 @cache
 def _words() -> str:
-    """WordPiece, trained on the sample texts."""
+    """WordPiece, from the sample texts."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = list(_SPECIAL.values())
-    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special)
-    tokenizer.train_from_iterator([*default_texts(), *multilingual_texts()], trainer)
+    counts = _frequent_pieces(tokenizer, [*default_texts(), *multilingual_texts()], special, "##")
+    vocabulary = {piece: number for number, (piece, _) in enumerate(counts)}
+    tokenizer.model = models.WordPiece(vocabulary, unk_token="[UNK]")
+    tokenizer.add_special_tokens(special)
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
@@ -86,14 +91,41 @@ def _pieces() -> str:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC()])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=VOCABULARY, special_tokens=list(_ANGLED.values()), unk_token="<unk>"
-    )
-    tokenizer.train_from_iterator([*default_texts(), *multilingual_texts()], trainer)
+    special = list(_ANGLED.values())
+    counts = _frequent_pieces(tokenizer, [*default_texts(), *multilingual_texts()], special)
+    total = sum(count for _, count in counts)
+    vocabulary = [(piece, math.log(count / total) if count else 0.0) for piece, count in counts]
+    tokenizer.model = models.Unigram(vocabulary, unk_id=special.index("<unk>"))
+    tokenizer.add_special_tokens(special)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
     return tokenizer.to_str()
+
+
+def _frequent_pieces(
+    tokenizer: Tokenizer, texts: Iterable[str], special: Sequence[str], continued: str = ""
+) -> list[tuple[str, int]]:
+    """``VOCABULARY`` pieces with their counts: the special ones, every character, and the parts of
+    words that hold most of the texts' characters. ``continued`` marks a piece within a word."""
+    words: Counter[str] = Counter()
+    for text in texts:
+        normal = tokenizer.normalizer.normalize_str(text)
+        words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal))
+    characters: Counter[str] = Counter()
+    parts: Counter[str] = Counter()
+    for word, count in words.items():
+        for start in range(len(word)):
+            for end in range(start + 1, len(word) + 1):
+                piece = (continued if start else "") + word[start:end]
+                (characters if end - start == 1 else parts)[piece] += count
+
+    def held(piece: str) -> tuple[int, str]:
+        return -parts[piece] * len(piece.removeprefix(continued)), piece
+
+    chosen = [(piece, characters[piece]) for piece in sorted(characters)]
+    chosen += [(piece, parts[piece]) for piece in sorted(parts, key=held)]
+    return [*((piece, 0) for piece in special), *chosen][:VOCABULARY]
 
 
 def word_tokenizer(max_tokens: int, **more) -> PreTrainedTokenizerFast:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from gateway.policy.principal import Grant
 from serving.repository.model_repository import ModelRepository
 from serving.triton.launch import LaunchOptions, TritonServer
 from serving.triton.ports import Ports, free_ports
+from tests.back_to_back import back_to_back
 from tests.e2e.grpc_models import HEAD
 from tests.running import ROOT, environment, wait_until
 from tidegate.app.key_store import KeyStore
@@ -169,25 +169,16 @@ class Running:
 @contextlib.contextmanager
 def load(gateway: Running, clients: int, x: float = 1) -> Iterator[collections.Counter[int]]:
     """``clients`` that call back to back; yields the count of responses by status."""
-    statuses: collections.Counter[int] = collections.Counter()
-    stopped, lock = threading.Event(), threading.Lock()
 
-    def call() -> None:
-        with httpx.Client(base_url=gateway.client.base_url, timeout=20) as client:
-            while not stopped.is_set():
-                status = gateway.ask(x, client=client).status_code
-                with lock:
-                    statuses[status] += 1
+    def connect() -> httpx.Client:
+        return httpx.Client(base_url=gateway.client.base_url, timeout=20)
 
-    threads = [threading.Thread(target=call) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
     try:
-        yield statuses
+        with back_to_back(
+            lambda client: gateway.ask(x, client=client).status_code, connect, clients
+        ) as calls:
+            yield calls.counts
     finally:
-        stopped.set()
-        for thread in threads:
-            thread.join()
         # What was given up at its deadline still sleeps in Triton, on some of the instances.
         wait_until(lambda: _answers_at_once(gateway), 20, "every instance is idle")
 

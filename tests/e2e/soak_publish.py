@@ -17,9 +17,10 @@ from pathlib import Path
 
 import psutil
 
+from tests.back_to_back import Calls
 from tests.running import ROOT, wait_until
 from tests.serving.small_pipeline import NAME, stage
-from tests.serving.small_server import Caller, serving_small_pipeline
+from tests.serving.small_server import serving_small_pipeline, under_load
 
 LONGEST_S = 4.0  # about as long as a whole publication takes here
 VERSIONS_KEPT = 6
@@ -34,17 +35,17 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as home,
         serving_small_pipeline(Path(home)) as server,
-        Caller(server.control.address, clients=2) as caller,
+        under_load(server, clients=2, may_fail=True) as calls,
     ):
         end = time.monotonic() + options.minutes * 60
         counts = {"publish": 0, "switch": 0, "killed": 0, "refused": 0}
         while time.monotonic() < end:
             _round(server, dice, counts)
             if sum(counts.values()) % 20 < 2:
-                _report(server, caller, counts)
+                _report(server, calls, counts)
         wait_until(server.control.is_ready, 60, "readiness after the last round")
-        _report(server, caller, counts)
-    sys.exit(1 if caller.errors else 0)
+        _report(server, calls, counts)
+    sys.exit(1 if calls.failures else 0)
 
 
 def _round(server, dice: random.Random, counts: dict[str, int]) -> None:
@@ -77,12 +78,12 @@ def _round(server, dice: random.Random, counts: dict[str, int]) -> None:
         shutil.rmtree(argument)
 
 
-def _report(server, caller: Caller, counts: dict[str, int]) -> None:
+def _report(server, calls: Calls, counts: dict[str, int]) -> None:
     triton = psutil.Process(server.pid)
     line = {
         **counts,
-        "answers": sum(caller.answers.values()),
-        "failed": len(caller.errors),
+        "answers": calls.counts.total(),
+        "failed": len(calls.failures),
         "active": server.options.repository.active_version(NAME),
         "triton_mib": triton.memory_info().rss // 2**20,
         "stubs": len(triton.children(recursive=True)),

@@ -1,50 +1,31 @@
 """kill -9 of each process of the stack, under load: errors are clear, and the stack heals
 itself."""
 
-import collections
-import threading
-
 import httpx
 import pytest
 
+from tests.back_to_back import Calls, back_to_back
 from tests.running import QUICK, RunningStack, launch, stop, wait_ready, wait_until
 
 # A request may wait for a restart, but it never hangs.
 HANG_S = 30.0
 HEAL_S = 30.0
+BODY = {"text": "Where is my parcel?"}
 STEPS = ("text_embedding_pre", "text_embedding_onnx")
 
 
-class Load:
-    """A few clients that call back to back, and the statuses they got."""
+def _load(stack: RunningStack):
+    """A few clients that call back to back; the count of each (status, text of an error)."""
 
-    def __init__(self, stack: RunningStack, clients: int = 4) -> None:
-        self._stack, self._stopped = stack, threading.Event()
-        self.statuses: collections.Counter[int] = collections.Counter()
-        self.bodies: dict[int, str] = {}
-        self._threads = [threading.Thread(target=self._call) for _ in range(clients)]
+    def call(client: httpx.Client) -> tuple[int, str]:
+        response = client.post(f"{stack.url}/v1/text_embedding", json=BODY, headers=stack.headers)
+        return response.status_code, "" if response.is_success else response.text
 
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
+    return back_to_back(call, lambda: httpx.Client(timeout=HANG_S), clients=4)
 
-    def __exit__(self, *error):
-        self._stopped.set()
-        for thread in self._threads:
-            thread.join()
 
-    def _call(self) -> None:
-        url, body = f"{self._stack.url}/v1/text_embedding", {"text": "Where is my parcel?"}
-        with httpx.Client(headers=self._stack.headers, timeout=HANG_S) as client:
-            while not self._stopped.is_set():
-                try:
-                    response = client.post(url, json=body)
-                except httpx.TimeoutException:
-                    self.statuses[0] += 1
-                    continue
-                self.statuses[response.status_code] += 1
-                self.bodies[response.status_code] = response.text
+def _answered(calls: Calls, status: int) -> int:
+    return sum(count for (code, _), count in calls.counts.items() if code == status)
 
 
 @pytest.fixture(scope="module")
@@ -66,28 +47,28 @@ def _serves(stack: RunningStack) -> bool:
 @pytest.mark.parametrize("model", ["text_embedding_pre", "text_embedding_onnx"])
 def test_a_killed_model_process_is_revived(own_stack, model):
     count_before = own_stack.output.count(f"revived {model}")
-    with Load(own_stack) as load:
-        wait_until(lambda: load.statuses[200] > 20, 20, "answers before the kill")
+    with _load(own_stack) as calls:
+        wait_until(lambda: _answered(calls, 200) > 20, 20, "answers before the kill")
         own_stack.stubs(model)[0].kill()
         wait_until(
             lambda: own_stack.output.count(f"revived {model}") > count_before, HEAL_S, "revival"
         )
         wait_until(lambda: _serves(own_stack), HEAL_S, "service after the revival")
-    assert set(load.statuses) <= {200, 502, 503}, load.bodies
-    assert "stub" not in str(load.bodies).lower()
-    assert "/dev/shm" not in str(load.bodies)
+    assert {status for status, _ in calls.counts} <= {200, 502, 503}, calls.counts
+    assert "stub" not in str(calls.counts).lower()
+    assert "/dev/shm" not in str(calls.counts)
 
 
 def test_a_killed_triton_is_started_again(own_stack):
     stubs = [stub for model in STEPS for stub in own_stack.stubs(model)]
     assert len(stubs) >= 3
-    with Load(own_stack) as load:
-        wait_until(lambda: load.statuses[200] > 20, 20, "answers before the kill")
+    with _load(own_stack) as calls:
+        wait_until(lambda: _answered(calls, 200) > 20, 20, "answers before the kill")
         own_stack.triton().kill()
-        wait_until(lambda: load.statuses[503] > 0, 10, "a clear answer while it is down")
+        wait_until(lambda: _answered(calls, 503) > 0, 10, "a clear answer while it is down")
         wait_until(lambda: "Triton is serving again" in own_stack.output, HEAL_S, "restart")
         wait_until(lambda: _serves(own_stack), HEAL_S, "service after the restart")
-    assert set(load.statuses) <= {200, 502, 503}, load.bodies
+    assert {status for status, _ in calls.counts} <= {200, 502, 503}, calls.counts
     # They would outlive their server, at 165 MB each.
     assert not [stub for stub in stubs if stub.is_running()]
 

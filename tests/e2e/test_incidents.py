@@ -16,11 +16,11 @@ import httpx
 import numpy as np
 import pytest
 from tritonclient import grpc as triton_grpc
-from tritonclient.utils import InferenceServerException
 
 from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from serving.triton.ports import free_ports
+from tests.back_to_back import back_to_back
 from tests.e2e.grpc_models import ONE
 from tests.e2e.pair import Pair, Running
 from tests.running import wait_until
@@ -117,25 +117,14 @@ class Incidents:
     @contextlib.contextmanager
     def load(self, clients: int, x: float = 0, model="one", tenant="one", pause_s=0.0):
         """Clients that call back to back; yields the counts of what ``ask`` returns."""
-        counts: collections.Counter[int] = collections.Counter()
-        stopped = threading.Event()
-
-        def call() -> None:
-            headers = self.gateway.headers(tenant)
-            with httpx.Client(timeout=20, headers=headers) as client:
-                while not stopped.is_set():
-                    counts[self.ask(client, x, model)] += 1
-                    stopped.wait(pause_s)
-
-        threads = [threading.Thread(target=call) for _ in range(clients)]
-        for thread in threads:
-            thread.start()
-        try:
-            yield counts
-        finally:
-            stopped.set()
-            for thread in threads:
-                thread.join()
+        headers = self.gateway.headers(tenant)
+        with back_to_back(
+            lambda client: self.ask(client, x, model),
+            lambda: httpx.Client(timeout=20, headers=headers),
+            clients,
+            pause_s,
+        ) as calls:
+            yield calls.counts
 
     def replica(self, index: int) -> dict:
         return self.gateway.replicas()[index]
@@ -304,8 +293,7 @@ def test_what_one_tenant_does_wrong_takes_no_replica_from_another(incidents):
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_replica_loses_no_request_that_may_be_sent_again(incidents, killed):
     """Over V2 in JSON, the task API with several rows, and gRPC."""
-    gateway, statuses = incidents.gateway, collections.Counter()
-    stopped = threading.Event()
+    gateway = incidents.gateway
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [7]}]}
     tensor = triton_grpc.InferInput("x", [1, 1], "FP32")
     tensor.set_data_from_numpy(np.array([[7]], np.float32))
@@ -322,15 +310,7 @@ def test_a_killed_replica_loses_no_request_that_may_be_sent_again(incidents, kil
         return [row["y"] for row in response.json()["outputs"]] == list(range(20))
 
     def grpc(client: triton_grpc.InferenceServerClient) -> object:
-        try:
-            return float(client.infer("pure", [tensor], headers=headers).as_numpy("y")[0, 0]) == 7
-        except InferenceServerException as error:
-            return str(error)
-
-    def run(call, connect) -> None:
-        with connect() as client:
-            while not stopped.is_set():
-                statuses[call.__name__, call(client)] += 1
+        return float(client.infer("pure", [tensor], headers=headers).as_numpy("y")[0, 0]) == 7
 
     def http() -> httpx.Client:
         return httpx.Client(base_url=gateway.client.base_url, headers=headers, timeout=20)
@@ -338,23 +318,20 @@ def test_a_killed_replica_loses_no_request_that_may_be_sent_again(incidents, kil
     def channel() -> triton_grpc.InferenceServerClient:
         return triton_grpc.InferenceServerClient(f"127.0.0.1:{gateway.grpc_port}")
 
-    threads = [
-        threading.Thread(target=run, args=pair)
-        for pair in ((v2, http), (v2, http), (rows, http), (grpc, channel), (grpc, channel))
-    ]
-    for thread in threads:
-        thread.start()
     try:
-        wait_until(lambda: statuses.total() > 200, 30, "200 answers")
-        incidents.pair.kill(killed)
-        before = statuses.total()
-        wait_until(lambda: statuses.total() > before + 400, 30, "400 more")
+        with (
+            back_to_back(v2, http, clients=2) as by_v2,
+            back_to_back(rows, http, clients=1) as by_rows,
+            back_to_back(grpc, channel, clients=2) as by_grpc,
+        ):
+            every = (by_v2, by_rows, by_grpc)
+            wait_until(lambda: sum(calls.sent for calls in every) > 200, 30, "200 answers")
+            incidents.pair.kill(killed)
+            before = sum(calls.sent for calls in every)
+            wait_until(lambda: sum(calls.sent for calls in every) > before + 400, 30, "400 more")
     finally:
-        stopped.set()
-        for thread in threads:
-            thread.join()
         incidents.pair.heal()
-    assert set(statuses) == {("v2", True), ("rows", True), ("grpc", True)}, statuses
+    assert [set(calls.counts) for calls in every] == [{True}] * 3, every
 
 
 def test_a_replica_that_accepts_and_never_answers_holds_nobody_up(incidents):

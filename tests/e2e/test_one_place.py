@@ -4,7 +4,6 @@ and ``versions`` shows what the servers serve."""
 import collections
 import json
 import os
-import threading
 import tomllib
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from serving.publish.replica import connected
 from serving.publish.versions import switch_to
 from serving.repository.model_repository import ModelRepository
 from serving.triton.servers import servers_of
+from tests.back_to_back import back_to_back
 from tests.running import launch, stop, wait_ready, wait_until
 from tests.serving.small_pipeline import NAME, publish_staged, stage
 from tidegate.cli import cli
@@ -150,26 +150,17 @@ def test_a_weight_per_request_splits_one_caller(own_stack):
 
 
 def test_without_a_grace_period_no_request_is_lost(own_stack):
-    responses, stopped = collections.Counter(), threading.Event()
+    def call(client):
+        response = client.post(
+            f"{own_stack.url}/v1/{NAME}", json={"x": 0}, headers=own_stack.headers
+        )
+        return response.status_code
 
-    def call():
-        with httpx.Client(headers=own_stack.headers, timeout=60) as client:
-            while not stopped.is_set():
-                response = client.post(f"{own_stack.url}/v1/{NAME}", json={"x": 0})
-                responses[response.status_code] += 1
-
-    threads = [threading.Thread(target=call) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
+    with back_to_back(call) as calls:
         _done(own_stack, "canary", NAME, "--weight", "100", "--per", "request", "--grace", "0")
         _done(own_stack, "canary", NAME, "--weight", "0", "--grace", "0")
-    finally:
-        stopped.set()
-        for thread in threads:
-            thread.join()
-    assert set(responses) == {200}
-    assert responses[200] > 20
+    assert set(calls.counts) == {200}
+    assert calls.counts[200] > 20
 
 
 def test_another_home_finds_the_server_and_its_gateway(own_stack, tmp_path):

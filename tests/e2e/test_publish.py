@@ -24,16 +24,16 @@ def _versions(server, model: str) -> dict[str, str]:
 
 def test_publish_and_roll_back_under_load(server):
     steps = {live_stub for live_stub in live_stubs(server.pid) if live_stub.model == "mood_pre"}
-    with under_load(server) as caller, online(server) as target:
+    with under_load(server) as calls, online(server) as target:
         publish(ModelRepository(stage(target.repository.path, 10)), MODELS, target)
         assert steps <= live_stubs(server.pid)  # an unchanged member is not reloaded
-        wait_until(lambda: caller.answers[10] > 20, 10, "answers of the new version")
+        wait_until(lambda: calls.counts[10] > 20, 10, "answers of the new version")
         assert _versions(server, "mood_pre") == {"1": "READY"}
         switch_to(target, NAME, None)
-        before = caller.answers[10]
-        wait_until(lambda: caller.answers[0] > before, 20, "answers of the old version")
+        before = calls.counts[10]
+        wait_until(lambda: calls.counts[0] > before, 20, "answers of the old version")
         switch_to(target, NAME, 2)
-        assert set(caller.answers) == {0, 10}
+        assert set(calls.counts) == {0, 10}
     assert not (target.repository.path / "mood.candidate").exists()
 
 

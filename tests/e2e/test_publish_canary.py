@@ -23,12 +23,12 @@ def server(tmp_path_factory):
 
 def test_a_canary_serves_beside_the_pipeline_and_is_promoted(server):
     repository = server.options.repository.path
-    with under_load(server) as caller, online(server) as target:
+    with under_load(server) as calls, online(server) as target:
         assert canary.start(target, NAME, 2) == "mood.v2"
         with grpc.InferenceServerClient(server.control.address) as client:
             assert ask(client, "mood.v2") == 10
             assert ask(client, NAME) == 0
-        assert set(caller.answers) == {0}
+        assert set(calls.counts) == {0}
         assert canary.canaries(ModelRepository(repository), NAME) == [2]
         assert (
             "mood.v2" in ModelRepository(repository).public_models()

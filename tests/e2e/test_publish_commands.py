@@ -1,14 +1,13 @@
 """The verbs on a running stack, as an operator types them, without any failed request."""
 
-import collections
 import json
-import threading
 import time
 import tomllib
 
 import httpx
 import pytest
 
+from tests.back_to_back import back_to_back
 from tests.running import launch, stop, wait_ready
 from tests.serving.small_pipeline import NAME, publish_staged, stage
 
@@ -31,32 +30,19 @@ def other(tmp_path):
     return stage(tmp_path / "elsewhere", 10)
 
 
-class Caller(threading.Thread):
-    """A client that calls through the gateway back to back."""
+def _calling(stack):
+    """A client that calls through the gateway back to back; the count of each (status, text)."""
 
-    def __init__(self, stack) -> None:
-        super().__init__()
-        self._stack, self._stopped = stack, threading.Event()
-        self.answers: collections.Counter[tuple[int, str]] = collections.Counter()
+    def call(client: httpx.Client) -> tuple[int, str]:
+        response = client.post(f"{stack.url}/v1/{NAME}", json={"x": 0}, headers=stack.headers)
+        return response.status_code, response.text
 
-    def run(self) -> None:
-        with httpx.Client(headers=self._stack.headers, timeout=60) as client:
-            while not self._stopped.is_set():
-                response = client.post(f"{self._stack.url}/v1/{NAME}", json={"x": 0})
-                self.answers[response.status_code, response.text] += 1
-
-    def __enter__(self):
-        self.start()
-        return self
-
-    def __exit__(self, *error):
-        self._stopped.set()
-        self.join()
+    return back_to_back(call, clients=1)
 
 
 def test_publish_versions_rollback_and_prune_under_load(own_stack, other):
     quick = ("--grace", "0.2")
-    with Caller(own_stack) as caller:
+    with _calling(own_stack) as calls:
         run = own_stack.tidegate("publish", str(other), "--accept-no-manifest", "a test", *quick)
         assert run.returncode == 0, run.stderr
         assert "mood: version 2 serves from model_repository/" in run.stdout
@@ -70,9 +56,9 @@ def test_publish_versions_rollback_and_prune_under_load(own_stack, other):
         assert own_stack.tidegate("publish", NAME, *quick).returncode == 0
         pruned = own_stack.tidegate("prune", NAME, "--keep", "1")
         assert "deleted mood/1, mood_onnx/1" in pruned.stdout
-    assert sum(caller.answers.values()) > 100
-    assert {status for status, _ in caller.answers} == {200}
-    assert len(caller.answers) == 2  # the old version's answer and the new one's
+    assert sum(calls.counts.values()) > 100
+    assert {status for status, _ in calls.counts} == {200}
+    assert len(calls.counts) == 2  # the old version's answer and the new one's
     assert "died" not in own_stack.output
     listed = json.loads(own_stack.tidegate("versions", NAME, "--json").stdout)
     assert [version["number"] for version in listed] == [2]
@@ -87,14 +73,14 @@ def test_a_canary_is_weighted_and_promoted_without_a_failed_request(own_stack, t
     assert own_stack.tidegate("publish", str(other), *accept, "--grace", "0").returncode == 0
     newest = json.loads(own_stack.tidegate("versions", NAME, "--json").stdout)[-1]["number"]
     assert own_stack.tidegate("rollback", NAME, "--grace", "0").returncode == 0
-    with Caller(own_stack) as caller:
+    with _calling(own_stack) as calls:
         run = own_stack.tidegate("canary", NAME, "--weight", "10", *quick)
         assert run.returncode == 0, run.stderr
         assert tomllib.loads(policy.read_text())["routes"] == {NAME: {f"{NAME}.v{newest}": 10}}
         time.sleep(2)
         assert own_stack.tidegate("promote", NAME, *quick).returncode == 0
         assert "routes" not in tomllib.loads(policy.read_text())
-    assert {status for status, _ in caller.answers} == {200}
+    assert {status for status, _ in calls.counts} == {200}
     assert not (own_stack.home / "model_repository" / f"{NAME}.v{newest}").exists()
     assert own_stack.tidegate("promote", NAME).stderr.count("has no canary") == 1
 

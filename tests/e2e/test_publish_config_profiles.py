@@ -19,26 +19,26 @@ def server(tmp_path_factory):
         yield running
 
 
-def _answers(caller, number):
-    count_before = caller.answers[number]
-    wait_until(lambda: caller.answers[number] > count_before + 5, 10, f"the answer {number}")
+def _answers(calls, number):
+    count_before = calls.counts[number]
+    wait_until(lambda: calls.counts[number] > count_before + 5, 10, f"the answer {number}")
 
 
 def test_a_published_version_serves_with_the_tuned_config(server):
     repository, control = server.options.repository.path, server.control
     assert control.config(NAME).max_batch_size == 4
     assert control.config("mood_onnx").instance_group[0].count == 3
-    with under_load(server) as caller:
+    with under_load(server) as calls:
         with online(server) as target:
             assert publish(ModelRepository(stage(repository, 5)), MODELS, target) == 2
-        _answers(caller, 5)
+        _answers(calls, 5)
         assert control.config(NAME).max_batch_size == 4
         assert control.config("mood_onnx").instance_group[0].count == 3
         assert list(control.config("mood_onnx").version_policy.specific.versions) == [2]
         with online(server) as target:
             switch_to(target, NAME, 1)
-        _answers(caller, 0)
-    assert set(caller.answers) == {0, 5}
+        _answers(calls, 0)
+    assert set(calls.counts) == {0, 5}
     assert in_step(repository)["mood_onnx"] == 1
 
 
@@ -53,10 +53,10 @@ def test_a_canary_beside_it_has_the_tuned_config_too(server):
 def test_an_engine_that_fails_leaves_the_tuned_version_serving(server):
     repository = server.options.repository.path
     staged = stage(repository, 9, initialize="1 / 0")
-    with under_load(server) as caller:
+    with under_load(server) as calls:
         with online(server) as target, pytest.raises(ServingError):
             publish(ModelRepository(staged), MODELS, target)
-        _answers(caller, 0)
-    assert set(caller.answers) == {0}
+        _answers(calls, 0)
+    assert set(calls.counts) == {0}
     assert in_step(repository)["mood_onnx"] == 1
     wait_until(lambda: server.control.is_ready(), 15, "readiness")

@@ -53,7 +53,7 @@ def _run(server, step: PublishPhase, verb: str, argument: object) -> None:
     assert run.stdout.split()[-1] == step.name
 
 
-def _require_consistent(server, caller) -> None:
+def _require_consistent(server, calls) -> None:
     """The active version is served, and no files are left behind."""
     repository = server.options.repository.path
     engine = ModelRepository(repository).pinned_members(NAME)["mood_onnx"]
@@ -64,8 +64,8 @@ def _require_consistent(server, caller) -> None:
     assert leftovers == {"lock", "servers"}  # where its servers are listed
     assert sorted(path.name for path in repository.iterdir()) == ["mood", "mood_onnx", "mood_pre"]
     score = float(source.partition("dtype.type(")[2].partition(" ")[0])
-    count_before = caller.answers[score]
-    wait_until(lambda: caller.answers[score] > count_before + 5, 10, f"the answer {score}")
+    count_before = calls.counts[score]
+    wait_until(lambda: calls.counts[score] > count_before + 5, 10, f"the answer {score}")
     wait_until(lambda: server.control.is_ready(), 15, "readiness")
 
 
@@ -77,12 +77,12 @@ def test_a_killed_publication_leaves_the_old_state_or_the_new(server, step):
         ModelRepository(repository).versions(NAME),
     )
     staged = stage(repository, 100 + list(PublishPhase).index(step))
-    with under_load(server) as caller:
+    with under_load(server) as calls:
         _run(server, step, "publish", staged)
         is_new = ModelRepository(repository).active_version(NAME) != before
         assert is_new == (step not in BEFORE_THE_PIN)
         shutil.rmtree(staged)
-        _require_consistent(server, caller)
+        _require_consistent(server, calls)
     assert (ModelRepository(repository).versions(NAME) == folders) != is_new
 
 
@@ -93,8 +93,8 @@ def test_a_killed_rollback_leaves_the_old_state_or_the_new(server, step):
     other = next(
         version for version in ModelRepository(repository).versions(NAME) if version != before
     )
-    with under_load(server) as caller:
+    with under_load(server) as calls:
         _run(server, step, "switch", other)
         expected = before if step in BEFORE_THE_PIN else other
         assert ModelRepository(repository).active_version(NAME) == expected
-        _require_consistent(server, caller)
+        _require_consistent(server, calls)

@@ -43,8 +43,8 @@ def test_both_servers_are_registered(first, second):
 def test_a_publication_rolls_over_both_and_loses_no_request(first, second):
     with under_load(first) as one, under_load(second) as two, online(first, count=2) as deployment:
         publish(ModelRepository(stage(deployment.repository.path, 10)), MODELS, deployment)
-    assert set(one.answers) == {0, 10}
-    assert set(two.answers) == {0, 10}
+    assert set(one.counts) == {0, 10}
+    assert set(two.counts) == {0, 10}
 
 
 def test_a_failing_server_stops_the_rollout_which_can_be_finished_or_undone(first, second):
@@ -70,8 +70,8 @@ def test_a_failing_server_stops_the_rollout_which_can_be_finished_or_undone(firs
             switch_to(deployment, NAME, before + 1) == before + 1
         )  # what `tidegate publish NAME` does
         assert switch_to(deployment, NAME, before) == before
-    assert set(one.answers) == {20, 10}
-    assert set(two.answers) == {20, 10}
+    assert set(one.counts) == {20, 10}
+    assert set(two.counts) == {20, 10}
 
 
 @contextlib.contextmanager
@@ -93,10 +93,10 @@ def test_a_pipeline_travels_to_another_repository_with_its_manifest(first, tmp_p
     """As a copy of model_repository/NAME* from the machine that converted it."""
     folder = tmp_path / "elsewhere"
     shutil.copytree(first.options.repository.path, folder)
-    with serving_small_pipeline(tmp_path / "other") as server, under_load(server) as caller:
+    with serving_small_pipeline(tmp_path / "other") as server, under_load(server) as calls:
         with online(server) as deployment:
             assert import_pipeline(folder, deployment) == (NAME, 2)
-        assert set(caller.answers) == {0, 10}
+        assert set(calls.counts) == {0, 10}
         pinned = ModelRepository(folder).pinned_members(NAME)["mood_onnx"]
         (folder / "mood_onnx" / str(pinned) / "model.py").write_text("")
         with online(server) as deployment, pytest.raises(Tampered, match=r"model\.py has changed"):

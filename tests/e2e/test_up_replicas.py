@@ -1,13 +1,13 @@
 """`tidegate up --replicas 2`: each Triton is started, watched, shown and ended."""
 
-import collections
 import json
-import threading
+from functools import partial
 
 import httpx
 import psutil
 import pytest
 
+from tests.back_to_back import back_to_back
 from tests.running import launch, stop, wait_ready, wait_until
 
 # y is x; 99 ends the process, as a crash does.
@@ -54,32 +54,10 @@ def _is_alive(process):
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-class Load:
-    """Clients that call back to back; ``statuses`` counts the responses."""
-
-    def __init__(self, running, clients=2):
-        self.statuses, self._running = collections.Counter(), running
-        self._stopped = threading.Event()
-        self._threads = [threading.Thread(target=self._call) for _ in range(clients)]
-
-    def _call(self):
-        with httpx.Client(headers=self._running.headers, timeout=30) as client:
-            while not self._stopped.is_set():
-                self.statuses[_ask(self._running, client)] += 1
-
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *error):
-        self._stopped.set()
-        for thread in self._threads:
-            thread.join()
-
-    def more(self, count):
-        before = self.statuses.total()
-        wait_until(lambda: self.statuses.total() >= before + count, 30, f"{count} responses")
+def _load(running):
+    """Clients that call back to back; counts the responses by status."""
+    connect = partial(httpx.Client, headers=running.headers, timeout=30)
+    return back_to_back(partial(_ask, running), connect, clients=2)
 
 
 def _ask(running, client, x=1.0):
@@ -132,16 +110,16 @@ def test_both_are_served_and_shown(pair):
 def test_one_that_is_killed_costs_no_request_and_comes_back(pair, number):
     port = pair.grpc_port + 10 * number
     wait_until(lambda: _serve(pair), 20, "both are asked")
-    with Load(pair) as load:
-        load.more(50)
+    with _load(pair) as calls:
+        calls.more(50)
         killed = _tritons(pair)[port]
         killed.kill()
         wait_until(lambda: not _serve(pair), 20, "it is missed")
         wait_until(lambda: _serve(pair), 60, "it gets requests again")
-        load.more(50)
+        calls.more(50)
     # What was under way on it when it was killed may fail: one request of each client.
-    assert load.statuses.total() - load.statuses[200] <= 2, load.statuses
-    assert set(load.statuses) <= {200, 502, 503}
+    assert calls.counts.total() - calls.counts[200] <= 2, calls.counts
+    assert set(calls.counts) <= {200, 502, 503}
     assert f"replica 127.0.0.1:{port}: Triton has ended" in pair.output
 
 

@@ -105,7 +105,7 @@ def test_what_the_model_did_not_read_is_not_in_the_answer():
 
 def test_hostile_texts_are_redacted_in_no_time():
     for part in ("1", "+1", "1 ", "a@", "a.", "@a.", "(0", "0-", "\u200b", "江", "１"):
-        text = part * (60_000 // len(part))
+        text = part * (30_000 // len(part))
         assert isinstance(personal_numbers(text), list)
 
 

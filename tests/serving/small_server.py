@@ -1,15 +1,12 @@
 """A Triton that serves the small pipeline, clients that call it continuously, and publishers."""
 
-import collections
 import contextlib
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from tritonclient import grpc
-from tritonclient.utils import InferenceServerException
 
 from serving.publish.deployment import Deployment
 from serving.publish.replica import connected
@@ -17,36 +14,8 @@ from serving.repository.model_repository import ModelRepository
 from serving.triton.launch import LaunchOptions, TritonServer
 from serving.triton.ports import Ports, free_ports
 from serving.triton.servers import servers_of
-from tests.running import wait_until
+from tests.back_to_back import Calls, back_to_back
 from tests.serving.small_pipeline import NAME, publish_staged, stage
-
-
-class Caller:
-    """Clients that continuously send 0 to ``mood``, and the answers that they get."""
-
-    def __init__(self, address: str, clients: int = 3) -> None:
-        self._address, self._stopped = address, threading.Event()
-        self.answers: collections.Counter[float] = collections.Counter()
-        self.errors: list[str] = []
-        self._threads = [threading.Thread(target=self._call) for _ in range(clients)]
-
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *error):
-        self._stopped.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _call(self) -> None:
-        with grpc.InferenceServerClient(self._address) as client:
-            while not self._stopped.is_set():
-                try:
-                    self.answers[ask(client)] += 1
-                except InferenceServerException as error:
-                    self.errors.append(str(error))
 
 
 def ask(client, model: str = NAME, x: float = 0) -> float:
@@ -85,9 +54,12 @@ def online(server, count=1, **options):
 
 
 @contextlib.contextmanager
-def under_load(server):
-    """No request may fail, whatever happens inside."""
-    with Caller(server.control.address) as caller:
-        wait_until(lambda: sum(caller.answers.values()) > 20, 20, "answers before")
-        yield caller
-    assert caller.errors == []
+def under_load(server, clients: int = 3, may_fail: bool = False) -> Iterator[Calls]:
+    """Clients that continuously send 0 to ``mood``, and the count of each score. No request may
+    fail, whatever happens inside, unless it ``may_fail``."""
+    address = server.control.address
+    with back_to_back(
+        ask, lambda: grpc.InferenceServerClient(address), clients, may_fail=may_fail
+    ) as calls:
+        calls.more(20, 20)
+        yield calls
