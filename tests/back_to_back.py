@@ -9,7 +9,8 @@
     assert set(calls.counts) == {200}
 
 What a call returns is counted; a call that raises has failed. When the clients have stopped, none
-may have failed, unless the test says that it looks at ``failures`` itself.
+may have failed, unless the test says that it looks at ``failures`` itself. Where the load itself is
+not what is tested, a pause (``PAUSE_S``) leaves the processor to what happens meanwhile.
 """
 
 import collections
@@ -22,6 +23,8 @@ from typing import Any
 import httpx
 
 from tests.running import wait_until
+
+PAUSE_S = 0.01
 
 
 class Calls:

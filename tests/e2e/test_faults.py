@@ -4,7 +4,7 @@ itself."""
 import httpx
 import pytest
 
-from tests.back_to_back import Calls, back_to_back
+from tests.back_to_back import PAUSE_S, Calls, back_to_back
 from tests.running import QUICK, RunningStack, launch, stop, wait_ready, wait_until
 
 # A request may wait for a restart, but it never hangs.
@@ -21,7 +21,7 @@ def _load(stack: RunningStack):
         response = client.post(f"{stack.url}/v1/text_embedding", json=BODY, headers=stack.headers)
         return response.status_code, "" if response.is_success else response.text
 
-    return back_to_back(call, lambda: httpx.Client(timeout=HANG_S), clients=4)
+    return back_to_back(call, lambda: httpx.Client(timeout=HANG_S), 4, PAUSE_S)
 
 
 def _answered(calls: Calls, status: int) -> int:

@@ -17,7 +17,7 @@ from serving.publish.replica import connected
 from serving.publish.versions import switch_to
 from serving.repository.model_repository import ModelRepository
 from serving.triton.servers import servers_of
-from tests.back_to_back import back_to_back
+from tests.back_to_back import PAUSE_S, back_to_back
 from tests.running import launch, stop, wait_ready, wait_until
 from tests.serving.small_pipeline import NAME, publish_staged, stage
 from tidegate.cli import cli
@@ -156,7 +156,7 @@ def test_without_a_grace_period_no_request_is_lost(own_stack):
         )
         return response.status_code
 
-    with back_to_back(call) as calls:
+    with back_to_back(call, pause_s=PAUSE_S) as calls:
         _done(own_stack, "canary", NAME, "--weight", "100", "--per", "request", "--grace", "0")
         _done(own_stack, "canary", NAME, "--weight", "0", "--grace", "0")
     assert set(calls.counts) == {200}

@@ -7,7 +7,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.back_to_back import back_to_back
+from tests.back_to_back import PAUSE_S, back_to_back
 from tests.running import launch, stop, wait_ready, wait_until
 
 # y is x; 99 ends the process, as a crash does.
@@ -57,7 +57,7 @@ def _is_alive(process):
 def _load(running):
     """Clients that call back to back; counts the responses by status."""
     connect = partial(httpx.Client, headers=running.headers, timeout=30)
-    return back_to_back(partial(_ask, running), connect, clients=2)
+    return back_to_back(partial(_ask, running), connect, 2, PAUSE_S)
 
 
 def _ask(running, client, x=1.0):

@@ -14,7 +14,7 @@ from serving.repository.model_repository import ModelRepository
 from serving.triton.launch import LaunchOptions, TritonServer
 from serving.triton.ports import Ports, free_ports
 from serving.triton.servers import servers_of
-from tests.back_to_back import Calls, back_to_back
+from tests.back_to_back import PAUSE_S, Calls, back_to_back
 from tests.serving.small_pipeline import NAME, publish_staged, stage
 
 
@@ -59,7 +59,7 @@ def under_load(server, clients: int = 3, may_fail: bool = False) -> Iterator[Cal
     fail, whatever happens inside, unless it ``may_fail``."""
     address = server.control.address
     with back_to_back(
-        ask, lambda: grpc.InferenceServerClient(address), clients, may_fail=may_fail
+        ask, lambda: grpc.InferenceServerClient(address), clients, PAUSE_S, may_fail
     ) as calls:
         calls.more(20, 20)
         yield calls

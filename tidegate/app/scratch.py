@@ -27,6 +27,7 @@ def scratch_triton(
         for model in models:
             server.control.load(model)
         yield f"127.0.0.1:{ports.grpc}"
+        server.stop(gently=False)  # nobody else calls it
 
 
 def proved_through_triton(
