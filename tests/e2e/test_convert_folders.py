@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from converters.errors import ConversionError
+from converters.tasks.text.samples import default_texts
 from serving.errors import ServingError
 from tests.command_line import tidegate
 from tests.running import environment, launch, stop, wait_ready
@@ -237,7 +238,7 @@ def test_samples_are_the_users_and_bad_ones_are_refused(models, tmp_path):
         samples.write_bytes(content)
         with pytest.raises(ConversionError, match=message):
             run(options, Paths(tmp_path), _ignore_progress)
-    samples.write_text("\n".join(TEXTS))
+    samples.write_text("\n".join(default_texts(24)))  # as in test_optimize: exported once
     run(options, Paths(tmp_path), _ignore_progress)
     proof = json.loads((tmp_path / "model_repository/x_onnx/1/proof.json").read_text())
     assert proof["passed"] and len(proof["proofs"]) == 2

@@ -26,9 +26,10 @@ def served(tmp_path_factory):
     samples = folder / "samples.txt"
     samples.write_text(f"{ENGLISH}\n{CHINESE}\nI want my money back.\n", encoding="utf-8")
     topics, moods = folder / "topics", folder / "moods"
+    # The models and samples of test_compose and test_convert_text_tasks: exported once for all.
     for source, task, name in (
         (
-            save_classifier("bert", topics, ("a", "b")),
+            save_classifier("bert", topics, ("orders", "returns", "other")),
             "text-classification",
             "topic_classification",
         ),

@@ -13,7 +13,7 @@ import pytest
 from tests.echoing import add_models
 from tests.running import launch, stop, wait_ready, wait_until
 
-WELL, NOT_WELL, NOTHING = 0, 1, 3
+HEALTHY, UNHEALTHY, NOTHING = 0, 1, 3
 LOG_BYTES, OLDER = 64 * 1024, 2
 # time, level, the worker's process, and the message
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING|ERROR) (\d+) (.+)")
@@ -54,14 +54,14 @@ def _workers(stack):
 
 def test_the_status_of_a_running_stack(own_stack):
     code, status = _status(own_stack)
-    assert (code, status["state"]) == (WELL, "well")
+    assert (code, status["state"]) == (HEALTHY, "healthy")
     assert status["running"]["pid"] == own_stack.process.pid
     assert status["running"]["url"] == own_stack.url
     assert status["versions"] == {"echo_llm": [1], "identity_fp32": [1]}
     assert status["pipelines"]["echo_llm"] == "unproved"
     assert str(_log(own_stack)) in status["running"]["logs"]
     output = own_stack.tidegate("status").stdout
-    assert output.startswith("well, since 20")
+    assert output.startswith("healthy, since 20")
     assert "echo_llm: version 1" in output
     assert own_stack.key not in output
 
@@ -73,9 +73,9 @@ def test_the_status_of_a_hung_stack_is_an_error(own_stack):
         code, status = _status(own_stack)
     finally:
         triton.send_signal(signal.SIGCONT)
-    assert (code, status["state"]) == (NOT_WELL, "not well")
+    assert (code, status["state"]) == (UNHEALTHY, "unhealthy")
     assert "not answer" in status["triton"]
-    wait_until(lambda: _status(own_stack)[0] == WELL, 60, "well again")
+    wait_until(lambda: _status(own_stack)[0] == HEALTHY, 60, "healthy again")
 
 
 def test_a_second_stack_in_the_same_home_is_refused_in_one_line(own_stack):
@@ -87,7 +87,7 @@ def test_a_second_stack_in_the_same_home_is_refused_in_one_line(own_stack):
     assert code == 1
     assert len(output.strip().splitlines()) == 1
     assert f"{own_stack.home} (process {own_stack.process.pid}, {own_stack.url}, since 20" in output
-    assert _status(own_stack)[0] == WELL
+    assert _status(own_stack)[0] == HEALTHY
 
 
 def test_every_worker_logs_in_the_same_format_with_the_request_id(own_stack):
@@ -146,7 +146,7 @@ def test_the_inflight_gauge_of_a_killed_worker_is_removed(own_stack):
         for call in calls:
             call.join()
     wait_until(lambda: not any(map(psutil.pid_exists, before)), 60, "their ends")
-    wait_until(lambda: _status(own_stack)[0] == WELL, 90, "well again")
+    wait_until(lambda: _status(own_stack)[0] == HEALTHY, 90, "healthy again")
     wait_until(lambda: under_way() == 0, 20, "nothing under way")
 
 
@@ -161,7 +161,7 @@ def test_a_gateway_that_is_killed_leaves_no_worker_and_no_folder(own_stack):
     gateway, workers = _gateway(own_stack), _workers(own_stack)
     gateway.kill()
     wait_until(lambda: not any(map(psutil.pid_exists, workers)), 30, "the workers' end")
-    wait_until(lambda: _status(own_stack)[0] == WELL, 90, "another gateway")
+    wait_until(lambda: _status(own_stack)[0] == HEALTHY, 90, "another gateway")
     assert "the gateway ended unexpectedly (killed by SIGKILL" in own_stack.output
     leftovers = list((own_stack.home / "tmp").glob("tidegate-metrics-*"))
     assert len(leftovers) == 1
@@ -192,7 +192,7 @@ def test_a_gateway_comes_back_while_a_model_is_slow_to_load(own_stack):
         assert "revived echo_llm" not in own_stack.output
     finally:
         hold.unlink()
-    wait_until(lambda: _status(own_stack)[0] == WELL, 90, "well again")
+    wait_until(lambda: _status(own_stack)[0] == HEALTHY, 90, "healthy again")
 
 
 def _is_answering(stack, path):

@@ -96,7 +96,7 @@ def test_both_are_served_and_shown(pair):
         f"127.0.0.1:{port}" for port in ports
     ]
     status = json.loads(pair.tidegate("status", "--json").stdout)
-    assert (status["state"], status["triton"]) == ("well", "")
+    assert (status["state"], status["triton"]) == ("healthy", "")
     assert status["replicas"] == {f"127.0.0.1:{port}": "" for port in ports}
     shown = pair.tidegate("status").stdout
     for port in ports:

@@ -32,21 +32,21 @@ class Report:
     versions: Mapping[str, list[int]] = field(default_factory=dict)
 
     @property
-    def is_well(self) -> bool:
+    def is_healthy(self) -> bool:
         return self.running.is_ready and not (self.watcher or self.gateway or self.triton)
 
     @property
     def state(self) -> str:
         if not self.running.is_ready:
             return "starting"
-        return "well" if self.is_well else "not well"
+        return "healthy" if self.is_healthy else "unhealthy"
 
     def as_dict(self) -> dict[str, object]:
         return {"state": self.state, **asdict(self)}
 
     def lines(self) -> Iterator[str]:
         running = self.running
-        state = click.style(self.state, fg="green" if self.is_well else "red")
+        state = click.style(self.state, fg="green" if self.is_healthy else "red")
         yield f"{state}, since {running.since} ({_age(running)})"
         workers = f"{running.workers} gateway worker(s)"
         yield f"  process     {running.pid}, {workers}   {self.watcher}".rstrip()
@@ -74,7 +74,7 @@ class NothingRunning:
 
     paths: Paths
     served_from: Sequence[str]
-    is_well: bool = False
+    is_healthy: bool = False
 
     def as_dict(self) -> dict[str, object]:
         document: dict[str, Any] = {"state": "stopped", "home": str(self.paths.home)}

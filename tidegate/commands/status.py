@@ -17,7 +17,7 @@ def command(as_json: bool) -> None:
     """Show what is running in this home (TIDEGATE_HOME, else this folder): the gateway, Triton, the
     pipelines with the versions that are served, since when, and where the logs are.
 
-    Exit codes: 0 all is well; 1 it runs but is not well, or is still starting; 3 nothing is
+    Exit codes: 0 healthy; 1 it runs but is unhealthy, or is still starting; 3 nothing is
     running.
 
     \b
@@ -34,4 +34,4 @@ def command(as_json: bool) -> None:
             click.echo(line)
     if isinstance(report, NothingRunning):
         sys.exit(ExitCode.NOTHING)
-    sys.exit(ExitCode.DONE if report.is_well else ExitCode.FAILED)
+    sys.exit(ExitCode.DONE if report.is_healthy else ExitCode.FAILED)
