@@ -91,6 +91,7 @@ LISTED = {
         "training/test_entities",
         "training/test_frozen_layers",
         "training/test_multilingual_e5",
+        "training/test_multilingual_embedding",
         "training/test_recipe",
         "training/test_reviews",
         "training/test_sentiment",
