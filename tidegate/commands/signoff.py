@@ -1,12 +1,16 @@
 """``tidegate signoff``: a load test that ends in a verdict."""
 
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from loadtests.signoff.options import OBJECTIVES, PROFILE_NAMES, Options, become_generator
 from tidegate.app.paths import Paths
+from tidegate.commands.exit_code import ExitCode
 from tidegate.commands.options import Address, json_option, repository_option
+from tidegate.commands.output import print_json
 
 
 @click.group(
@@ -101,3 +105,31 @@ def command(
             only_target,
         )
     )
+
+
+@command.command("compare", short_help="What moved between two reports")
+@click.argument("before", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path))
+@json_option
+def compare(before: Path, after: Path, as_json: bool) -> None:
+    """Say what moved from the report BEFORE to the report AFTER (report.json, or its folder), as
+    ratios of which above 1 is worse.
+
+    Exit codes: 0 nothing got worse by more than 5 %; 1 something did, with 99 % confidence; 2 the
+    two cannot be compared.
+
+    \b
+    tidegate signoff compare signoff-monday signoff
+    """
+    from loadtests.signoff.compare import NotComparable, changes, read_report
+
+    try:
+        found = changes(read_report(before), read_report(after))
+    except NotComparable as error:
+        raise click.UsageError(str(error)) from None
+    if as_json:
+        print_json([{**asdict(change), "regression": change.is_regression} for change in found])
+    else:
+        for change in found:
+            click.secho(change.line(), fg="red" if change.is_regression else None)
+    sys.exit(ExitCode.FAILED if any(change.is_regression for change in found) else ExitCode.DONE)
