@@ -75,7 +75,10 @@ def versions(model: Path) -> list[Path]:
 
 @contextmanager
 def running(
-    repository: Path, models: Sequence[str] = MODELS, optimize_budget: str = ""
+    repository: Path,
+    models: Sequence[str] = MODELS,
+    optimize_budget: str = "",
+    replicas: int = 1,
 ) -> Iterator[BenchStack]:
     """The stack, with one gateway worker, over a copy of ``repository``; stopped on exit. With a
     budget (as ``tidegate optimize`` takes it) text_embedding is optimized in the copy first."""
@@ -88,7 +91,9 @@ def running(
         if optimize_budget:
             _optimize(home, optimize_budget)
         ports = free_ports(len(_FLAGS))
-        server = start("tidegate up", _command(models, ports), _environment(home), home / "up.log")
+        server = start(
+            "tidegate up", _command(models, ports, replicas), _environment(home), home / "up.log"
+        )
         try:
             server.wait_ready(f"http://127.0.0.1:{ports[0]}/readyz", START_S)
             key = (home / ".tidegate" / "dev.key").read_text(encoding="utf-8").strip()
@@ -114,9 +119,10 @@ def _optimize(home: Path, budget: str) -> None:
         )
 
 
-def _command(models: Sequence[str], ports: list[int]) -> list[str]:
+def _command(models: Sequence[str], ports: list[int], replicas: int) -> list[str]:
     flags = [f"--{flag}={port}" for flag, port in zip(_FLAGS, ports, strict=True)]
-    return [sys.executable, "-m", "tidegate", "up", *models, "--workers=1", *flags]
+    more = ["--workers=1", f"--replicas={replicas}"]
+    return [sys.executable, "-m", "tidegate", "up", *models, *more, *flags]
 
 
 def _environment(home: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ import os  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
+from collections.abc import Iterator, Mapping, Sequence  # noqa: E402
 from datetime import UTC, datetime  # noqa: E402
 from pathlib import Path  # noqa: E402
 from urllib.parse import urlsplit  # noqa: E402
@@ -26,7 +26,13 @@ from loadtests.signoff.memory import Memory, server_process  # noqa: E402
 from loadtests.signoff.open_loop import run  # noqa: E402
 from loadtests.signoff.options import Options  # noqa: E402
 from loadtests.signoff.preflight import pipeline_of, require_writable  # noqa: E402
-from loadtests.signoff.procedure import PROFILES, Result, sign_off  # noqa: E402
+from loadtests.signoff.procedure import (  # noqa: E402
+    PROFILES,
+    NotMeasured,
+    Result,
+    highest_rate,
+    sign_off,
+)
 from loadtests.signoff.report import (  # noqa: E402
     WORDS,
     Circumstances,
@@ -37,6 +43,7 @@ from loadtests.signoff.report import (  # noqa: E402
 )
 from loadtests.signoff.requests import Client, Mix  # noqa: E402
 from loadtests.signoff.samples import Samples, milliseconds  # noqa: E402
+from loadtests.signoff.scaling import Scaling, fit  # noqa: E402
 from loadtests.signoff.slo import Slo, SloError, read_slos  # noqa: E402
 from loadtests.texts import CorpusMissing  # noqa: E402
 
@@ -50,17 +57,38 @@ MEMORY_EVERY_S = 1.0
 def main(options: Options) -> int:
     """The exit code: 0 signed, 1 not, 2 undecided, 3 it could not start."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    began, clock = datetime.now(UTC), time.monotonic()
     try:
         slos = _chosen(options)
         require_writable(options.out)
+        results = [Result(slo) for slo in slos.values()]
         with _target(options, list(slos)) as client:
-            return _sign_off(options, slos, client)
+            # Everything that can be refused is refused before the first request.
+            versions = {name: pipeline_of(client.url, name, client.key) for name in slos}
+            mixes = {name: client.senders(versions[name], slo.apis) for name, slo in slos.items()}
+            is_whole = _sign_off(options, results, mixes, client.url)
     except (SloError, CannotStart, CorpusMissing, BenchError) as error:
         click.secho(f"tidegate: {error}", fg="red", err=True)
         return CANNOT_START
     except KeyboardInterrupt:
         click.echo("tidegate: stopped before any load", err=True)
         return CANNOT_START
+    if is_whole and options.scale_to > 1:
+        for result in results:
+            result.scaling = _scaling(options, result.slo)
+    circumstances = Circumstances(
+        client.url if options.target else "a stack of its own",
+        options.profile,
+        began.isoformat(timespec="seconds"),
+        time.monotonic() - clock,
+        {name: pipeline.versions for name, pipeline in versions.items()},
+        options.objectives.read_text(encoding="utf-8"),
+    )
+    report = document(results, circumstances, ROOT)
+    files = write(report, options.out)
+    click.echo(json.dumps(report, indent=2) if options.as_json else markdown(report))
+    click.echo(f"{WORDS[report['verdict']]}: {', '.join(map(str, files))}", err=True)
+    return EXIT_CODES[overall([result.outcome for result in results])]
 
 
 def _chosen(options: Options) -> dict[str, Slo]:
@@ -83,15 +111,12 @@ def _target(options: Options, pipelines: list[str]) -> Iterator[Client]:
         yield Client(stack.gateway, stack.key, stack.triton_grpc)
 
 
-def _sign_off(options: Options, slos: dict[str, Slo], client: Client) -> int:
-    # Everything that can be refused is refused before the first request.
-    pipelines = {name: pipeline_of(client.url, name, client.key) for name in slos}
-    mixes = {name: client.senders(pipelines[name], slo.apis) for name, slo in slos.items()}
-    results = [Result(slo) for slo in slos.values()]
-    began, clock = datetime.now(UTC), time.monotonic()
-    address = urlsplit(client.url)
-    host, port = address.hostname or "", address.port or 443
-    memory = Memory(server_process(host, port))
+def _sign_off(
+    options: Options, results: Sequence[Result], mixes: Mapping[str, Mix], url: str
+) -> bool:
+    """Fill the results; False if it was stopped before its end."""
+    address = urlsplit(url)
+    memory = Memory(server_process(address.hostname or "", address.port or 443))
     reader = gevent.spawn(_read_forever, memory)
     try:
         for result in results:
@@ -100,21 +125,28 @@ def _sign_off(options: Options, slos: dict[str, Slo], client: Client) -> int:
             sign_off(result, PROFILES[options.profile], load, memory, highest)
     except KeyboardInterrupt:
         click.echo("\nstopped: the report is partial, and unsigned", err=True)
+        return False
     finally:
         reader.kill()
-    circumstances = Circumstances(
-        client.url if options.target else "a stack of its own",
-        options.profile,
-        began.isoformat(timespec="seconds"),
-        time.monotonic() - clock,
-        {name: pipeline.versions for name, pipeline in pipelines.items()},
-        options.objectives.read_text(encoding="utf-8"),
-    )
-    report = document(results, circumstances, ROOT)
-    files = write(report, options.out)
-    click.echo(json.dumps(report, indent=2) if options.as_json else markdown(report))
-    click.echo(f"{WORDS[report['verdict']]}: {', '.join(map(str, files))}", err=True)
-    return EXIT_CODES[overall([result.outcome for result in results])]
+    return True
+
+
+def _scaling(options: Options, slo: Slo) -> Scaling | None:
+    """How the highest rate grows with replicas, as far as it could be measured."""
+    rates: dict[int, float] = {}
+    try:
+        for replicas in range(1, options.scale_to + 1):
+            click.echo(f"{slo.pipeline} with {replicas} replicas ...", err=True)
+            with running(options.repository, [slo.pipeline], replicas=replicas) as stack:
+                client = Client(stack.gateway, stack.key, stack.triton_grpc)
+                pipeline = pipeline_of(client.url, slo.pipeline, client.key)
+                load = _Terminal(client.senders(pipeline, slo.apis), slo, is_one_of_many=True)
+                rate = highest_rate(slo, PROFILES[options.profile], load, HIGHEST)
+            if rate:
+                rates[replicas] = rate
+    except (NotMeasured, BenchError, KeyboardInterrupt) as error:
+        click.echo(f"the scaling ends here: {error or 'stopped'}", err=True)
+    return fit(list(rates), list(rates.values())) if len(rates) > 1 else None
 
 
 def _read_forever(memory: Memory) -> None:

@@ -15,7 +15,8 @@ PROFILE_NAMES = ("quick", "full")
 class Options:
     """``target`` is a gateway's URL, '' for a stack of its own over ``repository``; ``pipelines``
     are those of the file of objectives to sign off, empty for all. ``only_target`` leaves out the
-    search, the curve and the overload."""
+    search, the curve and the overload. With ``scale_to`` the highest rate is also measured with
+    1, 2, ... so many replicas, each in a stack of its own."""
 
     pipelines: tuple[str, ...]
     target: str
@@ -26,6 +27,7 @@ class Options:
     repository: Path
     as_json: bool
     only_target: bool = False
+    scale_to: int = 1
 
     def to_argument(self) -> str:
         return json.dumps(asdict(self), default=str)

@@ -12,6 +12,7 @@ from loadtests.signoff.confidence import CONFIDENCE, Outcome, requests_needed
 from loadtests.signoff.knee import Knee, search
 from loadtests.signoff.memory import Drift, Memory, drift
 from loadtests.signoff.samples import FEWEST_ERRORS, Line, Samples, holds, joined, lines
+from loadtests.signoff.scaling import Scaling
 from loadtests.signoff.slo import Slo
 from loadtests.signoff.steady import steady_from
 
@@ -75,6 +76,7 @@ class Result:
     memory: Memory | None = None  # during the target
     drift: Drift | None = None
     overload: Overload | None = None
+    scaling: Scaling | None = None
 
     @property
     def held(self) -> float:
@@ -136,6 +138,15 @@ def sign_off(result: Result, profile: Profile, load: Load, memory: Memory, highe
                 )
             )
     _conclude(result)
+
+
+def highest_rate(slo: Slo, profile: Profile, load: Load, highest: float) -> float:
+    """The highest rate that holds every objective, in requests per second; 0 if none does. Raises
+    NotMeasured if the load generator ended the search: then it says nothing of the servers."""
+    result = Result(slo)
+    _warm_up(slo, profile, load)
+    _search(result, profile, load, max(highest, slo.tested_rate))
+    return result.held
 
 
 def _search(result: Result, profile: Profile, load: Load, highest: float) -> None:

@@ -83,7 +83,7 @@ def markdown(report: Json) -> str:
                 for line in pipeline["objectives"]
             ),
             "",
-            capacity(pipeline),
+            f"{capacity(pipeline)} {scaling_sentence(pipeline)}".rstrip(),
             "",
         ]
     parts.append(
@@ -122,7 +122,12 @@ def html(report: Json) -> str:
     template = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
     charts = [_charts(pipeline) for pipeline in report["pipelines"]]
     return environment.from_string(template).render(
-        report=report, charts=charts, words=WORDS, sentence=sentence, capacity=capacity
+        report=report,
+        charts=charts,
+        words=WORDS,
+        sentence=sentence,
+        capacity=capacity,
+        scaling_sentence=scaling_sentence,
     )
 
 
@@ -175,6 +180,7 @@ def _pipeline(result: Result) -> Json:
         "where_the_time_goes_ms": _times(result.target) if result.target else {},
         "memory": _memory(result),
         "overload": _overload(result),
+        "scaling": _scaling(result),
     }
 
 
@@ -247,6 +253,39 @@ def _times(samples: Samples) -> dict[str, float]:
         "gateway": 1000 * float(gateway[said].mean()),
         "Triton: queue and compute": 1000 * float(upstream[said].mean()),
     }
+
+
+def _scaling(result: Result) -> Json | None:
+    scaling = result.scaling
+    if scaling is None:
+        return None
+    needed = scaling.replicas_for(result.slo.tested_rate)
+    largest = max(replicas for replicas, _ in scaling.measured)
+    return {
+        "measured_per_s": [list(point) for point in scaling.measured],
+        "rate_of_one_per_s": scaling.rate,
+        "contention": scaling.contention,
+        "coherency": scaling.coherency,
+        "fitted_per_s": [
+            [replicas, scaling.at(replicas), *scaling.interval(replicas)]
+            for replicas in range(1, 2 * largest + 1)
+        ],
+        "replicas_for_the_rate": needed,
+        "is_extrapolated": needed is not None and scaling.is_extrapolated(needed),
+    }
+
+
+def scaling_sentence(pipeline: Json) -> str:
+    """How many replicas the rate needs; '' if that was not measured."""
+    scaling = pipeline["scaling"]
+    if not scaling:
+        return ""
+    needed, rate = scaling["replicas_for_the_rate"], pipeline["rate_per_s"]
+    law = f"contention {scaling['contention']:.3f}, coherency {scaling['coherency']:.4f}"
+    if needed is None:
+        return f"No number of replicas carries {rate:g}/s here ({law})."
+    guess = ", far beyond what was measured: a guess" if scaling["is_extrapolated"] else ""
+    return f"Replicas for {rate:g}/s: {needed} ({law}{guess})."
 
 
 def _memory(result: Result) -> Json | None:
@@ -329,6 +368,14 @@ def _charts(pipeline: Json) -> list[tuple[str, str]]:
         drawn.append(
             ("Memory of the servers", chart("Memory", "s", "MiB", [Line("", points, "c")]))
         )
+    if scaling := pipeline["scaling"]:
+        fitted = [(point[0], point[1]) for point in scaling["fitted_per_s"]]
+        lines = [
+            Line("fitted", fitted, "a"),
+            Line("measured", scaling["measured_per_s"], "b", is_joined=False),
+        ]
+        mark = [Mark("target", pipeline["rate_per_s"])]
+        drawn.append(("Replicas", chart("Scaling", "replicas", "requests/s", lines, mark)))
     return [(heading, svg) for heading, svg in drawn if svg]
 
 

@@ -20,12 +20,13 @@ _Vector = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Scaling:
-    """``rate`` is of one replica, in requests per second; ``largest`` the largest N measured."""
+    """``rate`` is of one replica, in requests per second; ``measured`` are the numbers of replicas
+    and their rates that it was fitted to."""
 
     rate: float
     contention: float
     coherency: float
-    largest: int
+    measured: tuple[tuple[int, float], ...]
     resampled: tuple[tuple[float, float, float], ...] = ()
 
     def at(self, replicas: float) -> float:
@@ -46,7 +47,8 @@ class Scaling:
         return float(low), float(high)
 
     def is_extrapolated(self, replicas: float) -> bool:
-        return replicas > EXTRAPOLATED * self.largest
+        """Whether so many are too far from what was measured to believe the figure."""
+        return replicas > EXTRAPOLATED * max(n for n, _ in self.measured)
 
     def replicas_for(self, rate: float) -> int | None:
         """The least number of replicas that carry ``rate`` requests per second; None if more of
@@ -80,7 +82,11 @@ def fit(replicas: Sequence[int], rates: Sequence[float], seed: int = 0) -> Scali
     resampled = tuple(
         _fit(n, predicted * generator.choice(errors, n.size), free) for _ in range(RESAMPLED)
     )
-    return Scaling(*parameters, largest=int(n.max()), resampled=resampled if n.size > free else ())
+    return Scaling(
+        *parameters,
+        measured=tuple(zip(replicas, rates, strict=True)),
+        resampled=resampled if n.size > free else (),
+    )
 
 
 def _law(n: _Vector, rate: float, contention: float, coherency: float) -> _Vector:

@@ -58,6 +58,13 @@ from tidegate.commands.output import print_json
     help="Only the verdict at the target rate: no search for the highest, no overload.",
 )
 @click.option(
+    "--scale-to",
+    type=click.IntRange(1, 16),
+    default=1,
+    show_default=True,
+    help="Measure the highest rate with 1 to this many replicas, and how many a rate needs.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=Path("signoff"),
@@ -75,6 +82,7 @@ def command(
     objectives: Path,
     profile: str,
     only_target: bool,
+    scale_to: int,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -92,6 +100,8 @@ def command(
     """
     if context.invoked_subcommand:
         return
+    if target and scale_to > 1:
+        raise click.UsageError("--scale-to starts stacks of its own: leave out --target")
     become_generator(
         Options(
             pipelines,
@@ -103,6 +113,7 @@ def command(
             Paths.current().repository,
             as_json,
             only_target,
+            scale_to,
         )
     )
 

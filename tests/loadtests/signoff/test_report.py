@@ -13,6 +13,7 @@ from loadtests.signoff.charts import Line, Mark, chart
 from loadtests.signoff.confidence import Outcome
 from loadtests.signoff.procedure import PROFILES, Result, sign_off
 from loadtests.signoff.report import Circumstances, document, html, markdown, overall, write
+from loadtests.signoff.scaling import fit
 from loadtests.signoff.slo import Limit, Slo
 from tests.loadtests.signoff.simulated import Server
 from tests.running import ROOT
@@ -25,6 +26,9 @@ CIRCUMSTANCES = Circumstances(
     {"first": ("1",), "second": ("7",)},
     "[first]\nrate = '50/s' # <script>alert(1)</script>",
 )
+
+
+REPORT = document([], CIRCUMSTANCES, ROOT)
 
 
 def report_of(*servers):
@@ -66,6 +70,18 @@ def test_the_summary_names_the_verdict_the_reason_and_what_to_change(report):
     assert "## first: SIGNED" in text
     assert "P99, errors missed at 50/s. First: look at the errors below: they come at low" in text
     assert "commit " in text
+
+
+def test_replicas_for_the_rate_are_read_from_the_fit_and_a_guess_is_called_one():
+    result = Result(Slo("first", 150.0, ()), scaling=fit([1, 2], [50.0, 95.0]))
+    (pipeline,) = document([result], CIRCUMSTANCES, ROOT)["pipelines"]
+    assert pipeline["scaling"]["replicas_for_the_rate"] == 4
+    assert not pipeline["scaling"]["is_extrapolated"]
+    assert "Replicas for 150/s: 4 (contention 0.0" in markdown({**REPORT, "pipelines": [pipeline]})
+    far = Result(Slo("first", 400.0, ()), scaling=fit([1, 2], [50.0, 95.0]))
+    (pipeline,) = document([far], CIRCUMSTANCES, ROOT)["pipelines"]
+    assert pipeline["scaling"]["is_extrapolated"]
+    assert "a guess" in markdown({**REPORT, "pipelines": [pipeline]})
 
 
 def test_what_was_stopped_early_is_unsigned_and_still_a_report(tmp_path):
