@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ensembles.text_fields import TEXT, text_request
+from ensembles.token_classification import REDACT
 from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.model import Batching, Instances, ModelSpec, Pipeline, StepSpec, TensorSpec
@@ -27,12 +28,14 @@ MEMBERS = ("text_classification", "entity_recognition", "smart_reply")
 
 @dataclass(frozen=True)
 class Call:
-    """A request to another pipeline; ``outputs``: its output tensor -> ours."""
+    """A request to another pipeline; ``outputs``: its output tensor -> ours. ``failed``: our
+    outputs that are not empty, 0 or false if it does not answer."""
 
     name: str
     pipeline: str
     outputs: Mapping[str, str]
     parameters: Mapping[str, str] = field(default_factory=dict)
+    failed: Mapping[str, bool] = field(default_factory=dict)
 
 
 def _classification(name: str, task: str) -> Call:
@@ -64,7 +67,8 @@ CALLS = (
     Call(
         "reply",
         "smart_reply",
-        {name: name for name in ("reply", "source", "confidence", "from")},
+        {name: name for name in ("reply", "source", "confidence", "from", "hand_over")},
+        failed={"hand_over": True},
     ),
 )
 _COUNT = len(CALLS)
@@ -87,6 +91,7 @@ OUTPUTS = (
     TensorSpec("source", "BYTES", (1,)),
     TensorSpec("confidence", "FP32", (1,)),
     TensorSpec("from", "BYTES", (1,)),
+    TensorSpec("hand_over", "BOOL", (1,)),
     TensorSpec("step_name", "BYTES", (_COUNT,)),
     TensorSpec("step_ms", "FP32", (_COUNT,)),
     TensorSpec("step_error", "BYTES", (_COUNT,)),
@@ -121,7 +126,7 @@ def declare(golden: Golden, card: Mapping[str, Any]) -> Pipeline:
         ),
         endpoint_schema=EndpointSchema(
             purpose="A customer's message: its topic, sentiment, entities, and an answer to it.",
-            request=text_request("A customer's message, in English or Chinese."),
+            request=_request(),
             response=_RESPONSE,
             example=golden.request,
             card=card,
@@ -129,6 +134,11 @@ def declare(golden: Golden, card: Mapping[str, Any]) -> Pipeline:
         golden=golden,
     )
     return Pipeline((asks,), public)
+
+
+def _request() -> dict[str, object]:
+    request: dict[str, Any] = text_request("A customer's message, in English or Chinese.")
+    return {**request, "properties": {**request["properties"], "redact": REDACT}}
 
 
 def _field(kind: str, tensor: str, description: str = "") -> dict[str, object]:
@@ -168,13 +178,22 @@ _FIELDS: dict[str, dict[str, object]] = {
         label=_field("string", "entity_label"),
         score=_field("number", "entity_score"),
     ),
-    "redacted": _field(
-        "string", "redacted", "The message without names and numbers, if asked for."
-    ),
+    "redacted": {
+        **_field(
+            "string",
+            "redacted",
+            "The message with names and numbers masked; only if the request says redact, and the "
+            "entities were found.",
+        ),
+        "x-null": "",
+    },
     "reply": _field("string", "reply", "The knowledge base's answer, or that none is known."),
     "source": _field("string", "source", "Where the answer stands."),
     "confidence": _field("number", "confidence"),
-    "from": _field("string", "from", "knowledge_base or none: then a person should answer."),
+    "from": _field("string", "from", "knowledge_base or none."),
+    "hand_over": _field(
+        "boolean", "hand_over", "Whether a person should answer: also where the reply failed."
+    ),
     "steps": _records(
         None,
         "What was asked, how long its answer took, and why there is none.",
@@ -183,4 +202,8 @@ _FIELDS: dict[str, dict[str, object]] = {
         error=_field("string", "step_error", "Empty if it answered."),
     ),
 }
-_RESPONSE = {"type": "object", "required": list(_FIELDS), "properties": _FIELDS}
+_RESPONSE = {
+    "type": "object",
+    "required": [name for name, schema in _FIELDS.items() if "x-null" not in schema],
+    "properties": _FIELDS,
+}

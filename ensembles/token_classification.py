@@ -33,6 +33,13 @@ ENTITY = (
 )
 COUNT = TensorSpec("count", "INT32", (1,))
 REDACTED = TensorSpec("redacted", "BYTES", (1,))
+REDACT = {
+    "type": "boolean",
+    "default": False,
+    "description": "Also return the text with its names, telephone numbers, mail addresses, "
+    "card and Chinese identity numbers masked.",
+    "x-parameter": "redact",
+}
 
 
 @dataclass(frozen=True)
@@ -120,14 +127,7 @@ def declare(
 
 def _request(description: str) -> dict[str, object]:
     schema: dict[str, Any] = text_request(description)
-    redact = {
-        "type": "boolean",
-        "default": False,
-        "description": "Also return the text with its names, telephone numbers, mail addresses, "
-        "card and Chinese identity numbers masked.",
-        "x-parameter": "redact",
-    }
-    return {**schema, "properties": {**schema["properties"], "redact": redact}}
+    return {**schema, "properties": {**schema["properties"], "redact": REDACT}}
 
 
 _RESPONSE = {

@@ -4,11 +4,12 @@ Triton and asks by Triton's business logic scripting).
 Input ``text`` BYTES [n, 1]. Outputs: what each call's answer is copied to, and for each call
 ``step_name`` BYTES, ``step_ms`` FP32 and ``step_error`` BYTES [n, calls]: its name, the
 milliseconds that its answer took, and why there is none, or empty. What a call that failed would
-have filled is empty text, 0 and false. A message to which every call fails is refused with the
-first one's reason.
+have filled is empty text, 0 and false, unless its ``failed`` says otherwise. A message to which
+every call fails is refused with the first one's reason.
 
 Model parameter ``calls``: a JSON list of objects with ``name``, ``pipeline``, ``parameters`` of its
-request and ``outputs``: its output tensor -> ours. Two calls may fill the same one: the first that
+request, ``outputs``: its output tensor -> ours, and ``failed``: our output -> its value if the call
+fails. Two calls may fill the same one: the first that
 is answered does. Parameters of our own request are handed on to each call.
 
 A text that every pipeline would refuse at once is refused before any is asked: one in about twenty
@@ -21,7 +22,7 @@ import json
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,7 @@ class Call:
     pipeline: str
     parameters: Mapping[str, str]
     outputs: Mapping[str, str]
+    failed: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,12 @@ class Calls:
     arrays without a batch axis; axes of any length are 1."""
 
     def __init__(self, calls: Sequence[Call], empty: Tensors) -> None:
-        self._calls, self._empty = calls, empty
+        self._calls = calls
+        failed = {name: value for call in calls for name, value in call.failed.items()}
+        self._empty = {
+            name: np.full_like(array, failed[name]) if name in failed else array
+            for name, array in empty.items()
+        }
 
     async def __call__(self, texts: np.ndarray, ask: Ask) -> dict[str, np.ndarray]:
         """Our outputs [n, ...]. Raises Refused if every call failed for one of the messages."""

@@ -239,6 +239,21 @@ def test_the_printed_commands_are_served_and_can_be_pasted(tmp_path):
     assert known.count("curl -s http://127.0.0.1:1/v1/") == 3
 
 
+def test_each_printed_example_is_of_a_pipeline_that_is_served(tmp_path):
+    ports = {"gateway_port": 1, "grpc_port": 2, "admin_port": 3, "triton": Ports(), "workers": 1}
+    names = ("smart_reply", "customer_service", "chat")
+    options = StackOptions(Paths(tmp_path), "127.0.0.1", pipelines=names, **ports)
+    lines = [line for line in _startup_banner(options).splitlines() if " -d " in line]
+    examples = [shlex.split(line) for line in lines]
+    routes = {next(part for part in example if "/v1/" in part) for example in examples}
+    assert {route.partition("/v1/")[2] for route in routes} == {
+        "smart_reply",
+        "customer_service",
+        "chat/completions",
+    }
+    assert all(json.loads(example[-1]) for example in examples)
+
+
 def _startup_banner(options):
     stack = Stack(options, print)
     try:

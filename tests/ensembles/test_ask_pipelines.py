@@ -123,3 +123,17 @@ def test_what_no_pipeline_takes_is_refused_before_any_is_asked(text, problem):
 
 def test_the_limit_is_the_pipelines_own():
     assert TEXT_LIMIT_BYTES == tokenize_text.TEXT_LIMIT_BYTES == route_text.TEXT_LIMIT_BYTES
+
+
+def test_an_output_of_a_failed_call_may_be_another_than_false():
+    handed = Call("reply", "replies", {}, {"hand_over": "hand_over"}, {"hand_over": True})
+    empty = {**EMPTY, "hand_over": np.array([False])}
+
+    async def ask(call, texts):
+        if call is handed:
+            raise CallFailed("it is not served", 14)
+        return await _answered(call, texts)
+
+    outputs = asyncio.run(Calls([TOPIC, handed], empty)(_texts("London"), ask))
+    assert outputs["hand_over"].tolist() == [[True]]
+    assert outputs["topic"].tolist() == [[b"London"]]

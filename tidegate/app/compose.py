@@ -76,7 +76,7 @@ def run(name: str, paths: Paths, report: Progress) -> ComposeResult:
         for model, pinned in {**theirs, **members}.items():
             _stage_published(model, pinned, repository, staged)
         report(f"{name}: comparing it with its members through a scratch Triton")
-        _prove(composition, staged, paths.state)
+        _prove(composition, staged, repository, paths.state)
         models = [*theirs, *own] if composition.has_their_steps else own
         version = publish_staged(staged, models, repository, paths.state, report)
     return ComposeResult(name, version, versions)
@@ -135,11 +135,13 @@ def _stage_published(
     (staged.folder(model) / CONFIG_FILE).write_text(render(config), encoding="utf-8")
 
 
-def _prove(composition: Composition, staged: ModelRepository, work_dir: Path) -> None:
+def _prove(
+    composition: Composition, staged: ModelRepository, repository: ModelRepository, work_dir: Path
+) -> None:
     from tritonclient.grpc import InferenceServerClient
 
     with (
         scratch_triton(staged, work_dir, *composition.members, composition.name) as address,
         InferenceServerClient(address) as client,
     ):
-        composition.prove(client)
+        composition.prove(client, repository)

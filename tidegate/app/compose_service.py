@@ -21,9 +21,8 @@ CARD = {
     "license": "those of the pipelines that it asks: see their cards",
     "language": ["en", "zh"],
     "members": MEMBERS,
-    "limits": "Each answer is that of the pipeline that gives it: see their cards. A topic is "
-    "known for English only, and the knowledge base is English; "
-    "`steps` says what was not answered, and why.",
+    "limits": "Each answer is that of the pipeline that gives it, in the languages that it reads "
+    "at the time: see their cards. `steps` says what was not answered, and why.",
 }
 SAMPLES = 8  # of each language
 TOLERANCE = 1e-5  # the same graphs run, in other batches
@@ -43,7 +42,7 @@ class AskedPipelines:
         expect = {"language": ["en"], "step_name": [call.name for call in CALLS]}
         return declare(Golden(EXAMPLE, expect, TOLERANCE), CARD)
 
-    def prove(self, client: "InferenceServerClient") -> None:
+    def prove(self, client: "InferenceServerClient", repository: "ModelRepository") -> None:
         """PublishFailed unless each pipeline's answer is in it as that pipeline gives it alone, or
         why there is none."""
         texts = [text for language in ("en", "zh") for text in samples(language)[:SAMPLES]]

@@ -34,7 +34,7 @@ class Composition(Protocol):
     def declare(self, repository: "ModelRepository") -> Pipeline:
         """The pipeline, of its members as they are published; its ``members`` are its own steps."""
 
-    def prove(self, client: "InferenceServerClient") -> None:
+    def prove(self, client: "InferenceServerClient", repository: "ModelRepository") -> None:
         """PublishFailed unless it answers as its members do, which are loaded beside it."""
 
 

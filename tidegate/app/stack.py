@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -69,6 +69,35 @@ _COMMANDS = {
     KNOWLEDGE_BASE: ("building", ("kb", "build")),
     **{name: ("composing", ("compose", name)) for name in COMPOSED},
 }
+
+
+# What the startup banner suggests: model, command, route and body.
+_EXAMPLES: tuple[tuple[str, str, str, Mapping[str, object]], ...] = (
+    ("text_embedding", "curl -s", "text_embedding", {"text": "Where is my parcel?"}),
+    (
+        "text_embedding",
+        "curl -s",
+        "embeddings",
+        {"model": "text_embedding", "input": ["I want my money back."]},
+    ),
+    ("customer_service", "curl -s", "customer_service", {"text": "My new laptop has no sound."}),
+    ("smart_reply", "curl -s", "smart_reply", {"text": "My laptop has no sound."}),
+    (
+        "chat",
+        "curl -sN",
+        "chat/completions",
+        {
+            "model": "chat",
+            "stream": True,
+            "temperature": 0,
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        },
+    ),
+)
+
+
+def _quoted(body: Mapping[str, object]) -> str:
+    return shlex.quote(json.dumps(body))
 
 
 @dataclass(frozen=True)
@@ -339,20 +368,12 @@ class Stack:
         admin = self._running().admin
         key = paths.shown(paths.dev_key)
         header = f'-H "Authorization: Bearer $(cat {key})"'
-        models, texts, openai = (
-            f"  curl -s {shlex.quote(f'{self.url}/v1/{route}')} {header}"
-            for route in ("models", "text_embedding", "embeddings")
-        )
-        calls = (
-            f"""{texts} -d '{{"text": "Where is my parcel?"}}'""",
-            f"""{openai} """
-            """-d '{"model": "text_embedding", "input": ["I want my money back."]}'""",
-        )
-        question = [{"role": "user", "content": "What is the capital of France?"}]
-        asked = json.dumps(
-            {"model": "chat", "stream": True, "temperature": 0, "messages": question}
-        )
-        chat = f"  curl -sN {shlex.quote(f'{self.url}/v1/chat/completions')} {header} -d '{asked}'"
+        served = self._models()
+        calls = [
+            f"  {command} {shlex.quote(f'{self.url}/v1/{route}')} {header} -d {_quoted(body)}"
+            for model, command, route, body in _EXAMPLES
+            if model in served
+        ]
         return "\n".join(
             [
                 "",
@@ -366,9 +387,8 @@ class Stack:
                 ),
                 f"  API key   {key}",
                 "Try:",
-                models,
-                *(calls if "text_embedding" in self._models() else ()),
-                *((chat,) if "chat" in self._models() else ()),
+                f"  curl -s {shlex.quote(f'{self.url}/v1/models')} {header}",
+                *calls,
                 "Stop with Ctrl-C.",
             ]
         )
