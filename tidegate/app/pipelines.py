@@ -147,12 +147,16 @@ def step_file(step: str) -> Path:
 
 
 def has_step(repository: ModelRepository, spec: ModelSpec) -> bool:
-    """Whether the newest version's step does what the step in git does; comments may differ."""
+    """Whether the step of the newest version, in the newest generation, does what the step in git
+    does; comments may differ."""
     from converters.code_key import file_code_sha256
 
     if not spec.step:
         return True
-    newest = repository.version_folder(spec.name, repository.versions(spec.name)[-1]) / STEP_FILE
+    model, generation = spec.name, 2
+    while repository.is_published(f"{spec.name}.g{generation}"):
+        model, generation = f"{spec.name}.g{generation}", generation + 1
+    newest = repository.version_folder(model, repository.versions(model)[-1]) / STEP_FILE
     source = step_file(spec.step)
     return newest.is_file() and file_code_sha256(newest) == file_code_sha256(source)
 
