@@ -136,7 +136,7 @@ def _scaling(options: Options, slo: Slo) -> Scaling | None:
     rates: dict[int, float] = {}
     try:
         for replicas in range(1, options.scale_to + 1):
-            click.echo(f"{slo.pipeline} with {replicas} replicas ...", err=True)
+            click.echo(f"{slo.pipeline}, replicas: {replicas} ...", err=True)
             with running(options.repository, [slo.pipeline], replicas=replicas) as stack:
                 client = Client(stack.gateway, stack.key, stack.triton_grpc)
                 pipeline = pipeline_of(client.url, slo.pipeline, client.key)

@@ -1,6 +1,7 @@
 """Servers in virtual time, whose capacity and faults are known exactly: a queue in front of some
 slots, each of which works on one request at a time."""
 
+import heapq
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -35,18 +36,20 @@ class Server:
         self._seed += 1
         generator = np.random.default_rng(self._seed)
         due = arrival_times(Arrivals.POISSON, rate, seconds, self._seed)
-        free = np.zeros(self.slots)
-        latency = np.zeros(len(due))
         service = self.service_s * generator.lognormal(0, self.spread, len(due))
         service[generator.random(len(due)) < self.tail] += 0.5
-        for index, at in enumerate(due):
-            slot = int(free.argmin())
-            waiting = float(np.maximum(free - at, 0).sum()) / self.service_s
-            begin = max(at, free[slot])
+        free = [0.0] * self.slots  # when each slot is done
+        done = []
+        for at, takes_s in zip(due.tolist(), service.tolist(), strict=True):
+            begin = max(at, free[0])
             if self.stall_s and begin % 10 < self.stall_s:
                 begin += self.stall_s - begin % 10
-            free[slot] = begin + service[index] * (1 + self.growth * waiting)
-            latency[index] = free[slot] - at
+            if self.growth:
+                waiting = sum(max(until - at, 0.0) for until in free) / self.service_s
+                takes_s *= 1 + self.growth * waiting
+            heapq.heapreplace(free, begin + takes_s)
+            done.append(begin + takes_s)
+        latency = np.array(done) - due
         for _ in range(int(seconds)):
             now = (self.memory.seconds[-1] if self.memory.seconds else 0) + 1
             self.memory.seconds.append(now)
