@@ -88,6 +88,8 @@ LISTED = {
         "test_layers",
         "test_suite",
         "tidegate/test_vllm_model",
+        "loadtests/signoff/test_procedure::test_the_knee_is_within_ten_percent_below_or_above_the_truth",
+        "loadtests/signoff/test_report::test_its_page_fits_a_desk_and_a_phone_light_and_dark",
         "training/test_entities",
         "training/test_frozen_layers",
         "training/test_multilingual_e5",
