@@ -36,12 +36,14 @@ _FLAGS = (
 
 @dataclass(frozen=True)
 class BenchStack:
-    """The URLs of the gateway and Triton, and the API key; ``triton_grpc`` is HOST:PORT.
+    """The URLs of the gateway and Triton, and the API key; ``triton_grpc`` and ``gateway_grpc`` are
+    HOST:PORT.
     ``repository`` is the scratch copy."""
 
     gateway: str
     triton: str
     triton_grpc: str
+    gateway_grpc: str
     key: str
     repository: Path
     processes: ProcessTree
@@ -99,7 +101,8 @@ def running(
             key = (home / ".tidegate" / "dev.key").read_text(encoding="utf-8").strip()
             gateway, triton = (f"http://127.0.0.1:{port}" for port in ports[:2])
             processes = ProcessTree(server.process.pid, stack_process)
-            yield BenchStack(gateway, triton, f"127.0.0.1:{ports[2]}", key, copy, processes)
+            triton_grpc, gateway_grpc = (f"127.0.0.1:{ports[index]}" for index in (2, 4))
+            yield BenchStack(gateway, triton, triton_grpc, gateway_grpc, key, copy, processes)
         finally:
             server.stop()
 

@@ -6,7 +6,9 @@ monkey.patch_all()
 
 import contextlib  # noqa: E402
 import json  # noqa: E402
+import math  # noqa: E402
 import os  # noqa: E402
+import resource  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
@@ -31,6 +33,7 @@ from loadtests.signoff.procedure import (  # noqa: E402
     NotMeasured,
     Result,
     highest_rate,
+    needed_s,
     sign_off,
 )
 from loadtests.signoff.report import (  # noqa: E402
@@ -41,12 +44,14 @@ from loadtests.signoff.report import (  # noqa: E402
     overall,
     write,
 )
-from loadtests.signoff.requests import Client, Mix  # noqa: E402
+from loadtests.signoff.requests import TIMEOUT_S, Client, Mix  # noqa: E402
 from loadtests.signoff.samples import Samples, milliseconds  # noqa: E402
 from loadtests.signoff.scaling import Scaling, fit  # noqa: E402
 from loadtests.signoff.slo import Slo, SloError, read_slos  # noqa: E402
 from loadtests.texts import CorpusMissing  # noqa: E402
 
+# Each request under way has a connection, and a process may have 1,024 files by default.
+_, MOST_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
 ROOT = Path(__file__).parent.parent.parent
 EXIT_CODES = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.UNDECIDED: 2}
 CANNOT_START = 3
@@ -57,15 +62,19 @@ MEMORY_EVERY_S = 1.0
 def main(options: Options) -> int:
     """The exit code: 0 signed, 1 not, 2 undecided, 3 it could not start."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MOST_FILES, MOST_FILES))
     began, clock = datetime.now(UTC), time.monotonic()
     try:
         slos = _chosen(options)
         require_writable(options.out)
         results = [Result(slo) for slo in slos.values()]
-        with _target(options, list(slos)) as client:
-            # Everything that can be refused is refused before the first request.
+        timeout_s = max(TIMEOUT_S, *(1.2 * slo.widest_s for slo in slos.values()))
+        with _target(options, list(slos), timeout_s) as client:
+            # Everything that can be refused is refused before the load.
             versions = {name: pipeline_of(client.url, name, client.key) for name in slos}
             mixes = {name: client.senders(versions[name], slo.apis) for name, slo in slos.items()}
+            for mix in mixes.values():
+                mix.try_each()
             is_whole = _sign_off(options, results, mixes, client.url)
     except (SloError, CannotStart, CorpusMissing, BenchError) as error:
         click.secho(f"tidegate: {error}", fg="red", err=True)
@@ -74,8 +83,12 @@ def main(options: Options) -> int:
         click.echo("tidegate: stopped before any load", err=True)
         return CANNOT_START
     if is_whole and options.scale_to > 1:
-        for result in results:
-            result.scaling = _scaling(options, result.slo)
+        try:
+            for result in results:
+                result.scaling = _scaling(options, result.slo)
+        except KeyboardInterrupt:
+            click.echo("stopped: the report is partial", err=True)
+            is_whole = False
     circumstances = Circumstances(
         client.url if options.target else "a stack of its own",
         options.profile,
@@ -88,6 +101,8 @@ def main(options: Options) -> int:
     files = write(report, options.out)
     click.echo(json.dumps(report, indent=2) if options.as_json else markdown(report))
     click.echo(f"{WORDS[report['verdict']]}: {', '.join(map(str, files))}", err=True)
+    if not is_whole:
+        return EXIT_CODES[Outcome.UNDECIDED]
     return EXIT_CODES[overall([result.outcome for result in results])]
 
 
@@ -96,19 +111,34 @@ def _chosen(options: Options) -> dict[str, Slo]:
     for name in options.pipelines:
         if name not in slos:
             raise SloError(f"{options.objectives} has no [{name}]: it has {', '.join(slos)}")
-    return {name: slo for name, slo in slos.items() if name in (options.pipelines or slos)}
+    chosen = {name: slo for name, slo in slos.items() if name in (options.pipelines or slos)}
+    for name, slo in chosen.items():
+        if slo.tested_rate > HIGHEST:
+            raise SloError(
+                f"[{name}]: {slo.tested_rate:g}/s is more than this load generator sends "
+                f"({HIGHEST:g}/s): sign off one replica, and read docs/capacity.md"
+            )
+        seconds, most_s = needed_s(slo), slo.soak_s + PROFILES[options.profile].most_s
+        if seconds > most_s:
+            click.echo(
+                f"{name}: this will stay undecided: it takes {seconds / 60:.0f} min at "
+                f'{slo.tested_rate:g}/s. Write soak = "{math.ceil(seconds / 60)}m", or allow more '
+                "errors",
+                err=True,
+            )
+    return chosen
 
 
 @contextlib.contextmanager
-def _target(options: Options, pipelines: list[str]) -> Iterator[Client]:
+def _target(options: Options, pipelines: list[str], timeout_s: float) -> Iterator[Client]:
     """What the user named, else a stack of its own for as long as this takes."""
     if options.target:
         key = find_key(os.environ)
-        yield Client(options.target.rstrip("/"), key, options.grpc_address)
+        yield Client(options.target.rstrip("/"), key, options.grpc_address, timeout_s)
         return
     click.echo("starting a stack for the sign-off ...", err=True)
     with running(options.repository, pipelines) as stack:
-        yield Client(stack.gateway, stack.key, stack.triton_grpc)
+        yield Client(stack.gateway, stack.key, stack.gateway_grpc, timeout_s)
 
 
 def _sign_off(
@@ -116,7 +146,7 @@ def _sign_off(
 ) -> bool:
     """Fill the results; False if it was stopped before its end."""
     address = urlsplit(url)
-    memory = Memory(server_process(address.hostname or "", address.port or 443))
+    memory = Memory(server_process(address.hostname or "", address.port or 80))
     reader = gevent.spawn(_read_forever, memory)
     try:
         for result in results:
@@ -138,15 +168,16 @@ def _scaling(options: Options, slo: Slo) -> Scaling | None:
         for replicas in range(1, options.scale_to + 1):
             click.echo(f"{slo.pipeline}, replicas: {replicas} ...", err=True)
             with running(options.repository, [slo.pipeline], replicas=replicas) as stack:
-                client = Client(stack.gateway, stack.key, stack.triton_grpc)
+                client = Client(stack.gateway, stack.key, stack.gateway_grpc)
                 pipeline = pipeline_of(client.url, slo.pipeline, client.key)
                 load = _Terminal(client.senders(pipeline, slo.apis), slo, is_one_of_many=True)
                 rate = highest_rate(slo, PROFILES[options.profile], load, HIGHEST)
-            if rate:
-                rates[replicas] = rate
-    except (NotMeasured, BenchError, KeyboardInterrupt) as error:
-        click.echo(f"the scaling ends here: {error or 'stopped'}", err=True)
-    return fit(list(rates), list(rates.values())) if len(rates) > 1 else None
+            if not rate:
+                break
+            rates[replicas] = rate
+    except (NotMeasured, BenchError) as error:
+        click.echo(f"the scaling ends here: {error}", err=True)
+    return fit(list(rates), list(rates.values())) if 1 in rates and len(rates) > 1 else None
 
 
 def _read_forever(memory: Memory) -> None:
@@ -163,7 +194,9 @@ class _Terminal:
         self._name = f"{slo.pipeline}, " if is_one_of_many else ""
         self._is_terminal = sys.stderr.isatty()
 
-    def __call__(self, rate: float, seconds: float, phase: str) -> Samples:
+    def __call__(
+        self, rate: float, seconds: float, phase: str, then: tuple[float, float] | None = None
+    ) -> Samples:
         title = f"{self._name}{phase}: {rate:.4g}/s"
 
         def show(elapsed_s: float) -> None:
@@ -172,7 +205,7 @@ class _Terminal:
                 click.echo(left, nl=False, err=True)
 
         self._seed += 1
-        samples = run(self._mix, rate, seconds, seed=self._seed, progress=show)
+        samples = run(self._mix, rate, seconds, then, seed=self._seed, progress=show)
         p99 = milliseconds(samples.percentile_s(0.99))
         failed = int(samples.failed.sum())
         line = f"{title} for {seconds:.0f} s: p99 {p99}, {failed} of {samples.requests} failed"

@@ -1,4 +1,8 @@
-"""What moved between two reports: ratios with their intervals, and whether something got worse."""
+"""What moved between two reports, and whether something got worse by more than chance.
+
+The intervals are of what differs within a run. How much two runs of the same server differ, because
+of the machine, they do not know: compare runs of one machine, one after the other.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from loadtests.signoff.confidence import CONFIDENCE
 
@@ -23,23 +28,19 @@ class NotComparable(ValueError):
 
 @dataclass(frozen=True)
 class Change:
-    """The second report's value over the first's; above 1 is worse. ``interval`` is at 99 %
-    confidence, None where there is only one value of each."""
+    """What a value was and is. ``is_regression`` only where that is beyond chance."""
 
     pipeline: str
     name: str
-    ratio: float
-    interval: tuple[float, float] | None = None
-
-    @property
-    def is_regression(self) -> bool:
-        return self.interval is not None and self.interval[0] > WORSE
+    before: str
+    after: str
+    sure: str  # what says that it is not chance: an interval, or a test
+    is_regression: bool
 
     def line(self) -> str:
-        low, high = self.interval or (self.ratio, self.ratio)
-        sure = f" ({low:.3f} to {high:.3f})" if self.interval else " (no interval)"
         worse = "  REGRESSION" if self.is_regression else ""
-        return f"{self.pipeline}: {self.name}: x {self.ratio:.3f}{sure}{worse}"
+        sure = f" ({self.sure})" if self.sure else ""
+        return f"{self.pipeline}: {self.name}: {self.before} -> {self.after}{sure}{worse}"
 
 
 def read_report(path: Path) -> Mapping[str, Any]:
@@ -70,19 +71,60 @@ def _changes(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
             f"{name} was held at {before['rate_per_s']:g}/s and at {after['rate_per_s']:g}/s: "
             "sign off both at one rate"
         )
-    found = []
+    found = [_verdict(name, before, after)]
     for title, key in _LATENCIES:
         pairs = list(zip(_blocks(before, key), _blocks(after, key), strict=False))
-        if len(pairs) < FEWEST_BLOCKS:
-            raise NotComparable(
-                f"{name} was held for less than {FEWEST_BLOCKS * BLOCK_S} s in one of them: "
-                "sign off with a soak"
-            )
-        found.append(Change(name, title, *_ratio(pairs)))
-    held = [(report["knee"] or {}).get("held_per_s") or 0.0 for report in (before, after)]
-    if all(held):
-        found.append(Change(name, "highest rate that holds (first over second)", held[0] / held[1]))
+        if len(pairs) >= FEWEST_BLOCKS:
+            found.append(_latency(name, title, pairs))
+    found += [
+        _share(name, line["name"], line, other)
+        for line in before["objectives"]
+        for other in after["objectives"]
+        if line["name"] == other["name"] and line["requests"] and other["requests"]
+    ]
+    if before["knee"] and after["knee"]:
+        found.append(_knee(name, before["knee"], after["knee"]))
     return found
+
+
+def _verdict(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Change:
+    was, now = before["verdict"], after["verdict"]
+    order = ("pass", "undecided", "fail")
+    is_worse = order.index(now) > order.index(was) and now == "fail"
+    return Change(name, "verdict", was, now, "", is_worse)
+
+
+def _latency(name: str, title: str, pairs: Sequence[tuple[float, float]]) -> Change:
+    ratio, (low, high) = _ratio(pairs)
+    was, now = (float(np.mean(values)) for values in zip(*pairs, strict=True))
+    sure = f"x {ratio:.3f}, {low:.3f} to {high:.3f}"
+    return Change(name, title, f"{was:.4g} ms", f"{now:.4g} ms", sure, low > WORSE)
+
+
+def _share(name: str, title: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> Change:
+    """The share of requests that miss an objective, by Fisher's exact test."""
+    table = [[line["misses"], line["requests"] - line["misses"]] for line in (was, now)]
+    chance = float(stats.fisher_exact(table, alternative="less").pvalue)
+    shares = [line["misses"] / line["requests"] for line in (was, now)]
+    # A share that no one would notice is no regression, however many requests show it.
+    is_worse = chance < 1 - CONFIDENCE and shares[1] > WORSE * shares[0] + 0.001
+    title = f"requests that miss {title}"
+    was_share, now_share = (f"{share:.3%}" for share in shares)
+    return Change(name, title, was_share, now_share, f"p {chance:.2g}", is_worse)
+
+
+def _knee(name: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> Change:
+    """A regression if the rate that missed now is not above the one that held before."""
+    missed = now["missed_per_s"]
+    is_worse = missed is not None and missed <= was["held_per_s"]
+    return Change(
+        name,
+        "highest rate that holds",
+        f"{was['held_per_s']:.4g}/s",
+        f"{now['held_per_s']:.4g}/s",
+        f"missed at {missed:.4g}/s" if missed else "",
+        is_worse,
+    )
 
 
 def _blocks(report: Mapping[str, Any], key: str) -> list[float]:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -15,6 +16,8 @@ from loadtests.signoff.samples import Line
 BLOCKS = 10
 MIB = 2**20
 _TREE_EVERY_S = 20.0
+# What listens here for a server elsewhere: its own memory says nothing.
+_FORWARDERS = ("kubectl", "ssh", "docker-proxy", "nginx", "haproxy", "envoy", "socat")
 _SHORTEST_S = 20.0  # a shorter time says nothing about a trend per minute
 
 
@@ -75,6 +78,10 @@ class Memory:
         self.mib: list[float] = []
         self._began = time.monotonic()
 
+    def so_far(self) -> tuple[tuple[float, float], ...]:
+        """Seconds and MiB of each reading since ``restart``."""
+        return tuple(zip(self.seconds, self.mib, strict=True))
+
     def read(self) -> None:
         if self._root is None:
             return
@@ -116,8 +123,15 @@ def server_process(host: str, port: int) -> psutil.Process | None:
     }
     try:
         process = psutil.Process(min(pid for pid in pids if pid))
-        while (parent := process.parent()) is not None and "tidegate" in parent.cmdline():
+        while (parent := process.parent()) is not None and _is_ours(parent):
             process = parent
+        return None if process.name() in _FORWARDERS else process
     except (ValueError, psutil.Error):
         return None
-    return process
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    """``tidegate up``, also as ``python -m tidegate up``; and a gateway with workers."""
+    words = process.cmdline()
+    names = {Path(word).name for word in words}
+    return "tidegate" in names or words[1:3] == ["-m", "gateway"]

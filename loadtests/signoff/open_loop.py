@@ -15,6 +15,7 @@ from loadtests.signoff.arrivals import Arrivals, arrival_times
 from loadtests.signoff.requests import Answer, Mix
 from loadtests.signoff.samples import Samples
 
+MOST_LATE_S = 3.0  # behind its own schedule: it never catches up
 PARTS = ("first_token", "gap", "gateway", "upstream")
 
 
@@ -22,12 +23,17 @@ def run(
     mix: Mix,
     rate: float,
     duration_s: float,
+    then: tuple[float, float] | None = None,
     arrivals: Arrivals = Arrivals.POISSON,
     seed: int = 0,
     progress: Callable[[float], None] = lambda elapsed_s: None,
 ) -> Samples:
-    """Load at ``rate`` requests per second for so many seconds, and wait for the answers."""
+    """Load at ``rate`` requests per second for so many seconds, then at the rate of ``then`` for
+    its seconds, and wait for the answers. It ends early if it is seconds late."""
     due = arrival_times(arrivals, rate, duration_s, seed)
+    if then:
+        after = duration_s + arrival_times(arrivals, *then, seed + 1)
+        due, duration_s = np.concatenate([due, after]), duration_s + then[1]
     latency_s, lag_s = np.zeros(len(due)), np.zeros(len(due))
     failed, errors = np.zeros(len(due), bool), Counter[str]()
     parts_s = {part: np.full(len(due), np.nan) for part in PARTS}
@@ -45,8 +51,11 @@ def run(
             failed[index] = True
             errors[answer.fault] += 1
 
-    shown_s = 0.0
+    shown_s, count = 0.0, len(due)
     for index, at_s in enumerate(due):
+        if time.perf_counter() - began - at_s > MOST_LATE_S:
+            count, duration_s = index, float(at_s)
+            break
         prepared = mix.prepare()
         wait_s = began + at_s - time.perf_counter()
         # Even when late: what was answered meanwhile must be read.
@@ -60,4 +69,14 @@ def run(
     cpu = (time.process_time() - cpu_began) / elapsed_s if elapsed_s else 0.0
     # A first token is measured from the time at which its request was meant to be sent, too.
     parts_s["first_token"] += lag_s
-    return Samples(rate, duration_s, due, latency_s, lag_s, failed, parts_s, errors, cpu)
+    return Samples(
+        rate,
+        duration_s,
+        due[:count],
+        latency_s[:count],
+        lag_s[:count],
+        failed[:count],
+        {part: values[:count] for part, values in parts_s.items()},
+        errors,
+        cpu,
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 OBJECTIVES = Path(__file__).parent.parent / "slo.toml"
-PROFILE_NAMES = ("quick", "full")
+PROFILE_NAMES = ("smoke", "quick", "full")
 
 
 @dataclass(frozen=True)

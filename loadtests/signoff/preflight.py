@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from loadtests.preflight import CannotStart, fetch
 
@@ -12,7 +13,7 @@ from loadtests.preflight import CannotStart, fetch
 @dataclass(frozen=True)
 class Pipeline:
     """What the target says of a pipeline. ``inputs`` are name -> datatype and the shape of one row
-    (with its batch dimension)."""
+    (with its batch dimension), in which -1 is a dimension that may have any size."""
 
     name: str
     versions: tuple[str, ...]
@@ -32,12 +33,22 @@ class Pipeline:
                 "another api in the file of objectives"
             )
 
+    def require_tensors_can_be_made_up(self) -> None:
+        """CannotStart if numbers from 0 to 1, or texts, would not be a realistic request."""
+        for name, (datatype, shape) in self.inputs.items():
+            if min(shape[1:], default=1) < 0 or datatype not in ("BYTES", "FP16", "FP32", "FP64"):
+                raise CannotStart(
+                    f"{self.name}'s input {name} is {datatype} {list(shape)}: no realistic values "
+                    "can be made up for it, sign off with api = 'task'"
+                )
+
 
 def pipeline_of(url: str, name: str, key: str) -> Pipeline:
     """What the gateway says of a pipeline. CannotStart if the target is down, refuses the key, or
     does not serve it."""
-    if not url.startswith(("http://", "https://")):
-        raise CannotStart(f"{url!r} is not a URL: pass http://HOST:PORT")
+    _require_url(url)
+    if not key.isascii():
+        raise CannotStart("the API key has characters that no header can carry: check it")
     status, body = fetch(f"{url}/v1/pipelines/{name}", key)
     if status in (401, 403):
         raise CannotStart(f"{url} refuses the API key (HTTP {status}): set TIDEGATE_API_KEY")
@@ -48,10 +59,25 @@ def pipeline_of(url: str, name: str, key: str) -> Pipeline:
         raise CannotStart(f"{url} answers HTTP {status} for {name}: is it a Tidegate gateway?")
     _, body = fetch(f"{url}/v2/models/{name}", key)
     inputs = {
-        tensor["name"]: (tensor["datatype"], tuple(max(1, size) for size in tensor["shape"]))
+        tensor["name"]: (tensor["datatype"], _row(tensor["shape"]))
         for tensor in _document(body).get("inputs", [])
     }
     return Pipeline(name, tuple(card["versions"]), tuple(card["routes"]), card["example"], inputs)
+
+
+def _row(shape: list[int]) -> tuple[int, ...]:
+    """The batch dimension, which comes first, is 1."""
+    return (abs(shape[0]), *shape[1:]) if shape else ()
+
+
+def _require_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        is_right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port or an IPv6 address that is none
+        is_right = False
+    if not is_right or parts.path or parts.query or parts.fragment or parts.username:
+        raise CannotStart(f"{url!r} is not a gateway's URL: pass http://HOST:PORT, without a path")
 
 
 def _document(body: bytes) -> dict[str, Any]:

@@ -2,56 +2,78 @@
 
 Warm up until latencies are steady; find the highest rate that holds every objective; measure the
 curve of latency over rate below it; hold the target rate until each objective is decided; overload
-at twice what is held, and see how long it takes to recover.
+at twice what is held, and see how long the target's rate takes to be good again.
 """
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from loadtests.signoff.confidence import CONFIDENCE, Outcome, requests_needed
 from loadtests.signoff.knee import Knee, search
 from loadtests.signoff.memory import Drift, Memory, drift
-from loadtests.signoff.samples import FEWEST_ERRORS, Line, Samples, holds, joined, lines
+from loadtests.signoff.samples import Line, Samples, holds, joined, lines
 from loadtests.signoff.scaling import Scaling
 from loadtests.signoff.slo import Slo
 from loadtests.signoff.steady import steady_from
 
-# A stretch of load: requests per second, seconds, and what it is for -> what it measured.
-Load = Callable[[float, float, str], Samples]
+
+class Load(Protocol):
+    """Loads at ``rate`` requests per second for so many ``seconds``, and goes on at the rate of
+    ``then`` for its seconds, without waiting for answers in between: what was measured."""
+
+    def __call__(
+        self, rate: float, seconds: float, phase: str, then: tuple[float, float] | None = None
+    ) -> Samples: ...
+
+
 LOOKS = 4  # how often the target's requests are counted before it stays undecided
 REPEATS = 3  # of a window in which the load generator was late
 LOAD_ELSEWHERE = "load from a machine that does nothing else"
 FIRST_MISSES = 10  # the first look has enough requests for so many misses
 CURVE = (0.1, 0.25, 0.5, 0.75, 0.9)  # of the highest rate
 OVERLOAD = 2.0
-SHORTEST_TREND_S = 30.0  # so long, at least, when the servers' memory is judged
-LONGEST_RECOVERY_S = 30
+RECOVERY_S = 30.0  # at the target's rate, after the overload
+RECOVERED_S = 3  # so many seconds have to be good, one after the other
+FEWEST_IN_A_WINDOW = 30  # requests, or one slow one decides it
+LONGEST_WINDOW_S = 120.0  # for a rate at which that takes longer nothing is searched
 FRONTIER_MS = (1, 5, 10, 50, 100)
+
+
+GROWS = Line(
+    "steadiness",
+    "latency does not grow",
+    "it grows",
+    Outcome.UNDECIDED,
+    "more arrives than is carried, so that no limit holds for long",
+)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Seconds: of a warm-up's stretch, of a window of the search, the most for the target, and of
-    the overload."""
+    """Seconds: of a warm-up's stretch, of a window of the search, the least and the most for the
+    target, and of the overload. What happens once in a longer time than the least is not seen."""
 
     warm_up_s: float
     warm_ups: int
     window_s: float
     precision: float
-    target_s: float
+    least_s: float
+    most_s: float
     overload_s: float
 
 
 PROFILES = {
-    "quick": Profile(10, 3, 6, precision=0.15, target_s=240, overload_s=10),
-    "full": Profile(20, 6, 30, precision=0.05, target_s=3600, overload_s=60),
+    "smoke": Profile(5, 1, 2, precision=0.5, least_s=5, most_s=60, overload_s=2),
+    "quick": Profile(10, 3, 6, precision=0.15, least_s=60, most_s=240, overload_s=10),
+    "full": Profile(20, 6, 30, precision=0.05, least_s=600, most_s=3600, overload_s=60),
 }
 
 
 @dataclass(frozen=True)
 class Overload:
-    """``good_per_s`` were answered within every limit; ``recovery_s`` is how long after it the
-    target's rate did not hold yet, None if that never came within 30 s."""
+    """``good_per_s`` were answered within every limit; ``recovery_s`` is how many seconds after it
+    the target's rate was good again, None if that did not come within 30 s."""
 
     samples: Samples
     good_per_s: float
@@ -73,7 +95,7 @@ class Result:
     windows: list[Samples] = field(default_factory=list)  # of the search and of the curve
     target: Samples | None = None
     lines: list[Line] = field(default_factory=list)
-    memory: Memory | None = None  # during the target
+    memory: tuple[tuple[float, float], ...] = ()  # seconds and MiB, during the target
     drift: Drift | None = None
     overload: Overload | None = None
     scaling: Scaling | None = None
@@ -84,18 +106,24 @@ class Result:
         return self.knee.held if self.knee else 0.0
 
     def frontier(self) -> dict[int, float | None]:
-        """Milliseconds -> the highest rate of a window whose p99 was at most that, and in which
-        as few failed as may; None if there was none. Requests per second."""
+        """Milliseconds -> the highest rate whose p99 was at most that and of which as few failed
+        as may, up to the highest that holds; None if there was none. Requests per second. Rates
+        with fewer than a hundred requests have no p99."""
         windows = [*self.windows, *([self.target] if self.target else [])]
-        allowed = self.slo.errors or FEWEST_ERRORS
+        by_rate: dict[float, list[Samples]] = {}
+        for window in windows:
+            if not self.held or window.rate <= self.held:
+                by_rate.setdefault(window.rate, []).append(window)
+        measured = [joined(parts) for parts in by_rate.values()]
         best: dict[int, float | None] = {}
         for limit in FRONTIER_MS:
             rates = [
-                window.rate
-                for window in windows
-                if (p99_s := window.percentile_s(0.99)) is not None
+                samples.rate
+                for samples in measured
+                if samples.requests >= 100
+                and (p99_s := samples.percentile_s(0.99)) is not None
                 and p99_s <= limit / 1000
-                and window.failed.mean() <= allowed
+                and samples.failed.mean() <= self.slo.errors
             ]
             best[limit] = max(rates, default=None)
         return best
@@ -112,54 +140,59 @@ def sign_off(result: Result, profile: Profile, load: Load, memory: Memory, highe
     """
     slo = result.slo
     result.is_steady = _warm_up(slo, profile, load)
-    if highest:
+    is_searched = highest > 0 and FEWEST_IN_A_WINDOW / slo.tested_rate <= LONGEST_WINDOW_S
+    if is_searched:
         try:
-            _search(result, profile, load, max(highest, slo.tested_rate))
+            _search(result, profile, load, highest)
         except NotMeasured as fault:
             result.search_ended = str(fault)
             if not result.held:
                 result.reason, result.advice = str(fault), LOAD_ELSEWHERE
                 return
         for share in CURVE if result.held else ():
-            result.windows.append(load(share * result.held, profile.window_s, "curve"))
+            rate = share * result.held
+            window = load(rate, _window_s(profile, rate), "curve")
+            if not window.fault(slo):
+                result.windows.append(window)
     _hold_target(result, profile, load, memory)
     if not result.lines:
         return
-    if highest:
-        result.overload = _overload(slo, profile, load, max(result.held, slo.tested_rate))
-        if result.overload.recovery_s is None:
-            result.lines.append(
-                Line(
-                    "recovery",
-                    f"within {LONGEST_RECOVERY_S} s",
-                    "not within it",
-                    Outcome.FAIL,
-                    f"after {profile.overload_s:g} s of {result.overload.samples.rate:.4g}/s",
-                )
-            )
     _conclude(result)
+    if is_searched:
+        held = max(result.held, slo.tested_rate)
+        result.overload = _overload(slo, profile, load, min(OVERLOAD * held, highest))
+
+
+def needed_s(slo: Slo) -> float:
+    """The seconds at the target's rate that decide every line of a server that holds them well."""
+    return _first_look(slo) / slo.tested_rate
 
 
 def highest_rate(slo: Slo, profile: Profile, load: Load, highest: float) -> float:
-    """The highest rate that holds every objective, in requests per second; 0 if none does. Raises
-    NotMeasured if the load generator ended the search: then it says nothing of the servers."""
+    """The highest rate that holds every objective, in requests per second; 0 if none does, or if
+    none that can be sent is too high. Raises NotMeasured if the load generator ended the search:
+    then it says nothing of the servers."""
     result = Result(slo)
     _warm_up(slo, profile, load)
-    _search(result, profile, load, max(highest, slo.tested_rate))
-    return result.held
+    _search(result, profile, load, highest)
+    return result.held if result.knee and result.knee.missed else 0.0
 
 
 def _search(result: Result, profile: Profile, load: Load, highest: float) -> None:
     rate = result.slo.tested_rate
     found = search(
         rate,
-        lambda rate: _holds(result, rate, profile.window_s, load),
+        lambda rate: _holds(result, rate, _window_s(profile, rate), load),
         precision=profile.precision,
         highest=highest,
         least=rate / 64,
     )
     for knee in found:
         result.knee = knee
+
+
+def _window_s(profile: Profile, rate: float) -> float:
+    return max(profile.window_s, min(FEWEST_IN_A_WINDOW / rate, LONGEST_WINDOW_S))
 
 
 def _holds(result: Result, rate: float, seconds: float, load: Load) -> bool:
@@ -176,8 +209,10 @@ def _holds(result: Result, rate: float, seconds: float, load: Load) -> bool:
 
 def _warm_up(slo: Slo, profile: Profile, load: Load) -> bool:
     """Whether latencies became steady, at half of the rate."""
+    rate = slo.tested_rate / 2
     for _ in range(profile.warm_ups):
-        samples = load(slo.tested_rate / 2, profile.warm_up_s, "warm-up")
+        seconds = max(profile.warm_up_s, min(FEWEST_IN_A_WINDOW / rate, LONGEST_WINDOW_S))
+        samples = load(rate, seconds, "warm-up")
         if samples.requests and steady_from(samples.latency_s.tolist()) < samples.requests:
             return True
     return False
@@ -186,19 +221,19 @@ def _warm_up(slo: Slo, profile: Profile, load: Load) -> bool:
 def _hold_target(result: Result, profile: Profile, load: Load, memory: Memory) -> None:
     """Load at the target until each line is decided, in at most ``LOOKS`` looks."""
     slo = result.slo
-    rate, left_s = slo.tested_rate, max(profile.target_s, slo.soak_s)
+    rate, left_s = slo.tested_rate, slo.soak_s + profile.most_s
+    least_s = max(profile.least_s, slo.soak_s)
     needed = _first_look(slo)
     parts: list[Samples] = []
-    result.memory = memory
     memory.restart()
-    shortest_s = SHORTEST_TREND_S if slo.memory_mib_per_min is not None else 0.0
     for look in range(LOOKS):
-        seconds = min(max(needed / rate, shortest_s, 0.0 if look else slo.soak_s), left_s)
+        seconds = min(max(needed / rate, 0.0 if look else least_s), left_s)
         if seconds <= 0:
             break
         left_s -= seconds
         parts.append(load(rate, seconds, "target"))
         result.target = joined(parts)
+        result.memory = memory.so_far()
         if fault := result.target.fault(slo):
             result.outcome, result.reason = Outcome.UNDECIDED, fault
             result.advice, result.lines = LOAD_ELSEWHERE, []
@@ -207,6 +242,8 @@ def _hold_target(result: Result, profile: Profile, load: Load, memory: Memory) -
         result.drift = drift(memory.seconds, memory.mib)
         if slo.memory_mib_per_min is not None:
             result.lines.append(_memory_line(result.drift, slo.memory_mib_per_min))
+        if any(part.grows() for part in parts):
+            result.lines.append(GROWS)
         undecided = [line for line in result.lines if line.outcome is Outcome.UNDECIDED]
         if any(line.outcome is Outcome.FAIL for line in result.lines) or not undecided:
             break
@@ -218,7 +255,7 @@ def _first_look(slo: Slo) -> int:
     """The requests that decide every line of a server that holds them well."""
     each = 1 - (1 - CONFIDENCE) / LOOKS
     counts = [requests_needed(FIRST_MISSES, limit.share, each) for limit in slo.limits]
-    return max([*counts, requests_needed(0, 1 - (slo.errors or FEWEST_ERRORS), each)])
+    return max([*counts, requests_needed(0, 1 - slo.errors, each)])
 
 
 def _memory_line(growth: Drift | None, limit: float) -> Line:
@@ -233,14 +270,21 @@ def _memory_line(growth: Drift | None, limit: float) -> Line:
     )
 
 
-def _overload(slo: Slo, profile: Profile, load: Load, held: float) -> Overload:
-    samples = load(OVERLOAD * held, profile.overload_s, "overload")
-    good_per_s = (samples.requests - samples.bad(slo)) / profile.overload_s
-    for second in range(LONGEST_RECOVERY_S):
-        after = load(slo.tested_rate, 1, "recovery")
-        if after.requests and after.bad(slo) <= after.requests / 10:
-            return Overload(samples, good_per_s, second)
-    return Overload(samples, good_per_s, None)
+def _overload(slo: Slo, profile: Profile, load: Load, rate: float) -> Overload:
+    """The target's rate follows without a pause: what waits from the overload is still there."""
+    seconds = profile.overload_s
+    samples = load(rate, seconds, "overload", (slo.tested_rate, RECOVERY_S))
+    during = samples.within(0, seconds)
+    good_per_s = (during.requests - during.bad(slo)) / seconds
+    good_seconds = 0
+    for second in range(int(RECOVERY_S)):
+        after = samples.within(seconds + second, seconds + second + 1)
+        # As many may be bad as without an overload, and a second has few requests.
+        is_good = after.bad(slo) <= max(1, after.requests / 10)
+        good_seconds = good_seconds + 1 if is_good else 0
+        if good_seconds == RECOVERED_S:
+            return Overload(during, good_per_s, second + 1 - RECOVERED_S)
+    return Overload(during, good_per_s, None)
 
 
 def _conclude(result: Result) -> None:
@@ -255,10 +299,21 @@ def _conclude(result: Result) -> None:
     elif outcomes[Outcome.UNDECIDED]:
         result.outcome = Outcome.UNDECIDED
         result.reason = f"{', '.join(outcomes[Outcome.UNDECIDED])} not decided at {rate}"
-        result.advice = "run longer (--profile full, or a soak), or accept a wider limit"
+        result.advice = _longer(result)
     else:
         result.outcome = Outcome.PASS
         result.reason = f"every objective held at {rate}"
+
+
+def _longer(result: Result) -> str:
+    """What would decide what is undecided."""
+    if GROWS in result.lines:
+        return "lower the rate, or hold it for longer (soak): latency still rose at the end"
+    needed = needed_s(result.slo)
+    held = result.target.duration_s if result.target else 0.0
+    if needed > held:
+        return f'hold it for longer (soak = "{math.ceil(needed / 60)}m"), or allow more errors'
+    return "hold it for longer (soak), or accept a wider limit"
 
 
 def _advice(result: Result, missed: list[str]) -> str:
@@ -285,5 +340,4 @@ def _fails_at_any_rate(result: Result) -> bool:
     """Whether too many fail at less than half of the target's rate."""
     quiet = [window for window in result.windows if 2 * window.rate <= result.slo.tested_rate]
     failed = sum(int(window.failed.sum()) for window in quiet)
-    allowed = result.slo.errors or FEWEST_ERRORS
-    return failed > allowed * sum(window.requests for window in quiet)
+    return failed > result.slo.errors * sum(window.requests for window in quiet)

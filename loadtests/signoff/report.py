@@ -84,6 +84,7 @@ def markdown(report: Json) -> str:
             ),
             "",
             f"{capacity(pipeline)} {scaling_sentence(pipeline)}".rstrip(),
+            generator(pipeline),
             "",
         ]
     parts.append(
@@ -116,6 +117,19 @@ def capacity(pipeline: Json) -> str:
     return f"{held}, the highest that was tried."
 
 
+def generator(pipeline: Json) -> str:
+    """What the load generator itself did at the target; '' before that."""
+    at_target = pipeline["at_the_target"]
+    if not at_target:
+        return ""
+    own = at_target["generator"]
+    steady = "" if pipeline["became_steady"] else " Latencies had not settled after the warm-up."
+    return (
+        f"The load generator sent {own['lag_p99_ms']:.3g} ms late at its p99, and used "
+        f"{own['cpu']:.0%} of a core.{steady}"
+    )
+
+
 def html(report: Json) -> str:
     """The report as one page that needs nothing else: no script, no font, no network."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -128,6 +142,7 @@ def html(report: Json) -> str:
         sentence=sentence,
         capacity=capacity,
         scaling_sentence=scaling_sentence,
+        generator=generator,
     )
 
 
@@ -289,12 +304,12 @@ def scaling_sentence(pipeline: Json) -> str:
 
 
 def _memory(result: Result) -> Json | None:
-    memory, growth = result.memory, result.drift
-    if memory is None or not memory.mib:
+    growth = result.drift
+    if not result.memory:
         return None
     return {
-        "seconds": [round(at, 1) for at in memory.seconds],
-        "mib": [round(mib, 1) for mib in memory.mib],
+        "seconds": [round(seconds, 1) for seconds, _ in result.memory],
+        "mib": [round(mib, 1) for _, mib in result.memory],
         "mib_per_min": growth.mib_per_min if growth else None,
         "interval": [growth.low, growth.high] if growth else None,
     }

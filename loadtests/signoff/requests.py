@@ -27,9 +27,9 @@ from loadtests.texts import endless, real_texts
 grpc.experimental.gevent.init_gevent()
 
 TIMEOUT_S = 35.0  # above the gateway's deadline of 30 s, so that its 504 arrives
-# So many connections: more requests than any stack that holds its limits leaves open. What is due
-# beyond that waits for one, and its wait counts in its latency.
-MOST_OPEN = 512
+# So many connections at most. What is due beyond that waits for one, and its wait counts in its
+# latency.
+MOST_OPEN = 4096
 CHAT_TOKENS = 32
 _TIMING = re.compile(r"(\w+);dur=([0-9.]+)")
 _JSON_LENGTH = "Inference-Header-Content-Length"
@@ -49,11 +49,13 @@ Sender = Callable[[], Callable[[], Answer]]
 
 @dataclass(frozen=True)
 class Client:
-    """Sends to one target as one caller: ``key`` may be empty. ``grpc_address`` is HOST:PORT."""
+    """Sends to one target as one caller: ``key`` may be empty. ``grpc_address`` is HOST:PORT of the
+    gateway's gRPC port. What takes longer than ``timeout_s`` has failed."""
 
     url: str
     key: str
     grpc_address: str = ""
+    timeout_s: float = TIMEOUT_S
 
     def senders(self, pipeline: Pipeline, apis: Mapping[str, float]) -> "Mix":
         """What sends a pipeline's requests; CannotStart for an API that it does not offer."""
@@ -69,12 +71,14 @@ class Client:
             parts.port or (443 if parts.scheme == "https" else 80),
             ssl=parts.scheme == "https",
             concurrency=MOST_OPEN,
-            connection_timeout=TIMEOUT_S,
-            network_timeout=TIMEOUT_S,
+            connection_timeout=self.timeout_s,
+            network_timeout=self.timeout_s,
             headers={**headers, "Content-Type": "application/json"},
         )
 
     def _sender(self, api: str, pipeline: Pipeline, texts: Iterator[str]) -> Sender:
+        if api in ("grpc", "v2", "v2-binary"):
+            pipeline.require_tensors_can_be_made_up()
         if api == "grpc":
             return self._grpc(pipeline, texts)
         http = self._http()
@@ -108,7 +112,9 @@ class Client:
 
             def send() -> Answer:
                 try:
-                    client.infer(pipeline.name, tensors, headers=headers, client_timeout=TIMEOUT_S)
+                    client.infer(
+                        pipeline.name, tensors, headers=headers, client_timeout=self.timeout_s
+                    )
                 except InferenceServerException as error:
                     return Answer(f"gRPC {error.status() or 'error'}", {})
                 return Answer("", {})
@@ -122,6 +128,7 @@ class Mix:
     """Requests of several APIs in their weights; the same order in each run."""
 
     def __init__(self, senders: Mapping[str, Sender], weights: Mapping[str, float]) -> None:
+        self._apis = list(weights)
         self._senders = [senders[api] for api in weights]
         self._weights = list(weights.values())
         self._random = random.Random(0)  # noqa: S311 - nothing secret
@@ -129,6 +136,14 @@ class Mix:
     def prepare(self) -> Callable[[], Answer]:
         (sender,) = self._random.choices(self._senders, self._weights)
         return sender()
+
+    def try_each(self) -> None:
+        """One request of each API, before any load. CannotStart if it is refused: with a status
+        below 500, or with none."""
+        for api, sender in zip(self._apis, self._senders, strict=True):
+            fault = sender()().fault
+            if fault and not fault.startswith(("HTTP 5", "HTTP 429")):
+                raise CannotStart(f"a request over the API {api!r} failed: {fault}")
 
 
 def _unary(http: HTTPClient, path: str, body: Callable[[], Mapping[str, Any]]) -> Sender:
@@ -217,25 +232,41 @@ def _stream(http: HTTPClient, content: bytes) -> Answer:
     """A streamed chat completion: when its first token came, and the mean time between two."""
     began = time.perf_counter()
     times: list[float] = []
-    is_done = False
     try:
         response = http.post("/v1/chat/completions", body=content)
         if response.status_code != 200:
             response.read()
-            return Answer(f"HTTP {response.status_code}", {})
-        for line in response:
-            if line.startswith(b"data: [DONE]"):
-                is_done = True
-            elif line.startswith(b'data: {"error"'):
-                return Answer("an error within the stream", {})
-            elif line.startswith(b"data: ") and b'"content":' in line:
+            return Answer(f"HTTP {response.status_code}", _NEVER)
+        while line := response.readline(b"\n"):
+            data = line.strip().removeprefix(b"data: ")
+            if data == b"[DONE]":
+                break
+            if not data.startswith(b"{"):  # an empty line, or a comment that keeps it alive
+                continue
+            chunk = json.loads(data)
+            if "error" in chunk:
+                return Answer("an error within the stream", _NEVER)
+            if any(_has_token(choice) for choice in chunk.get("choices", ())):
                 times.append(time.perf_counter() - began)
+        else:
+            return Answer("the stream ended early", _NEVER)
+        response.read()  # the end of the message: then the connection serves the next request
     except Exception as error:  # of the network, and of the client's parser
-        return Answer(type(error).__name__, {})
-    if not is_done or not times:
-        return Answer("the stream ended early", {})
+        return Answer(type(error).__name__, _NEVER)
+    if not times:
+        return Answer("the stream had no token", _NEVER)
     gap_s = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else math.nan
     return Answer("", {"first_token": times[0], "gap": gap_s})
+
+
+# A stream that failed misses each of its limits.
+_NEVER = {"first_token": math.inf, "gap": math.inf}
+
+
+def _has_token(choice: Mapping[str, Any]) -> bool:
+    """Not the first chunk, which has the role and an empty content."""
+    delta = choice.get("delta", {})
+    return any(delta.get(key) for key in ("content", "reasoning_content", "tool_calls"))
 
 
 def _example(pipeline: Pipeline, texts: Iterator[str]) -> Mapping[str, Any]:
@@ -250,8 +281,7 @@ def _tensors(pipeline: Pipeline, texts: Iterator[str]) -> dict[str, "np.ndarray[
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     for name, (datatype, shape) in pipeline.inputs.items():
         if datatype == "BYTES":
-            count = math.prod(shape)
-            values = np.array([next(texts).encode() for _ in range(count)], dtype=object)
+            values = np.array([next(texts).encode() for _ in range(math.prod(shape))], dtype=object)
             tensors[name] = values.reshape(shape)
         else:
             tensors[name] = generator.random(shape).astype(triton_to_np_dtype(datatype))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from loadtests.signoff.confidence import CONFIDENCE, Outcome, Verdict, verdict
 from loadtests.signoff.slo import Limit, Slo
@@ -14,8 +15,9 @@ Vector = npt.NDArray[np.float64]
 # The generator was the bottleneck, and nothing is signed, if at the percentile of a limit it sent
 # later than this share of the limit after it meant to, or if it used more than so much of a core.
 MOST_LAG, MOST_CPU = 0.05, 0.8
-# "None may fail" cannot be shown by any number of requests; that one in a thousand may, can.
-FEWEST_ERRORS = 0.001
+# Requests that follow each other are slow together: blocks of so many seconds are independent.
+BLOCK_S = 10.0
+_TREND_BLOCKS = 10
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Samples:
     """One value for each request, in the order in which they were to be sent. Times are in seconds:
     ``latency_s`` from when the request was *meant* to be sent to the end of its response (however
     late the generator was), ``lag_s`` from then to when it was sent. ``parts_s`` are times of a
-    request that not each has (NaN): ``first_token`` and ``gap`` of a stream, ``gateway`` and
-    ``upstream`` of its Server-Timing."""
+    request that not each has (NaN): ``first_token`` and ``gap`` of a stream (infinite if it
+    failed), ``gateway`` and ``upstream`` of its Server-Timing."""
 
     rate: float  # requests per second that were meant to be sent
     duration_s: float
@@ -40,22 +42,64 @@ class Samples:
     def requests(self) -> int:
         return len(self.latency_s)
 
-    def misses(self, limit: Limit) -> int:
-        """The requests that were slower than the limit, or failed."""
-        return int(self._missed(limit).sum())
+    def missed(self, limit: Limit) -> npt.NDArray[np.bool_]:
+        """Of each request that the limit is about, whether it was slower, or failed."""
+        return self._missed(limit)[self._has(limit.of)]
+
+    def due_of(self, of: str) -> Vector:
+        """When the requests that have this part were to be sent."""
+        return self.due_s[self._has(of)]
+
+    def within(self, begin_s: float, end_s: float) -> "Samples":
+        """Only what was due in this time of the stretch."""
+        chosen = (self.due_s >= begin_s) & (self.due_s < end_s)
+        return Samples(
+            self.rate,
+            end_s - begin_s,
+            self.due_s[chosen] - begin_s,
+            self.latency_s[chosen],
+            self.lag_s[chosen],
+            self.failed[chosen],
+            {of: values[chosen] for of, values in self.parts_s.items()},
+            self.errors,
+            self.cpu,
+        )
+
+    def grows(self) -> bool:
+        """Whether latency rose over the stretch: more arrives than is carried, and no limit on it
+        holds for long. From the medians of ten blocks: surely rising, and by over a fifth."""
+        if self.requests < 20 * _TREND_BLOCKS or self.duration_s < 3 * BLOCK_S:
+            return False
+        blocks = np.array_split(self.latency_s, _TREND_BLOCKS)
+        medians = [float(np.median(block)) for block in blocks]
+        fit = stats.linregress(np.arange(_TREND_BLOCKS), medians)
+        margin = float(stats.t.ppf(CONFIDENCE, _TREND_BLOCKS - 2)) * float(
+            np.nan_to_num(fit.stderr)
+        )
+        return (float(fit.slope) - margin) * (_TREND_BLOCKS - 1) > 0.2 * medians[0]
+
+    def piles_up(self) -> bool:
+        """The same of a short window: its last third is several times as slow as its first."""
+        if self.requests < 30:
+            return False
+        first, *_, last = (float(np.median(part)) for part in np.array_split(self.latency_s, 3))
+        return last > 3 * first
 
     def bad(self, slo: Slo) -> int:
-        """The requests that failed, or took longer than the widest limit of any kind."""
+        """How many requests are bad."""
+        return int(self.is_bad(slo).sum())
+
+    def is_bad(self, slo: Slo) -> npt.NDArray[np.bool_]:
+        """Of each request, whether it failed or took longer than the widest limit of any kind."""
         bad = self.failed.copy()
         for of in {limit.of for limit in slo.limits}:
             widest = max((limit for limit in slo.limits if limit.of == of), key=lambda at: at.share)
             bad |= self._missed(widest)
-        return int(bad.sum())
+        return bad
 
     def percentile_s(self, share: float, of: str = "") -> float | None:
         """Of the requests that were answered: a quick refusal must not flatter it."""
-        values = self._values(of)[~self.failed]
-        values = values[~np.isnan(values)]
+        values = self._values(of)[~self.failed & self._has(of)]
         return float(np.quantile(values, share, method="higher")) if values.size else None
 
     def fault(self, slo: Slo) -> str:
@@ -75,8 +119,11 @@ class Samples:
         return ""
 
     def _missed(self, limit: Limit) -> npt.NDArray[np.bool_]:
-        # A stream of one token has no gap, and a NaN is not slower than anything.
-        return np.greater(self._values(limit.of), limit.seconds) | self.failed
+        slower = np.greater(self._values(limit.of), limit.seconds)
+        return slower if limit.of else slower | self.failed
+
+    def _has(self, of: str) -> npt.NDArray[np.bool_]:
+        return ~np.isnan(self._values(of))
 
     def _values(self, of: str) -> Vector:
         return self.latency_s if not of else self.parts_s[of]
@@ -101,46 +148,72 @@ def _counted(name: str, objective: str, measured: str, counted: Verdict) -> Line
 def lines(samples: Samples, slo: Slo, confidence: float = CONFIDENCE, looks: int = 1) -> list[Line]:
     """Each objective of the pipeline with its verdict."""
     count = samples.requests
+
+    def judged(missed: npt.NDArray[np.bool_], due_s: Vector, share: float) -> Verdict:
+        requests, misses = independent(missed, due_s)
+        return verdict(requests, misses, share, confidence, looks)
+
     rows = [
         _counted(
             limit.name,
             f"at most {milliseconds(limit.seconds)}",
             milliseconds(samples.percentile_s(limit.share, limit.of)),
-            verdict(count, samples.misses(limit), limit.share, confidence, looks),
+            judged(samples.missed(limit), samples.due_of(limit.of), limit.share),
         )
         for limit in slo.limits
     ]
-    failed = int(samples.failed.sum())
-    allowed = slo.errors or FEWEST_ERRORS
     rows.append(
         _counted(
             "errors",
-            f"at most {allowed:.3g}",
-            f"{failed / count:.3%}" if count else "nothing",
-            verdict(count, failed, 1 - allowed, confidence, looks),
+            f"at most {slo.errors:.3g}",
+            f"{samples.failed.mean():.3%}" if count else "nothing",
+            judged(samples.failed, samples.due_s, 1 - slo.errors),
         )
     )
     if slo.goodput is not None:
-        good = count - samples.bad(slo)
+        bad = samples.is_bad(slo)
         rows.append(
             _counted(
                 "goodput",
                 f"at least {slo.goodput:.2%}",
-                f"{good / count:.2%}" if count else "nothing",
-                verdict(count, samples.bad(slo), slo.goodput, confidence, looks),
+                f"{1 - bad.mean():.2%}" if count else "nothing",
+                judged(bad, samples.due_s, slo.goodput),
             )
         )
     return rows
+
+
+def independent(missed: npt.NDArray[np.bool_], due_s: Vector) -> tuple[int, int]:
+    """How many independent requests, and misses among them, these are worth.
+
+    The binomial rule is about independent requests, and those of a pause miss together. So both
+    numbers are divided by how much more the misses of blocks of ten seconds differ than
+    independent ones would (the dispersion of a quasi-binomial model, at least 1).
+    """
+    requests, misses = len(missed), int(missed.sum())
+    if not 0 < misses < requests:
+        return requests, misses
+    blocks = (due_s // BLOCK_S).astype(int)
+    counts = np.bincount(blocks)
+    found = np.bincount(blocks, weights=missed)[counts > 0]
+    counts = counts[counts > 0]
+    if len(counts) < 3:
+        return requests, misses
+    share = misses / requests
+    squares = (found - counts * share) ** 2 / (counts * share * (1 - share))
+    dispersion = max(1.0, float(squares.sum()) / (len(counts) - 1))
+    return max(1, int(requests / dispersion)), max(1, round(misses / dispersion))
 
 
 def holds(samples: Samples, slo: Slo) -> bool:
     """Whether a short window held every objective, as far as it shows: for the search of the knee,
     not for the verdict. There must be requests, and no ``fault``."""
     count = samples.requests
-    is_fast = all(samples.misses(limit) <= (1 - limit.share) * count for limit in slo.limits)
+    missed = [(samples.missed(limit), limit.share) for limit in slo.limits]
+    is_fast = all(misses.sum() <= (1 - share) * len(misses) for misses, share in missed)
     is_good = slo.goodput is None or samples.bad(slo) <= (1 - slo.goodput) * count
-    few_failed = int(samples.failed.sum()) <= (slo.errors or FEWEST_ERRORS) * count
-    return is_fast and is_good and few_failed
+    few_failed = int(samples.failed.sum()) <= slo.errors * count
+    return is_fast and is_good and few_failed and not samples.piles_up()
 
 
 def joined(parts: Sequence[Samples]) -> Samples:

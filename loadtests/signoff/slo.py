@@ -15,6 +15,7 @@ is a limit that nobody holds.
 """
 
 import difflib
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -31,6 +32,8 @@ _PER_S = {"s": 1.0, "min": 60.0, "h": 3600.0}
 _MEMORY = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s*(KiB|MiB|GiB)/(min|h)")
 _MIB = {"KiB": 1 / 1024, "MiB": 1.0, "GiB": 1024.0}
 _PER_MIN = {"min": 1.0, "h": 1 / 60}
+# "None may fail" cannot be shown by any number of requests, and a share below this takes days.
+FEWEST_ERRORS, ERRORS = 0.0001, 0.001
 # How requests are sent: the gateway's APIs, and Triton's own protocol through the gateway's port.
 APIS = ("task", "v2", "v2-binary", "openai", "chat", "grpc")
 
@@ -68,11 +71,16 @@ class Slo:
     rate: float
     limits: tuple[Limit, ...]
     headroom: float = 0.0
-    errors: float = 0.0
+    errors: float = ERRORS
     goodput: float | None = None
     soak_s: float = 0.0
     memory_mib_per_min: float | None = None
     apis: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def widest_s(self) -> float:
+        """The longest time that any limit allows, in seconds."""
+        return max((limit.seconds for limit in self.limits), default=0.0)
 
     @property
     def tested_rate(self) -> float:
@@ -110,16 +118,19 @@ def _slo(path: Path, pipeline: str, table: Any) -> Slo:
         raise SloError(f'{place}: the rate is missing: write rate = "50/s"')
     if not limits and "goodput" not in table:
         raise SloError(f'{place}: there is no limit: write p99 = "100ms", for example')
+    apis = _apis(place, table["api"]) if "api" in table else {}
+    if any(limit.of for limit in limits) and apis and "chat" not in apis:
+        raise SloError(f"{place}: first_token and gap are of streams: add chat to its api")
     return Slo(
         pipeline,
         _rate(place, table["rate"]),
         limits,
-        _number(place, table, "headroom", 0.0, 10.0),
-        _number(place, table, "errors", 0.0, 0.5),
-        _number(place, table, "goodput", 0.0, 0.99999) if "goodput" in table else None,
+        _number(place, table, "headroom", 0.0, 10.0, 0.0),
+        _number(place, table, "errors", FEWEST_ERRORS, 0.5, ERRORS),
+        _number(place, table, "goodput", 0.01, 0.99999) if "goodput" in table else None,
         _seconds(place, "soak", table["soak"]) if "soak" in table else 0.0,
         _memory(place, table["memory"]) if "memory" in table else None,
-        _apis(place, table["api"]) if "api" in table else {},
+        apis,
     )
 
 
@@ -174,8 +185,15 @@ def _apis(place: str, value: Any) -> dict[str, float]:
     return {api: float(weight) for api, weight in weights.items()}
 
 
-def _number(place: str, table: Mapping[str, Any], key: str, least: float, most: float) -> float:
-    value = table.get(key, 0.0)
+def _number(
+    place: str,
+    table: Mapping[str, Any],
+    key: str,
+    least: float,
+    most: float,
+    default: float = math.nan,
+) -> float:
+    value = table.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise SloError(f"{place}: {key} = {value!r} is not a number from {least:g} to {most:g}")
     return float(value)

@@ -50,7 +50,7 @@ def command(tmp_path, text: str, *arguments: str) -> list[str]:
     (tmp_path / "slo.toml").write_text(text)
     return [
         *(sys.executable, "-m", "tidegate", "signoff", f"--slo={tmp_path / 'slo.toml'}"),
-        *(f"--out={tmp_path / 'out'}", *arguments),
+        *(f"--out={tmp_path / 'out'}", "--profile=smoke", *arguments),
     ]
 
 
@@ -81,11 +81,29 @@ def test_a_server_that_holds_is_signed_with_a_report(tmp_path):
     assert times["gateway"] == pytest.approx(0.2)
     assert times["Triton: queue and compute"] == pytest.approx(1.0)
     assert pipeline["memory"]["mib"], "the server's process was not found"
+    (tmp_path / "out" / "report.html").read_text().index("planted: ")
+
+
+def test_streams_are_measured_by_their_tokens(tmp_path):
+    """Four tokens, one each 100 ms, and a role before them."""
+    text = WIDE.replace("3s", "30s") + "api = 'chat'\nfirst_token_p90 = '3s'\ngap_p90 = '3s'\n"
+    with planted("--service-ms", "100") as url:
+        result = run(tmp_path, text, "--target", url, "--only-target", "--json")
+    assert result.returncode == 0, result.stderr
+    (pipeline,) = json.loads(result.stdout)["pipelines"]
+    at_target = pipeline["at_the_target"]
+    assert at_target["failed"] == 0
+    assert 100 <= at_target["first_token_p50_ms"] < 3000
+    assert 99 <= at_target["gap_p50_ms"] < 1000
+    assert at_target["p50_ms"] >= 500
+    lines = {line["name"]: line for line in pipeline["objectives"]}
+    assert lines["first_token_p90"]["requests"] == lines["p90"]["requests"] > 0
 
 
 def test_planted_errors_are_not_signed(tmp_path):
+    text = WIDE.replace("3s", "30s")  # wide: only the errors miss it
     with planted("--slots", "8", "--errors", "0.3") as url:
-        result = run(tmp_path, WIDE, "--target", url, "--only-target")
+        result = run(tmp_path, text, "--target", url, "--only-target")
     assert result.returncode == 1, result.stderr
     assert "## planted: NOT SIGNED" in result.stdout
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -123,10 +141,16 @@ def test_ctrl_c_leaves_a_partial_report_that_is_unsigned(tmp_path):
         ("[other]\nrate = '5/s'\np99 = '1s'", (), "does not serve other"),
         (WIDE, ("--pipeline", "nothing"), "has no [nothing]: it has planted"),
         (WIDE.replace("p90", "api = 'openai'\np90"), (), "not served at /v1/embeddings"),
+        (WIDE.replace("40/s", "9000/s"), (), "is more than this load generator sends"),
+        (WIDE + "errors = 0\n", (), "is not TOML"),
+        (WIDE.replace("0.05", "0"), (), "errors = 0 is not a number from 0.0001 to 0.5"),
+        (WIDE + "api = 'task'\ngap_p90 = '1s'\n", (), "add chat to its api"),
+        (WIDE, ("--target", "http://127.0.0.1:9/path"), "without a path"),
+        (WIDE, ("--target", "http://[::1"), "is not a gateway's URL"),
         (WIDE.replace("p90", "api = 'grpc'\np90"), (), "pass --grpc HOST:PORT"),
         (WIDE, ("--out", "/proc/nothing"), "cannot be written"),
         (WIDE, ("--target", "http://127.0.0.1:9"), "no gateway answers"),
-        (WIDE, ("--target", "ftp://x"), "is not a URL"),
+        (WIDE, ("--target", "ftp://x"), "is not a gateway's URL"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_load(tmp_path, text, arguments, said):

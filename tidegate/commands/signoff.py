@@ -36,7 +36,7 @@ from tidegate.commands.output import print_json
     "grpc_address",
     type=Address(),
     default=None,
-    help="The target's gRPC port, for objectives with api = 'grpc'.",
+    help="The target gateway's gRPC port, for objectives with api = 'grpc'.",
 )
 @click.option(
     "--slo",
@@ -50,7 +50,8 @@ from tidegate.commands.output import print_json
     type=click.Choice(PROFILE_NAMES),
     default="quick",
     show_default=True,
-    help="quick: at most ten minutes for a pipeline. full: an hour and more.",
+    help="smoke: seconds, to see whether the set-up works. quick: about ten minutes for each "
+    "pipeline, and its soak. full: an hour and more.",
 )
 @click.option(
     "--only-target",
@@ -123,11 +124,11 @@ def command(
 @click.argument("after", type=click.Path(path_type=Path))
 @json_option
 def compare(before: Path, after: Path, as_json: bool) -> None:
-    """Say what moved from the report BEFORE to the report AFTER (report.json, or its folder), as
-    ratios of which above 1 is worse.
+    """Say what moved from the report BEFORE to the report AFTER (report.json, or its folder).
 
-    Exit codes: 0 nothing got worse by more than 5 %; 1 something did, with 99 % confidence; 2 the
-    two cannot be compared.
+    Exit codes: 0 nothing got worse by more than chance; 1 something did: the verdict, a latency by
+    more than 5 %, the share of requests that miss an objective, or the highest rate; 2 the two
+    cannot be compared.
 
     \b
     tidegate signoff compare signoff-monday signoff
@@ -139,7 +140,7 @@ def compare(before: Path, after: Path, as_json: bool) -> None:
     except NotComparable as error:
         raise click.UsageError(str(error)) from None
     if as_json:
-        print_json([{**asdict(change), "regression": change.is_regression} for change in found])
+        print_json([asdict(change) for change in found])
     else:
         for change in found:
             click.secho(change.line(), fg="red" if change.is_regression else None)

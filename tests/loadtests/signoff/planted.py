@@ -13,7 +13,7 @@ import time
 CARD = {
     "name": "planted",
     "versions": ["1"],
-    "routes": ["/v1/planted"],
+    "routes": ["/v1/planted", "/v1/chat/completions"],
     "example": {"text": "hi"},
 }
 
@@ -37,6 +37,9 @@ class Planted:
                 length = [int(v[15:]) for v in lines if v.startswith("content-length:")]
                 if length:
                     await reader.readexactly(length[0])
+                if head.startswith(b"POST /v1/chat/completions"):
+                    await self.stream(writer)
+                    continue
                 status, body = await self.answer(head)
                 timing = "gateway;dur=0.2, upstream;dur=1"
                 writer.write(
@@ -49,6 +52,28 @@ class Planted:
             return
         finally:
             writer.close()
+
+    async def stream(self, writer: asyncio.StreamWriter) -> None:
+        """A chat completion of four tokens, as our gateway streams it: the first after
+        ``--service-ms``, one each ``--service-ms`` after it."""
+        writer.write(
+            b"HTTP/1.1 200 X\r\nContent-Type: text/event-stream\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        )
+        deltas = [{"role": "assistant", "content": ""}, *({"content": "a"} for _ in range(4)), {}]
+        for delta in deltas:
+            event = json.dumps({"choices": [{"index": 0, "delta": delta}]})
+            self.chunk(writer, f"data: {event}\n\n")
+            await writer.drain()
+            await asyncio.sleep(self.options.service_ms / 1000)
+        self.chunk(writer, ": still here\n\n")
+        if self.random.random() >= self.options.errors:
+            self.chunk(writer, "data: [DONE]\n\n")
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+
+    def chunk(self, writer: asyncio.StreamWriter, text: str) -> None:
+        writer.write(f"{len(text):x}\r\n{text}\r\n".encode())
 
     async def answer(self, head: bytes) -> tuple[int, bytes]:
         if head.startswith(b"GET /v1/pipelines/planted "):

@@ -15,8 +15,8 @@ from loadtests.signoff.samples import Samples
 @dataclass
 class Server:
     """Carries ``slots / service_s`` requests a second. ``growth`` is its service time's share more
-    for each request that waits (a knee that comes slowly), ``stall_s`` a pause in each 10 s,
-    ``lag_s`` how late the load generator is."""
+    for each request that waits (a knee that comes slowly), ``stall_s`` a pause in each
+    ``stall_every_s``, ``lag_s`` how late the load generator is."""
 
     slots: int = 1
     service_s: float = 0.01
@@ -25,25 +25,31 @@ class Server:
     tail: float = 0.0
     growth: float = 0.0
     stall_s: float = 0.0
+    stall_every_s: float = 10.0
     lag_s: float = 0.0
     leak_mib_per_min: float = 0.0
     phases: list[tuple[str, float]] = field(default_factory=list)
     memory: Memory = field(default_factory=lambda: Memory(None))
     _seed: int = 0
 
-    def load(self, rate: float, seconds: float, phase: str) -> Samples:
+    def load(
+        self, rate: float, seconds: float, phase: str, then: tuple[float, float] | None = None
+    ) -> Samples:
         self.phases.append((phase, rate))
         self._seed += 1
         generator = np.random.default_rng(self._seed)
         due = arrival_times(Arrivals.POISSON, rate, seconds, self._seed)
+        if then:
+            after = seconds + arrival_times(Arrivals.POISSON, *then, self._seed)
+            due, seconds = np.concatenate([due, after]), seconds + then[1]
         service = self.service_s * generator.lognormal(0, self.spread, len(due))
         service[generator.random(len(due)) < self.tail] += 0.5
         free = [0.0] * self.slots  # when each slot is done
         done = []
         for at, takes_s in zip(due.tolist(), service.tolist(), strict=True):
             begin = max(at, free[0])
-            if self.stall_s and begin % 10 < self.stall_s:
-                begin += self.stall_s - begin % 10
+            if self.stall_s and begin % self.stall_every_s < self.stall_s:
+                begin += self.stall_s - begin % self.stall_every_s
             if self.growth:
                 waiting = sum(max(until - at, 0.0) for until in free) / self.service_s
                 takes_s *= 1 + self.growth * waiting

@@ -1,11 +1,14 @@
 """The verdict on simulated servers whose truth is known: right each time, or undecided."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from loadtests.signoff.confidence import Outcome
 from loadtests.signoff.memory import Drift, drift
 from loadtests.signoff.procedure import PROFILES, Result, sign_off
+from loadtests.signoff.samples import Samples, independent, lines
 from loadtests.signoff.slo import Limit, Slo
 from tests.loadtests.signoff.simulated import Server
 
@@ -83,7 +86,9 @@ def _truth(slots, service_s, growth):
     while high - low > 0.01 * low:
         middle = (low + high) / 2
         samples = Server(slots, service_s, growth=growth).load(middle, 300, "truth")
-        is_held = all(samples.misses(at) <= (1 - at.share) * samples.requests for at in slo.limits)
+        is_held = all(
+            samples.missed(at).sum() <= (1 - at.share) * samples.requests for at in slo.limits
+        )
         low, high = (middle, high) if is_held else (low, middle)
     return low
 
@@ -106,8 +111,8 @@ def test_memory_that_cannot_be_read_is_not_signed():
 def _without_memory(server):
     load = server.load
 
-    def blind(rate, seconds, phase):
-        samples = load(rate, seconds, phase)
+    def blind(*stretch):
+        samples = load(*stretch)
         server.memory.restart()
         return samples
 
@@ -144,3 +149,85 @@ def test_a_trend_of_memory_needs_time_and_has_an_interval():
     flat = drift(seconds, [100 + at % 2 for at in seconds])
     assert flat.low <= 0 <= flat.high
     assert drift(seconds, [100.0] * 60) == Drift(0.0, 0.0, 0.0)
+
+
+def test_a_rate_just_above_the_capacity_is_not_signed_although_each_limit_still_holds():
+    """Latency grows: a minute's p99 is within the limit, an hour's is not."""
+    slow = Limit("", 0.99, 5.0)
+    result = signed(Server(spread=0.0), rate=106.0, limits=(slow,), highest=0.0)
+    assert outcome_of(result, "p99") is Outcome.PASS
+    assert result.outcome is Outcome.UNDECIDED
+    assert "steadiness not decided" in result.reason
+    assert "latency still rose" in result.advice
+
+
+def test_the_search_does_not_take_a_queue_that_grows_for_capacity():
+    result = signed(Server(), limits=(Limit("", 0.9, 3.0),), rate=80.0)
+    assert result.held <= 105
+
+
+def test_requests_that_are_slow_together_count_as_few():
+    """A pause of 5 s in each 60 s: 8 % miss a p90, but all in two of twenty-four blocks."""
+    pauses = {"stall_s": 2.0, "stall_every_s": 60.0}
+    for rate in (50.0, 400.0):
+        server = Server(slots=8, **pauses)
+        result = signed(server, rate=rate, limits=(Limit("", 0.97, 0.1),), highest=0.0)
+        assert result.outcome is not Outcome.PASS
+        server = Server(slots=8, **pauses)
+        result = signed(server, rate=rate, limits=(Limit("", 0.5, 0.1),), highest=0.0)
+        assert result.outcome is Outcome.PASS  # far from it
+
+
+def test_pauses_are_worth_fewer_requests_than_misses_at_random():
+    due = np.arange(6000) / 100  # a minute, six blocks
+    together = (due >= 10) & (due < 11)
+    apart = np.random.default_rng(0).random(6000) < 1 / 60
+    assert independent(apart, due)[0] > 2000
+    assert independent(together, due)[0] < 100
+    assert independent(np.zeros(6000, bool), due) == (6000, 0)
+
+
+def test_a_limit_on_streams_is_about_streams_only():
+    """A mix of 9 tasks and 1 chat, of whose first tokens 40 % are slow."""
+    first_token = np.full(1000, np.nan)
+    first_token[::10] = np.where(np.arange(100) % 5 < 2, 5.0, 0.1)
+    first_token[20] = np.inf  # this one failed
+    failed = np.zeros(1000, bool)
+    failed[20] = True
+    samples = Samples(
+        10,
+        100,
+        np.arange(1000) / 10,
+        np.full(1000, 0.01),
+        np.zeros(1000),
+        failed,
+        {"first_token": first_token},
+    )
+    limit = Limit("first_token", 0.95, 1.0)
+    assert (len(samples.missed(limit)), samples.missed(limit).sum()) == (100, 41)
+    (line, _) = lines(samples, Slo("x", 10, (limit,)))
+    assert line.outcome is Outcome.FAIL
+    nothing = replace(samples, parts_s={"first_token": np.full(1000, np.nan)})
+    (line, _) = lines(nothing, Slo("x", 10, (limit,)))
+    assert (line.outcome, line.measured) == (Outcome.UNDECIDED, "nothing")
+
+
+def test_what_can_stay_undecided_is_said_with_what_would_decide_it():
+    result = signed(Server(), rate=2.0, highest=0.0)
+    assert result.outcome is Outcome.UNDECIDED
+    assert result.advice == 'hold it for longer (soak = "50m"), or allow more errors'
+    longer = signed(Server(), rate=2.0, highest=0.0, soak_s=3000.0)
+    assert longer.outcome is Outcome.PASS
+
+
+def test_at_a_rate_with_few_requests_nothing_is_searched_and_nothing_crashes():
+    server = Server()
+    result = signed(server, rate=1 / 60)
+    assert result.outcome is Outcome.UNDECIDED
+    assert {phase for phase, _ in server.phases} == {"warm-up", "target"}
+
+
+def test_a_server_that_holds_its_only_limit_is_not_failed_by_its_recovery():
+    server = Server(service_s=0.045, slots=8, spread=0.5)
+    result = signed(server, rate=40.0, limits=(Limit("", 0.5, 0.05),))
+    assert result.outcome is Outcome.PASS, result.lines
