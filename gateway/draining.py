@@ -3,11 +3,13 @@
 After SIGTERM it says that it is not ready, over HTTP and gRPC, and serves on for
 ``TIDEGATE_DRAIN_NOTICE_S``, so that load balancers stop sending to it; its responses close their
 connections. Then it accepts no more, and what is under way has ``TIDEGATE_DRAIN_LIMIT_S`` to end.
-Ctrl-C skips the notice. So does SIGHUP, after which the process stays ready: it is being replaced.
+Ctrl-C skips the notice. So does REPLACED, after which a worker stays ready until its end: another
+one serves already.
 """
 
 import asyncio
 import contextlib
+import math
 import multiprocessing
 import signal
 import socket
@@ -20,6 +22,8 @@ from uvicorn.config import Config
 # For requests that were sent on an idle connection before its client can know of the end.
 LAST_REQUESTS_S = 0.5
 _TICK_S = 0.1
+# From the supervisor to one worker. Not SIGHUP: a terminal or systemd sends that to all at once.
+REPLACED = signal.SIGUSR2
 
 
 class Drain:
@@ -45,7 +49,9 @@ class DrainingServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         with super().capture_signals():
-            signal.signal(signal.SIGHUP, self._be_replaced)
+            if multiprocessing.parent_process() is not None:
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor's business
+                signal.signal(REPLACED, self._be_replaced)
             yield
             self._captured_signals.clear()  # uvicorn would raise them again and end with -15
 
@@ -62,10 +68,15 @@ class DrainingServer(uvicorn.Server):
             server.close()
         self._let_go()
         limit_s = float(self.config.timeout_graceful_shutdown or 0)
+        until = time.monotonic() + limit_s
         closing = asyncio.gather(*(close(limit_s) for close in DRAIN.closers))
         await self._serve_on(LAST_REQUESTS_S, until_closed=True)
         # Not uvicorn's first: it ends with the application, and with it what gRPC calls need.
-        await closing
+        while not closing.done() and not self.force_exit:
+            await self._serve_on(_TICK_S)
+        closing.cancel()
+        # What gRPC took of the limit is not there for HTTP once more.
+        self.config.timeout_graceful_shutdown = max(0, math.ceil(until - time.monotonic()))
         await super().shutdown(sockets)
 
     def _is_noticed(self) -> bool:

@@ -10,15 +10,13 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
 
 from prometheus_client.multiprocess import mark_process_dead
 from uvicorn.config import STARTUP_FAILURE, Config
 from uvicorn.supervisors.multiprocess import Multiprocess
 from uvicorn.supervisors.multiprocess import Process as UvicornProcess
 
-from gateway.draining import DrainingServer
+from gateway.draining import REPLACED, DrainingServer
 from gateway.metrics import SHARED_FOLDER
 from gateway.settings import Settings
 
@@ -40,13 +38,10 @@ class Process(UvicornProcess):
             self._server = DrainingServer(self.config, Settings.read(os.environ).drain_notice_s)
         return self._server  # type: ignore[return-value]
 
-    def has_ended(self) -> bool:
-        return not self.process.is_alive()
-
     def be_replaced(self) -> None:
         """Let the worker end; its successor serves already."""
         if self.pid is not None and self.process.is_alive():
-            os.kill(self.pid, signal.SIGHUP)
+            os.kill(self.pid, REPLACED)
 
 
 class Workers(Multiprocess):
@@ -68,9 +63,11 @@ class Workers(Multiprocess):
         """After SIGHUP: replace one worker after the other. Each ends when its successor serves and
         its own requests are done; if a successor does not start, the others stay as they are."""
         for index, old in enumerate(self.processes):
+            if self._is_stopping():
+                return
             new = Process(self.config, self.sockets)
             new.start()
-            if not self._waits_for(partial(new.is_ready, PING_S), START_S, new):
+            if not self._is_ready_in_time(new):
                 new.kill()
                 new.join()
                 if not self._is_stopping():
@@ -79,20 +76,18 @@ class Workers(Multiprocess):
             self.processes[index] = new
             old.be_replaced()
             limit_s = float(self.config.timeout_graceful_shutdown or 0) + REPLACE_S
-            self._waits_for(old.has_ended, limit_s)
+            old.process.join(limit_s)  # also when the gateway is stopped meanwhile
             if old.process.is_alive():
                 old.kill()
             old.join()
             _forget(old.pid)
             log.info("worker %s has replaced worker %s", new.pid, old.pid)
 
-    def _waits_for(
-        self, has_come: Callable[[], bool], limit_s: float, needed: Process | None = None
-    ) -> bool:
-        """Whether it came before the limit, the gateway's own end, or that of a process needed."""
-        until = time.monotonic() + limit_s
-        while not has_come():
-            has_ended = needed is not None and not needed.process.is_alive()
+    def _is_ready_in_time(self, process: Process) -> bool:
+        """Whether a new worker serves before START_S, its own end, or that of the gateway."""
+        until = time.monotonic() + START_S
+        while not process.is_ready(PING_S):
+            has_ended = not process.process.is_alive()
             if has_ended or self._is_stopping() or time.monotonic() > until:
                 return False
             time.sleep(RETRY_S / 10)

@@ -27,6 +27,7 @@ class Record:
     """The answers and failures of one model at one replica. Times are in monotonic seconds."""
 
     __slots__ = (
+        "_answer_s",
         "_latency_at",
         "_latency_s",
         "_updated",
@@ -43,6 +44,7 @@ class Record:
         self.answers = self.failures = 0.0  # their weights decay with their age
         self._updated = 0.0
         self._latency_s = self._latency_at = 0.0
+        self._answer_s = 0.0  # the same average of good answers alone, however old
         self.ejections = 0  # in a row
         self.ejected_until = 0.0
         self.trials_left = 0  # good answers that are needed until it is back; 0: it is
@@ -54,12 +56,15 @@ class Record:
         self._decay(now)
         self.answers += 1
         self._observe(duration_s, now)
+        self._answer_s *= (duration_s / self._answer_s) ** NEW_SHARE if self._answer_s else 1.0
+        self._answer_s = self._answer_s or duration_s
 
     def failed(self, now: float) -> None:
         self._decay(now)
         self.failures += 1
-        if self._latency_s:
-            self._observe(FAILURE_ANSWERS * self._latency_s, now)
+        # Of good answers alone: failures one after the other must not multiply.
+        if self._answer_s:
+            self._observe(FAILURE_ANSWERS * self._answer_s, now)
 
     def _observe(self, duration_s: float, now: float) -> None:
         # The first one after a pause counts alone: what was measured before it says nothing now.
@@ -95,7 +100,7 @@ class Record:
     def eject(self, now: float) -> None:
         self.ejections += 1
         self.trials_left = TRIALS
-        self.ejected_until = now + min(EJECTED_S * 2 ** (self.ejections - 1), LONGEST_S)
+        self.ejected_until = now + min(EJECTED_S * 2 ** min(self.ejections - 1, 8), LONGEST_S)
         self.answers = self.failures = 0.0
 
     def trial_ended(self, is_good: bool, now: float) -> bool:
@@ -135,6 +140,8 @@ def is_outlier(own: tuple[float, float], others: tuple[float, float]) -> bool:
 
 def _divergence(share: float, usual: float) -> float:
     """How badly a coin with the ``usual`` chance explains the observed ``share`` (Kullback and
-    Leibler's measure, in nats)."""
+    Leibler's measure, in nats). Nothing is improbable where everything, or nothing, fails."""
+    if not 0 < usual < 1:
+        return 0.0
     nats = share * math.log(share / usual) if share else 0.0
     return nats + ((1 - share) * math.log((1 - share) / (1 - usual)) if share < 1 else 0.0)

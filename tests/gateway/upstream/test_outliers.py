@@ -13,7 +13,15 @@ from gateway.errors import (
     UpstreamError,
 )
 from gateway.upstream.balancing import Health
-from gateway.upstream.outliers import EJECTED_S, SLOW_START_S, TRIALS, Record, is_outlier
+from gateway.upstream.outliers import (
+    EJECTED_S,
+    FAILURE_ANSWERS,
+    LONGEST_S,
+    SLOW_START_S,
+    TRIALS,
+    Record,
+    is_outlier,
+)
 from gateway.upstream.replicas import ReplicaPool
 from tests.gateway.upstream.test_replicas import Connection
 
@@ -67,6 +75,8 @@ def _asked(pool, model="m", times=200):
         ((50, 50), (60, 40), False),
         ((233, 88), (6, 0), False),  # six answers say little
         ((100, 0), (0, 100), False),  # the others are worse
+        ((1e-15, 100), (0, 100), False),  # its last good answer has all but been forgotten
+        ((0, 100), (1e-15, 100), False),
     ],
 )
 def test_an_outlier_is_one_by_comparison(own, others, expected):
@@ -188,3 +198,25 @@ def test_latency_is_an_average_of_what_is_recent():
     assert record.latency_s(20.0) == 0.0
     record.answered(0.002, 20.0)
     assert record.latency_s(20.0) == pytest.approx(0.002)
+
+
+def test_a_replica_that_stays_broken_for_days_is_tried_once_a_minute_for_days():
+    record = Record()
+    for minute in range(2000):
+        record.eject(60.0 * minute)
+    assert record.ejected_until == 60.0 * 1999 + LONGEST_S
+
+
+def test_failures_in_a_row_make_latency_a_few_times_longer_and_no_more():
+    record, now = Record(), 1000.0
+    for _ in range(100):
+        now += 0.01
+        record.answered(0.01, now)
+    for _ in range(5000):
+        now += 0.001
+        record.failed(now)
+    assert record.latency_s(now) == pytest.approx(FAILURE_ANSWERS * 0.01)
+    for _ in range(100):
+        now += 0.01
+        record.answered(0.01, now)
+    assert record.latency_s(now) == pytest.approx(0.01, rel=0.01)
