@@ -40,6 +40,8 @@ _OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 
+_MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
+
 if TYPE_CHECKING:
     from gateway.upstream.http_upstream import HttpUpstream
 
@@ -53,7 +55,10 @@ class Upstream:
         self._key_file = triton_key_file
         self.channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
-        self.unary_calls = UnaryCalls(self.stub)
+        self.unary_calls = UnaryCalls[
+            service_pb2.ModelInferRequest, service_pb2.ModelInferResponse
+        ](self.stub.ModelInfer)
+        self._raw_calls = UnaryCalls[bytes, bytes](self.channel.unary_unary(_MODEL_INFER))
         self.stream_ends = StreamEnds(self.stub)
         self.http_upstream = (
             _http_upstream(address, int(http_port), self.channel) if http_port else None
@@ -82,6 +87,10 @@ class Upstream:
         """One unary inference; cancelling the awaiting task ends it in Triton when that is safe
         (see ``unary_call``)."""
         return await self.unary_calls.infer(request, timeout_s)
+
+    async def infer_raw(self, request: bytes, timeout_s: float) -> bytes:
+        """The same with a serialized request and response, which are not parsed here."""
+        return await self._raw_calls.infer(request, timeout_s)
 
     def open_stream(self, timeout_s: float) -> StreamCall:
         """Open a ModelStreamInfer. Whatever happens, call ``end_stream`` on it, ``timeout_s`` from
@@ -159,6 +168,7 @@ class Upstream:
         if self.http_upstream:
             self.http_upstream.close()
         await self.unary_calls.close()
+        await self._raw_calls.close()
         await self.stream_ends.close()
         await self.channel.close(None)
 

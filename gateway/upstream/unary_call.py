@@ -12,39 +12,40 @@ not sent, because Triton would cancel the call itself when it passes.
 
 import asyncio
 import contextlib
+from typing import Generic, TypeVar
 
 import grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from gateway.upstream.triton_errors import to_gateway_error
 
 GRACE_S = 0.1
 LATE_S = 600.0  # how long after its deadline gRPC ends a call that nothing else has ended
+Request = TypeVar("Request")
+Response = TypeVar("Response")
 
 
-class UnaryCalls:
-    """The ModelInfer calls to one Triton."""
+class UnaryCalls(Generic[Request, Response]):
+    """The ModelInfer calls to one Triton: ``method`` takes messages, or bytes as they are."""
 
-    def __init__(self, stub: service_pb2_grpc.GRPCInferenceServiceStub) -> None:
-        self._stub = stub
+    def __init__(self, method: grpc.aio.UnaryUnaryMultiCallable) -> None:
+        self._method = method
         self._abandoned: set[grpc.aio.UnaryUnaryCall] = set()
         self._none_left = asyncio.Event()
         self._none_left.set()
 
-    async def infer(
-        self, request: service_pb2.ModelInferRequest, timeout_s: float
-    ) -> service_pb2.ModelInferResponse:
+    async def infer(self, request: Request, timeout_s: float) -> Response:
         """Triton's response. Raises a GatewayError, DeadlineExceeded after ``timeout_s``.
         Cancelling the awaiting task ends the call in Triton, ``GRACE_S`` later at the earliest."""
         loop = asyncio.get_running_loop()
-        call = self._stub.ModelInfer(request, timeout=timeout_s + LATE_S)
+        call = self._method(request, timeout=timeout_s + LATE_S)
         ended: asyncio.Future[bool] = loop.create_future()
         call.add_done_callback(lambda _: _set(ended, True))
         timer = loop.call_later(timeout_s, _set, ended, False)
         try:
             if not await ended:
                 raise to_gateway_error(TimeoutError())
-            return await call
+            response: Response = await call
+            return response
         except grpc.aio.AioRpcError as error:
             raise to_gateway_error(error) from error
         finally:

@@ -18,9 +18,7 @@ from gateway.http.request_context import RequestContext
 from gateway.models.catalogue import Model
 from gateway.policy.access import MAX_NAME
 from gateway.upstream.server import Upstream
-from gateway.upstream.triton_errors import translated
 
-INFER = "/inference.GRPCInferenceService/ModelInfer"
 Handler = Callable[[RequestContext, bytes], Awaitable[bytes]]
 
 
@@ -59,11 +57,9 @@ class Methods:
             request_token_counts(parts, meter)
 
         async def send(upstream: Upstream) -> bytes:
-            call = upstream.channel.unary_unary(INFER)
             timeout = context.remaining_s()
             admission.started()
-            response: bytes = await translated(call(parts.message(), timeout=timeout))
-            return response
+            return await upstream.infer_raw(parts.message(), timeout)
 
         response = await self.gateway.send(context, model, parts.header, send)
         return metered(response, meter) if meter else response

@@ -36,7 +36,7 @@ class WatchedTriton(FakeTriton):
 async def calls(takes_s: float):
     triton = WatchedTriton(takes_s)
     async with grpc.aio.insecure_channel(await triton.start()) as channel:
-        yield triton, UnaryCalls(service_pb2_grpc.GRPCInferenceServiceStub(channel))
+        yield triton, UnaryCalls(service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer)
     await triton.stop()
 
 
