@@ -56,8 +56,7 @@ class Record:
         self._decay(now)
         self.answers += 1
         self._observe(duration_s, now)
-        self._answer_s *= (duration_s / self._answer_s) ** NEW_SHARE if self._answer_s else 1.0
-        self._answer_s = self._answer_s or duration_s
+        self._answer_s = _moved(self._answer_s, duration_s)
 
     def failed(self, now: float) -> None:
         self._decay(now)
@@ -68,11 +67,8 @@ class Record:
 
     def _observe(self, duration_s: float, now: float) -> None:
         # The first one after a pause counts alone: what was measured before it says nothing now.
-        latency_s = self.latency_s(now)
-        if latency_s:
-            # Of the logarithms: one answer that took thirty times as long is chance.
-            duration_s = latency_s * (duration_s / latency_s) ** NEW_SHARE
-        self._latency_s, self._latency_at = duration_s, now
+        self._latency_s = _moved(self.latency_s(now), duration_s)
+        self._latency_at = now
 
     def _decay(self, now: float) -> None:
         factor = math.exp((self._updated - now) / WINDOW_S)
@@ -118,6 +114,12 @@ class Record:
         """It has been back for a while: the next ejection is as short as the first."""
         if self.ejections and not self.trials_left and now - self.back_since > LONGEST_S:
             self.ejections = 0
+
+
+def _moved(average_s: float, newest_s: float) -> float:
+    """A moving average with its newest value; ``average_s`` is 0.0 before the first."""
+    # Of the logarithms: one answer that took thirty times as long is chance.
+    return average_s * (newest_s / average_s) ** NEW_SHARE if average_s else newest_s
 
 
 def slow_start(age_s: float) -> float:

@@ -82,8 +82,9 @@ def running(
     optimize_budget: str = "",
     replicas: int = 1,
 ) -> Iterator[BenchStack]:
-    """The stack, with one gateway worker, over a copy of ``repository``; stopped on exit. With a
-    budget (as ``tidegate optimize`` takes it) text_embedding is optimized in the copy first."""
+    """The stack over a copy of ``repository``, with one gateway worker and so many Tritons; stopped
+    on exit. With a budget (as ``tidegate optimize`` takes it) text_embedding is optimized in the
+    copy first."""
     with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as home_name:
         home = Path(home_name)
         copy = home / "model_repository"

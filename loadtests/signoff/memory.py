@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from scipy import stats
 
 from loadtests.signoff.confidence import CONFIDENCE, Outcome
 from loadtests.signoff.samples import Line
+from loadtests.signoff.trend import BLOCKS, slope
 
-BLOCKS = 10
 MIB = 2**20
 _TREE_EVERY_S = 20.0
 # What listens here for a server elsewhere: its own memory says nothing.
@@ -46,20 +45,14 @@ class Drift:
 
 
 def drift(seconds: Sequence[float], mib: Sequence[float]) -> Drift | None:
-    """The trend of memory in MiB measured at ``seconds``; None for less than 20 s.
-
-    Of the means of ten blocks: values that follow each other are not independent, and a line
-    through all of them would claim to be surer than it is.
-    """
+    """The trend of memory in MiB measured at ``seconds``; None for less than 20 s."""
     at, value = np.asarray(seconds, float), np.asarray(mib, float)
     if len(at) < 2 * BLOCKS or at[-1] - at[0] < _SHORTEST_S:
         return None
-    minutes = np.array([block.mean() for block in np.array_split(at / 60, BLOCKS)])
-    means = np.array([block.mean() for block in np.array_split(value, BLOCKS)])
-    fit = stats.linregress(minutes, means)
-    margin = float(stats.t.ppf(0.5 + CONFIDENCE / 2, BLOCKS - 2)) * float(np.nan_to_num(fit.stderr))
-    slope = float(fit.slope)
-    return Drift(slope, slope - margin, slope + margin)
+    minutes = [float(block.mean()) for block in np.array_split(at / 60, BLOCKS)]
+    means = [float(block.mean()) for block in np.array_split(value, BLOCKS)]
+    growth, margin = slope(minutes, means, 0.5 + CONFIDENCE / 2)
+    return Drift(growth, growth - margin, growth + margin)
 
 
 class Memory:

@@ -4,14 +4,13 @@ Only ``python -m loadtests.signoff`` imports this: gevent patches the whole proc
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable
 
 import gevent
 import gevent.pool
 import numpy as np
 
-from loadtests.signoff.arrivals import Arrivals, arrival_times
+from loadtests.signoff.arrivals import poisson_times
 from loadtests.signoff.requests import Answer, Mix
 from loadtests.signoff.samples import Samples
 
@@ -24,18 +23,17 @@ def run(
     rate: float,
     duration_s: float,
     then: tuple[float, float] | None = None,
-    arrivals: Arrivals = Arrivals.POISSON,
     seed: int = 0,
     progress: Callable[[float], None] = lambda elapsed_s: None,
 ) -> Samples:
     """Load at ``rate`` requests per second for so many seconds, then at the rate of ``then`` for
     its seconds, and wait for the answers. It ends early if it is seconds late."""
-    due = arrival_times(arrivals, rate, duration_s, seed)
+    due = poisson_times(rate, duration_s, seed)
     if then:
-        after = duration_s + arrival_times(arrivals, *then, seed + 1)
+        after = duration_s + poisson_times(*then, seed + 1)
         due, duration_s = np.concatenate([due, after]), duration_s + then[1]
     latency_s, lag_s = np.zeros(len(due)), np.zeros(len(due))
-    failed, errors = np.zeros(len(due), bool), Counter[str]()
+    faults = [""] * len(due)
     parts_s = {part: np.full(len(due), np.nan) for part in PARTS}
     # Not bounded: what finds no free connection waits for one, and its wait counts.
     sent = gevent.pool.Group()
@@ -47,9 +45,7 @@ def run(
         latency_s[index] = time.perf_counter() - began - due[index]
         for part in PARTS:
             parts_s[part][index] = answer.parts_s.get(part, np.nan)
-        if answer.fault:
-            failed[index] = True
-            errors[answer.fault] += 1
+        faults[index] = answer.fault
 
     shown_s, count = 0.0, len(due)
     for index, at_s in enumerate(due):
@@ -75,8 +71,7 @@ def run(
         due[:count],
         latency_s[:count],
         lag_s[:count],
-        failed[:count],
+        np.array(faults[:count], str),
         {part: values[:count] for part, values in parts_s.items()},
-        errors,
         cpu,
     )

@@ -279,7 +279,7 @@ def _overload(slo: Slo, profile: Profile, load: Load, rate: float) -> Overload:
     good_seconds = 0
     for second in range(int(RECOVERY_S)):
         after = samples.within(seconds + second, seconds + second + 1)
-        # As many may be bad as without an overload, and a second has few requests.
+        # A tenth may be bad, and one at least: a second has few requests.
         is_good = after.bad(slo) <= max(1, after.requests / 10)
         good_seconds = good_seconds + 1 if is_good else 0
         if good_seconds == RECOVERED_S:

@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from loadtests.signoff.confidence import CONFIDENCE, Outcome, Verdict, verdict
 from loadtests.signoff.slo import Limit, Slo
+from loadtests.signoff.trend import BLOCKS, slope
 
 Vector = npt.NDArray[np.float64]
 # The generator was the bottleneck, and nothing is signed, if at the percentile of a limit it sent
@@ -17,30 +18,39 @@ Vector = npt.NDArray[np.float64]
 MOST_LAG, MOST_CPU = 0.05, 0.8
 # Requests that follow each other are slow together: blocks of so many seconds are independent.
 BLOCK_S = 10.0
-_TREND_BLOCKS = 10
 
 
 @dataclass(frozen=True)
 class Samples:
     """One value for each request, in the order in which they were to be sent. Times are in seconds:
     ``latency_s`` from when the request was *meant* to be sent to the end of its response (however
-    late the generator was), ``lag_s`` from then to when it was sent. ``parts_s`` are times of a
-    request that not each has (NaN): ``first_token`` and ``gap`` of a stream (infinite if it
-    failed), ``gateway`` and ``upstream`` of its Server-Timing."""
+    late the generator was), ``lag_s`` from then to when it was sent. ``faults`` are why a request
+    counts as failed, or ''. ``parts_s`` are times of a request that not each has (NaN):
+    ``first_token`` and ``gap`` of a stream (infinite if it failed), ``gateway`` and ``upstream`` of
+    its Server-Timing."""
 
     rate: float  # requests per second that were meant to be sent
     duration_s: float
     due_s: Vector  # from the start of the stretch
     latency_s: Vector
     lag_s: Vector
-    failed: npt.NDArray[np.bool_]
+    faults: npt.NDArray[np.str_]
     parts_s: Mapping[str, Vector] = field(default_factory=dict)
-    errors: Counter[str] = field(default_factory=Counter)
     cpu: float = 0.0  # of one core, the generator's
 
     @property
     def requests(self) -> int:
         return len(self.latency_s)
+
+    @cached_property
+    def failed(self) -> npt.NDArray[np.bool_]:
+        failed: npt.NDArray[np.bool_] = self.faults != ""
+        return failed
+
+    @property
+    def errors(self) -> Counter[str]:
+        """Why requests failed, and how many."""
+        return Counter(self.faults[self.failed].tolist())
 
     def missed(self, limit: Limit) -> npt.NDArray[np.bool_]:
         """Of each request that the limit is about, whether it was slower, or failed."""
@@ -59,24 +69,19 @@ class Samples:
             self.due_s[chosen] - begin_s,
             self.latency_s[chosen],
             self.lag_s[chosen],
-            self.failed[chosen],
+            self.faults[chosen],
             {of: values[chosen] for of, values in self.parts_s.items()},
-            self.errors,
             self.cpu,
         )
 
     def grows(self) -> bool:
         """Whether latency rose over the stretch: more arrives than is carried, and no limit on it
         holds for long. From the medians of ten blocks: surely rising, and by over a fifth."""
-        if self.requests < 20 * _TREND_BLOCKS or self.duration_s < 3 * BLOCK_S:
+        if self.requests < 20 * BLOCKS or self.duration_s < 3 * BLOCK_S:
             return False
-        blocks = np.array_split(self.latency_s, _TREND_BLOCKS)
-        medians = [float(np.median(block)) for block in blocks]
-        fit = stats.linregress(np.arange(_TREND_BLOCKS), medians)
-        margin = float(stats.t.ppf(CONFIDENCE, _TREND_BLOCKS - 2)) * float(
-            np.nan_to_num(fit.stderr)
-        )
-        return (float(fit.slope) - margin) * (_TREND_BLOCKS - 1) > 0.2 * medians[0]
+        medians = [float(np.median(block)) for block in np.array_split(self.latency_s, BLOCKS)]
+        rise, margin = slope(range(BLOCKS), medians, CONFIDENCE)
+        return (rise - margin) * (BLOCKS - 1) > 0.2 * medians[0]
 
     def piles_up(self) -> bool:
         """The same of a short window: its last third is several times as slow as its first."""
@@ -225,9 +230,8 @@ def joined(parts: Sequence[Samples]) -> Samples:
         np.concatenate([part.due_s + at for part, at in zip(parts, starts, strict=True)]),
         np.concatenate([part.latency_s for part in parts]),
         np.concatenate([part.lag_s for part in parts]),
-        np.concatenate([part.failed for part in parts]),
+        np.concatenate([part.faults for part in parts]),
         {of: np.concatenate([part.parts_s[of] for part in parts]) for of in parts[0].parts_s},
-        sum((part.errors for part in parts), start=Counter()),
         max(part.cpu for part in parts),
     )
 

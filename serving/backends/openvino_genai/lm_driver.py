@@ -32,9 +32,8 @@ PROBE = "Größe 日本語 😀 a  b\n"  # text that a byte-level tokenizer give
 REPORT_S = 0.25
 ALMOST_ONE = 0.999999  # openvino-genai 2026.4.1 ignores a min_p of 1
 MOST_TOKENS = 8192  # OpenVINO's tokenizer of a GGUF file returns the last so many of a text
-HEARTBEAT_S = (
-    1.0  # between two reports while there is nothing to do: they say that the thread is alive
-)
+# Between two reports while there is nothing to do: they say that the thread is alive.
+HEARTBEAT_S = 1.0
 WAITS_S = 0.25  # between two looks at how long those that wait will wait
 
 

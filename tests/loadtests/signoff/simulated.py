@@ -2,12 +2,11 @@
 slots, each of which works on one request at a time."""
 
 import heapq
-from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from loadtests.signoff.arrivals import Arrivals, arrival_times
+from loadtests.signoff.arrivals import poisson_times
 from loadtests.signoff.memory import Memory
 from loadtests.signoff.samples import Samples
 
@@ -38,9 +37,9 @@ class Server:
         self.phases.append((phase, rate))
         self._seed += 1
         generator = np.random.default_rng(self._seed)
-        due = arrival_times(Arrivals.POISSON, rate, seconds, self._seed)
+        due = poisson_times(rate, seconds, self._seed)
         if then:
-            after = seconds + arrival_times(Arrivals.POISSON, *then, self._seed)
+            after = seconds + poisson_times(*then, self._seed)
             due, seconds = np.concatenate([due, after]), seconds + then[1]
         service = self.service_s * generator.lognormal(0, self.spread, len(due))
         service[generator.random(len(due)) < self.tail] += 0.5
@@ -63,8 +62,7 @@ class Server:
                 500 + self.leak_mib_per_min * now / 60 + generator.normal(0, 0.05)
             )
         lag = np.full(len(due), self.lag_s)
-        failed = generator.random(len(due)) < self.errors
+        faults = np.where(generator.random(len(due)) < self.errors, "HTTP 500", "")
         nothing = np.full(len(due), np.nan)
         parts = dict.fromkeys(("first_token", "gap", "gateway", "upstream"), nothing)
-        errors = Counter({"HTTP 500": int(failed.sum())})
-        return Samples(rate, seconds, due, latency + lag, lag, failed, parts, errors)
+        return Samples(rate, seconds, due, latency + lag, lag, faults, parts)

@@ -8,7 +8,7 @@ import pytest
 from loadtests.signoff.confidence import Outcome
 from loadtests.signoff.memory import Drift, drift
 from loadtests.signoff.procedure import PROFILES, Result, sign_off
-from loadtests.signoff.samples import Samples, independent, lines
+from loadtests.signoff.samples import Samples, independent, joined, lines
 from loadtests.signoff.slo import Limit, Slo
 from tests.loadtests.signoff.simulated import Server
 
@@ -192,15 +192,15 @@ def test_a_limit_on_streams_is_about_streams_only():
     first_token = np.full(1000, np.nan)
     first_token[::10] = np.where(np.arange(100) % 5 < 2, 5.0, 0.1)
     first_token[20] = np.inf  # this one failed
-    failed = np.zeros(1000, bool)
-    failed[20] = True
+    faults = np.full(1000, "", "<U20")
+    faults[20] = "TimeoutError"
     samples = Samples(
         10,
         100,
         np.arange(1000) / 10,
         np.full(1000, 0.01),
         np.zeros(1000),
-        failed,
+        faults,
         {"first_token": first_token},
     )
     limit = Limit("first_token", 0.95, 1.0)
@@ -231,3 +231,12 @@ def test_a_server_that_holds_its_only_limit_is_not_failed_by_its_recovery():
     server = Server(service_s=0.045, slots=8, spread=0.5)
     result = signed(server, rate=40.0, limits=(Limit("", 0.5, 0.05),))
     assert result.outcome is Outcome.PASS, result.lines
+
+
+def test_errors_are_of_the_time_that_is_looked_at():
+    """What the overload refused is not what failed after it."""
+    faults = np.array(["", "HTTP 503", "HTTP 503", "HTTP 500"])
+    due = np.arange(4.0)
+    samples = Samples(1, 4, due, np.full(4, 0.01), np.zeros(4), faults)
+    assert samples.within(0, 3).errors == {"HTTP 503": 2}
+    assert joined([samples, samples]).errors == {"HTTP 503": 4, "HTTP 500": 2}
