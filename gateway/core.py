@@ -44,6 +44,10 @@ P = ParamSpec("P")
 WINDOW = 8  # batches of one request in flight at a time
 
 
+class _OverGrpc(Exception):
+    """The request has to go to Triton over gRPC: says nothing about the replica."""
+
+
 class Gateway:
     """The settings, access control, replicas and model catalogue of one running gateway."""
 
@@ -257,17 +261,23 @@ class Gateway:
     ) -> Reply | None:
         """As ``infer``, over HTTP/1.1. None if the request has to go over gRPC instead."""
 
-        async def send(upstream: Upstream) -> Reply | None:
+        async def send(upstream: Upstream) -> Reply:
             if upstream.http_upstream is None:
-                return None
+                raise _OverGrpc
             work = upstream.http_upstream.infer(request, context.remaining_s(), context.tenant)
             if context.admission:
                 context.admission.started()
-            return await _timed(context, work)
+            reply = await _timed(context, work)
+            if reply is None:
+                raise _OverGrpc
+            return reply
 
-        return await self.pool.call(
-            request.model, request.version, send, may_repeat=model.may_repeat
-        )
+        try:
+            return await self.pool.call(
+                request.model, request.version, send, may_repeat=model.may_repeat
+            )
+        except _OverGrpc:
+            return None
 
     async def infer_rows(
         self,
@@ -304,15 +314,15 @@ class Gateway:
         deadline = time.perf_counter() + timeout_s
         pending = deque(row_batches)
 
-        async def send_pending(upstream: Upstream) -> None:
-            while pending:
-                batch = pending.popleft()
+        async def send_pending(upstream: Upstream, under_way: deque[Batch]) -> None:
+            """``under_way`` holds the batch that is being sent, also after an error."""
+            while under_way or pending:
+                if not under_way:
+                    under_way.append(pending.popleft())
+                batch = under_way[0]
                 batch.message.model_name = serving
-                try:
-                    tensors = await _infer_batch(upstream, batch, deadline)
-                except ReplicaLost:
-                    pending.appendleft(batch)
-                    raise
+                tensors = await _infer_batch(upstream, batch, deadline)
+                under_way.clear()
                 for index, row_index in enumerate(batch.row_indices):
                     results[row_index] = tensors, index
 
@@ -321,12 +331,13 @@ class Gateway:
                 permit = self.pool.permit(serving)
             except NoCapacity as error:
                 return error
+            under_way: deque[Batch] = deque(maxlen=1)
             try:
                 with permit as upstream:
-                    await send_pending(upstream)
+                    await send_pending(upstream, under_way)
             except ReplicaLost as error:
                 with self.pool.second_permit(permit, error, may_repeat=may_repeat) as upstream:
-                    await send_pending(upstream)
+                    await send_pending(upstream, under_way)
             return None
 
         if len(row_batches) == 1:

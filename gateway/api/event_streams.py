@@ -194,9 +194,12 @@ async def stream_responses(
         context.admission.started()
     may_move = True  # to another replica: once, and before the first response
     while True:
+        # The first response has one deadline, whichever replica it comes from.
+        first_s = context.remaining_s()
         try:
             with permit as upstream:
-                async with aclosing(upstream.stream(message, idle_s, TOTAL_S, cancel)) as responses:
+                work = upstream.stream(message, idle_s, TOTAL_S, cancel, first_s)
+                async with aclosing(work) as responses:
                     async for response in responses:
                         if not context.upstream_s:
                             context.upstream_s = time.perf_counter() - sent_at

@@ -129,7 +129,7 @@ async def _read_index(replica: Replica) -> GatewayError | None:
     """Update the replica's ready versions. If it does not respond, returns the error, and the
     versions stay as they were."""
     try:
-        replica.versions = await replica.upstream.ready_versions()
+        replica.index_read(await replica.upstream.ready_versions())
     except GatewayError as error:
         return error
     return None

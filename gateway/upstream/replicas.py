@@ -3,9 +3,8 @@
 ``balancing`` decides which one gets a request. The state comes from four sources. The state of the
 gRPC connection is read for every request: a server that was killed closes its connections, and gets
 no requests from then on. An active check twice a second detects a server that hangs, and one that
-is back. What a replica refused or did not answer counts as load for a while. And one that fails far
-more of a model's requests than the others do is ejected for that model (``outliers``): failures do
-not count as load, since that would send the good requests elsewhere and make its share look worse.
+is back. What a replica refused or did not answer counts as load for the model for a while. And one
+that fails far more of a model's requests than the others do is ejected for it (``outliers``).
 
 **Load is not death:** a server counts as hung after two checks in a row without a response, and
 only if it has answered no request since the first of them started.
@@ -29,8 +28,23 @@ from gateway.errors import (
     TooLarge,
     UpstreamError,
 )
-from gateway.upstream.balancing import Health, ReplicaState, candidates, choose, preferred
-from gateway.upstream.outliers import Record, is_outlier, slow_start
+from gateway.upstream.balancing import (
+    Health,
+    ReplicaState,
+    by_lot,
+    candidates,
+    choose,
+    preferred,
+)
+from gateway.upstream.outliers import (
+    FAILS_ELSEWHERE,
+    LEAST_REQUESTS,
+    LOT_SHARE,
+    SUSPECT_S,
+    Record,
+    is_outlier,
+    slow_start,
+)
 from gateway.upstream.server import CONTROL_TIMEOUT_S, Upstream
 
 A = TypeVar("A")
@@ -42,7 +56,6 @@ CHECK_S = 0.5  # how often ``ReplicaPool.check`` should be called
 CHECK_TIMEOUT_S = 1.0
 LATE_CHECKS = 2  # after this many in a row, with no response to anything else, it counts as hung
 RETIRED_S = 2 * CONTROL_TIMEOUT_S  # how long a removed replica's connection is kept
-FAILURE_S = 5.0  # after this long a failure counts for a third of its weight
 _DOWN = Health.DOWN
 # TooLarge is a response, but also a failure: the server may have run out of memory.
 _FULL, _REFUSALS = (NoCapacity, TooLarge), (InvalidRequest, TooLarge)
@@ -57,10 +70,10 @@ class Replica:
         self,
         address: str,
         upstream: Upstream,
-        on_failure: Callable[["Replica", str], None] = lambda replica, model: None,
+        on_failure: Callable[["Permit"], None] = lambda permit: None,
     ) -> None:
-        """``on_failure`` is called with each failure that may be the replica's own fault."""
-        self.address, self.upstream, self._on_failure = address, upstream, on_failure
+        """``on_failure`` is called after each failure that may be the replica's own fault."""
+        self.address, self.upstream, self.on_failure = address, upstream, on_failure
         self.inflight = 0
         self.aside = 0  # requests whose callers are not reading: not counted in ``inflight``
         self.idle = asyncio.Event()
@@ -71,7 +84,6 @@ class Replica:
         self.responded: dict[str, float] = {}  # model -> its last response, monotonic seconds
         self.last_response = 0.0  # the last response to anything, monotonic seconds
         self._late_since, self._late = 0.0, 0
-        self._failures, self._failed_at = 0.0, 0.0
         self.records: dict[str, Record] = {}  # model -> what became of its requests here
         self.back_since = -math.inf  # when it was found alive again, monotonic seconds
 
@@ -101,16 +113,13 @@ class Replica:
         return versions is not None and (not version or version in versions)
 
     def state(self, model: str, version: str, now: float) -> ReplicaState:
-        failures = round(self._decayed(now)) if self._failures else 0
         serves, is_right = self.serves(model, version), not self.probes.get(model)
         weight = slow_start(now - self.back_since)
         record = self.records.get(model)
         if record is None:
-            return ReplicaState(
-                self.health, self.inflight, failures, serves, is_right, weight=weight
-            )
+            return ReplicaState(self.health, self.inflight, 0, serves, is_right, weight=weight)
         return ReplicaState(
-            *(self.health, self.inflight, failures, serves, is_right),
+            *(self.health, self.inflight, record.refusals(now), serves, is_right),
             is_ejected=record.gets_none(now),
             latency_s=record.latency_s(now),
             weight=min(weight, record.weight(now)),
@@ -126,15 +135,28 @@ class Replica:
             if record.trials_left
         }
 
+    def standing(self, model: str) -> tuple[Health, bool]:
+        """Its health, and whether it is not ejected for the model."""
+        record = self.records.get(model)
+        return self.health, record is None or not record.trials_left
+
     def record(self, model: str) -> Record:
         record = self.records.get(model)
         if record is None:
             record = self.records[model] = Record()
         return record
 
-    def permit(self, model: str = "") -> "Permit":
-        """A permit, whatever its load and health."""
-        return Permit(self, model)
+    def permit(self, model: str = "", *, by_lot: bool = False) -> "Permit":
+        """A permit, whatever its load and health. ``by_lot``: nothing but chance chose this
+        replica, so what becomes of the request can be compared."""
+        return Permit(self, model, by_lot=by_lot)
+
+    def index_read(self, versions: Mapping[str, tuple[str, ...]]) -> None:
+        """Its index, as just read: what is known of models that are gone is forgotten."""
+        self.versions = versions
+        for model in [model for model in self.records if model not in versions]:
+            del self.records[model]
+            self.responded.pop(model, None)
 
     async def check(self) -> None:
         """Check whether it is live, and log a change."""
@@ -172,42 +194,29 @@ class Replica:
         """Read the index of a server that is back: it may have been restarted, and not have loaded
         its models yet. Returns '' or the fault."""
         try:
-            self.versions = await self.upstream.ready_versions()
+            self.index_read(await self.upstream.ready_versions())
         except GatewayError:
             return "does not list its models"
         return ""
 
-    def ended(self, model: str, error: BaseException | None, sent: float | None = None) -> None:
-        """Record the end of a request. A late one counts as a failure only if the model has
-        answered nothing here since it was ``sent`` (monotonic seconds): load is not death."""
-        now = time.monotonic()
-        is_silent = sent is not None and self.responded.get(model, 0.0) <= sent
-        is_late = is_silent and isinstance(error, DeadlineExceeded)
-        if isinstance(error, _FULL) or is_late:
-            self._failures = self._decayed(now) + 1
-            self._failed_at = now
-        if sent is not None:
-            if error is None:
-                self.record(model).answered(now - sent, now)
-            elif isinstance(error, UpstreamError):
-                # Not what a client did wrong or had no patience for, nor a full model.
-                self.record(model).failed(now)
-                self._on_failure(self, model)
+    def ended(self, model: str, error: BaseException | None) -> None:
+        """Record that it is alive, if the end of this request shows it."""
         if error is None or isinstance(error, _REFUSALS):
-            self.last_response = self.responded[model] = now
-
-    def _decayed(self, now: float) -> float:
-        return self._failures * math.exp((self._failed_at - now) / FAILURE_S)
+            self.last_response = self.responded[model] = time.monotonic()
 
 
 class Permit:
     """The right to one request to a replica, which counts as in flight while it is entered."""
 
-    __slots__ = ("_sent", "_trial", "model", "replica")
+    __slots__ = ("_sent", "_trial", "by_lot", "is_trial", "model", "replica")
 
-    def __init__(self, replica: Replica, model: str) -> None:
-        self.replica, self.model, self._sent = replica, model, 0.0
-        self._trial: Record | None = None  # of an ejected replica: this request is its trial
+    def __init__(
+        self, replica: Replica, model: str, *, by_lot: bool = False, is_trial: bool = False
+    ) -> None:
+        """``is_trial``: an ejected replica gets it, to see whether it is well again."""
+        self.replica, self.model, self.by_lot, self.is_trial = replica, model, by_lot, is_trial
+        self._sent = 0.0
+        self._trial: Record | None = None
 
     @property
     def inflight(self) -> int:
@@ -218,28 +227,33 @@ class Permit:
         replica.inflight += 1
         replica.idle.clear()
         self._sent = time.monotonic()
-        record = replica.records.get(self.model)
-        if record is not None and record.trials_left and self._sent >= record.ejected_until:
-            self._trial = record
-            record.trials += 1
+        if self.is_trial:
+            self._trial = replica.record(self.model)
+            self._trial.trial_began(self._sent)
         return replica.upstream
 
     def __exit__(self, error_type: object, error: BaseException | None, traceback: object) -> None:
-        replica = self.replica
+        replica, now = self.replica, time.monotonic()
         replica.inflight -= 1
         if not replica.inflight and not replica.aside:
             replica.idle.set()
+        # A late one counts as refused only if the model has answered nothing here since: load is
+        # not death.
+        is_silent = replica.responded.get(self.model, 0.0) <= self._sent
+        if isinstance(error, _FULL) or (is_silent and isinstance(error, DeadlineExceeded)):
+            replica.record(self.model).refused(now)
+        if error is None:
+            replica.record(self.model).answered(now - self._sent, now, by_lot=self.by_lot)
+        is_failure = isinstance(error, UpstreamError)
+        if is_failure:  # not what a client did wrong or had no patience for, nor a full model
+            replica.record(self.model).failed(now, by_lot=self.by_lot)
         if self._trial is not None:
-            self._end_trial(self._trial, error)
-        replica.ended(self.model, error, self._sent)
-
-    def _end_trial(self, record: Record, error: BaseException | None) -> None:
-        record.trials -= 1
-        is_good = error is None
-        if not record.trials_left or not (is_good or isinstance(error, UpstreamError)):
-            return  # it is back already, or the request says nothing about the replica
-        if record.trial_ended(is_good, time.monotonic()):
-            log.info("replica %s gets requests for %s again", self.replica.address, self.model)
+            self._trial.trials -= 1
+            if error is None and self._trial.trials_left and self._trial.trial_passed(now):
+                log.info("replica %s gets requests for %s again", replica.address, self.model)
+        if is_failure:
+            replica.on_failure(self)
+        replica.ended(self.model, error)
 
 
 class ReplicaPool:
@@ -255,6 +269,7 @@ class ReplicaPool:
         self.replicas: list[Replica] = []
         self._retiring: set[asyncio.Task[None]] = set()
         self._retries = FEW_RETRIES  # how many may be sent now
+        self._suspect_until: dict[str, float] = {}  # model -> monotonic seconds
 
     def apply(self, addresses: Sequence[str]) -> None:
         """Use these replicas from now on; requests in flight on others end there."""
@@ -262,7 +277,7 @@ class ReplicaPool:
         self.replicas = [
             retired.pop(address)
             if address in retired
-            else Replica(address, self._connect(address), self._find_outlier)
+            else Replica(address, self._connect(address), self._on_failure)
             for address in dict.fromkeys(addresses)
         ]
         for replica in retired.values():
@@ -322,55 +337,90 @@ class ReplicaPool:
         model. Raises NoCapacity if all are full, and if none is healthy: at once, since a dead
         server would refuse and a hung one would hold the caller until its deadline.
         """
+        permit = self._first_permit(model, version, at)
         self._retries = min(MOST_RETRIES, self._retries + RETRY_SHARE)
-        if at is not None:
-            replica = self._replica_of(at)
-            if replica and replica.health is Health.UP and replica.serves(model, version):
+        return permit
+
+    def _first_permit(self, model: str, version: str, at: Upstream | None) -> Permit:
+        replica = self._replica_of(at) if at is not None else None
+        if replica and replica.health is Health.UP and replica.serves(model, version):
+            record = replica.records.get(model)
+            if record is None or not record.trials_left:
                 if replica.inflight >= self._max_inflight:
                     raise NoCapacity(_BUSY, retry_after_s=1)
-                return Permit(replica, model)
+                return replica.permit(model)
         if len(self.replicas) == 1:  # nothing to choose from: the hot path of most gateways
             only = self.replicas[0]
             if only.health and only.inflight < self._max_inflight and only.serves(model, version):
-                return Permit(only, model)
+                return only.permit(model)
         return self._permit(self.replicas, model, version)
 
     def _permit(self, replicas: Sequence[Replica], model: str, version: str) -> Permit:
         now = time.monotonic()
         states = [replica.state(model, version, now) for replica in replicas]
-        index = choose(states, self._max_inflight, self._draw)
+        is_drawn, index = False, None
+        if now < self._suspect_until.get(model, 0.0) and self._draw() < LOT_SHARE:
+            index = by_lot(states, self._max_inflight, self._draw)
+            is_drawn = index is not None
+        if index is None:
+            index = choose(states, self._max_inflight, self._draw)
         if index is not None:
-            return Permit(replicas[index], model)
+            replica = replicas[index]
+            record = replica.records.get(model)
+            is_trial = record is not None and record.trials_left > 0
+            return Permit(replica, model, by_lot=is_drawn, is_trial=is_trial)
         if candidates(states):
             raise NoCapacity(_BUSY, retry_after_s=1)
         raise NoCapacity(_NOBODY, retry_after_s=1)
 
-    def _find_outlier(self, replica: Replica, model: str) -> None:
+    def _on_failure(self, permit: Permit) -> None:
+        """Judge the replica by a request that failed: eject it for the model if it is an outlier,
+        or if the request was its trial."""
+        if len(self.replicas) == 1:
+            return
+        now = time.monotonic()
+        self._suspect_until[permit.model] = now + SUSPECT_S
+        record = permit.replica.record(permit.model)
+        if record.trials_left:
+            if permit.is_trial:
+                answers, failures = self._elsewhere(permit, now)
+                requests = answers + failures
+                fails = requests >= LEAST_REQUESTS and failures >= FAILS_ELSEWHERE * requests
+                record.eject(now, for_longer=not fails)
+        elif permit.by_lot:
+            record.forgive(now)
+            self._find_outlier(permit, record, now)
+
+    def _elsewhere(self, permit: Permit, now: float) -> tuple[float, float]:
+        """Answers and failures of the permit's model at the other replicas, by what they weigh."""
+        counts = [
+            record.counts(now) for record in self._other_records(permit) if not record.trials_left
+        ]
+        return sum(answers for answers, _ in counts), sum(failures for _, failures in counts)
+
+    def _other_records(self, permit: Permit) -> list[Record]:
+        return [
+            other.record(permit.model)
+            for other in self.replicas
+            if other is not permit.replica
+            and other.health is Health.UP
+            and other.serves(permit.model)
+        ]
+
+    def _find_outlier(self, permit: Permit, record: Record, now: float) -> None:
         """Eject the replica for the model if it is an outlier. At most half of the replicas that
         serve a model are ejected for it: worse than few healthy ones is none."""
-        now = time.monotonic()
-        record = replica.record(model)
-        record.forgive(now)
-        if record.trials_left:
+        others = self._other_records(permit)
+        if 2 * (1 + sum(other.trials_left > 0 for other in others)) > 1 + len(others):
             return
-        others = [
-            other
-            for other in self.replicas
-            if other is not replica and other.health is Health.UP and other.serves(model)
-        ]
-        records = [other.record(model) for other in others]
-        if 2 * (1 + sum(other.trials_left > 0 for other in records)) > 1 + len(others):
-            return
-        counts = [other.counts(now) for other in records if not other.trials_left]
-        together = sum(answers for answers, _ in counts), sum(failures for _, failures in counts)
-        own = record.counts(now)
+        own, together = record.counts(now), self._elsewhere(permit, now)
         if is_outlier(own, together):
             record.eject(now)
             log.warning(
                 "replica %s gets no requests for %s for %.0f s: it failed %.0f of %.0f, the others "
                 "%.0f of %.0f",
-                *(replica.address, model, record.ejected_until - now, own[1], sum(own)),
-                *(together[1], sum(together)),
+                *(permit.replica.address, permit.model, record.ejected_until - now),
+                *(own[1], sum(own), together[1], sum(together)),
             )
 
     def _replica_of(self, upstream: Upstream | None) -> Replica | None:
@@ -410,7 +460,8 @@ class ReplicaPool:
         }
         preference = [serving[address] for address in preferred(sequence, serving)]
         if starts:
-            preference.sort(key=lambda replica: replica.health, reverse=True)  # stable
+            # Stable: of those that are well, the first.
+            preference.sort(key=lambda replica: replica.standing(model), reverse=True)
         elif begun_at:
             preference = [replica for replica in self.replicas if replica.grpc_address == begun_at]
         if not preference or (starts and not preference[0].health):

@@ -105,12 +105,14 @@ class Upstream:
         idle_s: float,
         total_s: float,
         cancel: str = "",
+        first_s: float | None = None,
     ) -> AsyncGenerator[service_pb2.ModelInferResponse, None]:
         """The responses to one request that have outputs, over a stream of its own, which is read
         only as fast as the caller iterates; closing the generator (``aclosing``) ends it in Triton.
 
-        ``idle_s`` bounds the wait for each response, ``total_s`` the whole stream. ``cancel`` names
-        the model's input for the id of a request to give up; without one, Triton is told.
+        ``idle_s`` bounds the wait for each response (``first_s`` that for the first one, if it is
+        another), ``total_s`` the whole stream. ``cancel`` names the model's input for the id of a
+        request to give up; without one, Triton is told.
         """
         request.parameters[EMPTY_FINAL].bool_param = True
         call, clock = self.open_stream(total_s), asyncio.get_running_loop().time
@@ -122,8 +124,10 @@ class Upstream:
             await call.write(request)
             await call.done_writing()
             final = False
+            wait_s = idle_s if first_s is None else first_s
             while not final:
-                message = await call.read(min(clock() + idle_s, until))
+                message = await call.read(min(clock() + wait_s, until))
+                wait_s = idle_s
                 final = _is_final(message)
                 if final:
                     call.cancel_message = None

@@ -33,8 +33,11 @@ NO_CAPACITY = "[tidegate:no_capacity]"
 _RETRY_AFTER = re.compile(re.escape(NO_CAPACITY) + r" retry after (\d{1,4}) s\b")
 # In the error for a request that continues a sequence unknown to Triton, whatever the status.
 NOT_BEGUN = "must specify the START flag"
-# gRPC's and our HTTP client's words for a connection that was never made.
-_NOT_SENT = re.compile("(?i)failed to connect|connection refused")
+# gRPC's words for a connection that was never made (our HTTP client leaves that to gRPC). The text
+# begins with them: a model's own error may speak of a connection that *it* could not make.
+_NOT_CONNECTED = "failed to connect to all addresses"
+# Triton's words for a model that it does not have; a model's own NOT_FOUND is about something else.
+_NO_MODEL = re.compile("(?i)(request for )?unknown model")
 log = logging.getLogger("gateway")
 # The request that this task works on; '' in the background, where failures are not logged.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -134,12 +137,12 @@ def translate(status: grpc.StatusCode, details: str = "", whose: str = "") -> Ga
         return InvalidRequest(
             "the model does not take this input: compare it with the model's metadata"
         )
-    if status is grpc.StatusCode.NOT_FOUND:
+    if status is grpc.StatusCode.NOT_FOUND and _NO_MODEL.match(details):
         # The catalogue had it a moment ago: it is being reloaded, or was just removed.
         return ReplicaLost("the model is not being served now: try again shortly", retry_after_s=1)
     if status is grpc.StatusCode.UNAVAILABLE:
         lost = ReplicaLost("no server can take this now: try again shortly", retry_after_s=1)
-        lost.was_sent = not _NOT_SENT.search(details)
+        lost.was_sent = not details.startswith(_NOT_CONNECTED)
         return lost
     if status is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return TooLarge("the tensors are larger than the server accepts: send fewer rows")

@@ -2,6 +2,7 @@
 
 import contextlib
 
+import numpy as np
 import pytest
 
 from gateway.errors import (
@@ -18,11 +19,12 @@ from gateway.upstream.outliers import (
     FAILURE_ANSWERS,
     LONGEST_S,
     SLOW_START_S,
+    TRIAL_S,
     TRIALS,
     Record,
     is_outlier,
 )
-from gateway.upstream.replicas import ReplicaPool
+from gateway.upstream.replicas import Permit, ReplicaPool
 from tests.gateway.upstream.test_replicas import Connection
 
 
@@ -47,12 +49,26 @@ def pool(clock):
 
 
 def _send(replica, count, error=None, model="m", clock=None):
+    """Requests that the lot sent to this replica."""
     for _ in range(count):
-        with contextlib.suppress(GatewayError), replica.permit(model):
-            if clock:
-                clock.now += 0.001
-            if error:
-                raise error
+        _end(replica.permit(model, by_lot=True), error, clock)
+
+
+def _end(permit, error=None, clock=None):
+    with contextlib.suppress(GatewayError), permit:
+        if clock:
+            clock.now += 0.001
+        if error:
+            raise error
+
+
+def _try(pool, replica, error=None):
+    """The next request that this replica gets, while it is on trial."""
+    permit = pool.permit("m")
+    while permit.replica is not replica:
+        permit = pool.permit("m")
+    assert permit.is_trial
+    _end(permit, error)
 
 
 def _asked(pool, model="m", times=200):
@@ -103,7 +119,7 @@ async def test_what_a_client_does_wrong_ejects_nobody(pool, clock, error):
     _send(second, 1000, clock=clock)
     first.ended("m", None)
     for _ in range(1000):
-        with pytest.raises(type(error)), first.permit("m"):
+        with pytest.raises(type(error)), first.permit("m", by_lot=True):
             clock.now += 0.001
             first.ended("m", None)  # it answers others meanwhile
             raise error
@@ -147,11 +163,14 @@ async def test_it_comes_back_by_trials_one_at_a_time_and_then_gradually(pool, cl
     first, _ = await _ejected(pool)
     clock.now += EJECTED_S
     assert set(_asked(pool)) == {"a:1", "b:1"}
-    with first.permit("m"):
+    with Permit(first, "m", is_trial=True):
         assert _asked(pool) == {"b:1": 1.0}  # one at a time
-    _send(first, TRIALS - 2)
+        clock.now += TRIAL_S  # a long stream keeps nobody waiting
+        assert set(_asked(pool)) == {"a:1", "b:1"}
+    for _ in range(TRIALS - 2):
+        _try(pool, first)
     assert first.ejected() == {"m": 0.0}
-    _send(first, 1)
+    _try(pool, first)
     assert first.ejected() == {}
     shares = []
     for _ in range(3):
@@ -163,17 +182,74 @@ async def test_it_comes_back_by_trials_one_at_a_time_and_then_gradually(pool, cl
 async def test_a_failed_trial_ejects_it_for_twice_as_long(pool, clock):
     first, second = await _ejected(pool)
     clock.now += EJECTED_S
-    _send(first, 1, UpstreamError("still"))
+    _try(pool, first, UpstreamError("still"))
     assert first.ejected() == {"m": 2 * EJECTED_S}
     clock.now += 2 * EJECTED_S
-    _send(first, 1, InvalidRequest("a client's mistake decides nothing"))
+    _try(pool, first, InvalidRequest("a client's mistake decides nothing"))
     assert first.ejected() == {"m": 0.0}
-    _send(first, TRIALS)
+    for _ in range(TRIALS):
+        _try(pool, first)
     assert first.ejected() == {}
     clock.now += 61
     _send(second, 10)
     _send(first, 8, UpstreamError("much later"))
     assert first.ejected() == {"m": EJECTED_S}
+
+
+async def test_a_poison_that_fails_a_trial_does_not_prolong_the_ejection(pool, clock):
+    first, second = await _ejected(pool)
+    for _ in range(5):
+        clock.now += EJECTED_S
+        _send(second, 8)
+        _send(second, 2, UpstreamError("poison"))
+        _try(pool, first, UpstreamError("the same poison"))
+        assert first.ejected() == {"m": EJECTED_S}
+
+
+async def test_what_is_tied_to_a_replica_decides_nothing(pool):
+    """A caller whose stream or sequence stays on one replica sends it all of its poison."""
+    first, second = pool.replicas
+    _send(second, 100)
+    for _ in range(1000):
+        _end(first.permit("m"), UpstreamError("poison"))
+    assert first.ejected() == {}
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_poison_that_follows_the_load_ejects_nobody(clock, seed):
+    """Requests that fail come while one is busy, and those that are answered while the other is."""
+    pool = ReplicaPool(Connection, 1000, np.random.default_rng(seed).random)
+    pool.apply(["a:1", "b:1"])
+    followed = set()
+    for _ in range(200):
+        for busy, error in ((1, UpstreamError("poison")), (0, None)):
+            with contextlib.ExitStack() as long:
+                for _ in range(10):
+                    long.enter_context(pool.replicas[busy].permit("m"))
+                for _ in range(5):
+                    permit = pool.permit("m")
+                    followed.add((busy, permit.replica.address, permit.by_lot))
+                    _end(permit, error, clock)
+        assert [replica.ejected() for replica in pool.replicas] == [{}, {}]
+    assert {(1, "a:1", False), (0, "b:1", False)} <= followed  # but for the lot, by load
+    assert not {(1, "b:1", False), (0, "a:1", False)} & followed
+
+
+@pytest.mark.parametrize(("share", "limit"), [(1.0, 60), (0.2, 400), (0.05, 2500)])
+async def test_one_that_fails_is_found_soon(clock, share, limit):
+    """After how many requests to both, of which one fails this ``share``."""
+    chance = np.random.default_rng(1)
+    pool = ReplicaPool(Connection, 1000, chance.random)
+    pool.apply(["a:1", "b:1"])
+    sent = 0
+    while not pool.replicas[0].ejected():
+        sent += 1
+        clock.now += 0.002
+        permit = pool.permit("m")
+        fails = permit.replica is pool.replicas[0] and chance.random() < share
+        _end(permit, UpstreamError("broken") if fails else None)
+        assert sent < limit
+    assert not pool.replicas[1].ejected()
 
 
 async def test_one_that_was_down_comes_back_gradually(pool, clock):

@@ -1,6 +1,7 @@
 """The pool: which replica gets a request, what is learnt about each, and changes of the list."""
 
 import asyncio
+import time
 from unittest.mock import ANY
 
 import pytest
@@ -15,7 +16,7 @@ from gateway.errors import (
     UpstreamError,
 )
 from gateway.upstream.balancing import Health
-from gateway.upstream.replicas import Replica, ReplicaPool
+from gateway.upstream.replicas import FEW_RETRIES, Replica, ReplicaPool
 
 
 class Connection:
@@ -176,7 +177,8 @@ async def test_one_that_refuses_at_once_does_not_look_least_busy(pool):
         with pytest.raises(NoCapacity), first.permit("m"):
             raise NoCapacity("full")
     with pool.replicas[1].permit():
-        assert _chosen(pool) == {"b:1"}
+        assert _chosen(pool, "m") == {"b:1"}
+        assert _chosen(pool, "n") == {"a:1"}  # another model is not full
     assert first.health is Health.UP  # it is not shut out: requests can be made to fail
 
 
@@ -184,7 +186,7 @@ async def test_one_that_says_too_large_is_asked_less(pool):
     first = pool.replicas[0]
     with pytest.raises(TooLarge), first.permit("m"):
         raise TooLarge("no memory")
-    assert _chosen(pool) == {"b:1"}
+    assert _chosen(pool, "m") == {"b:1"}
     assert first.responded["m"]  # it is there, all the same
 
 
@@ -197,18 +199,35 @@ async def test_one_whose_model_hangs_is_asked_less(pool, answered, expected):
         await asyncio.sleep(0.01)
         first.ended("m" if answered else "another", None)
         raise DeadlineExceeded("late")
-    assert _chosen(pool) == expected
+    assert _chosen(pool, "m") == expected
 
 
-async def test_failures_are_forgotten(pool, monkeypatch):
-    first = pool.replicas[0]
-    first.ended("m", NoCapacity("full"))
-    now = [0.0]
+async def test_refusals_are_forgotten(pool, monkeypatch):
+    now = [100.0]
     monkeypatch.setattr("gateway.upstream.replicas.time.monotonic", lambda: now[0])
-    first._failed_at = 0.0
-    assert _chosen(pool) == {"b:1"}
-    now[0] = 20.0
-    assert _chosen(pool) == {"a:1", "b:1"}
+    with pytest.raises(NoCapacity), pool.replicas[0].permit("m"):
+        raise NoCapacity("full")
+    assert _chosen(pool, "m") == {"b:1"}
+    now[0] = 120.0
+    assert _chosen(pool, "m") == {"a:1", "b:1"}
+
+
+async def test_what_is_known_of_a_removed_model_is_forgotten(pool):
+    first = pool.replicas[0]
+    for model in ("m", "gone"):
+        with first.permit(model):
+            pass
+    first.index_read({"m": ("1",)})
+    assert set(first.records) == set(first.responded) == {"m"}
+
+
+async def test_a_request_that_was_refused_pays_for_no_retry():
+    pool = ReplicaPool(Connection, 0)
+    pool.apply(["a:1", "b:1"])
+    for _ in range(100):
+        with pytest.raises(NoCapacity):
+            pool.permit("m")
+    assert pool._retries == FEW_RETRIES
 
 
 async def test_a_model_is_asked_where_it_is(pool):
@@ -230,6 +249,10 @@ async def test_a_stream_stays_where_it_is_while_that_is_up(pool):
             pool.permit("m", at=first.upstream)
         first.upstream.connection = Health.UNKNOWN
         assert pool.permit("m", at=first.upstream).replica is pool.replicas[1]
+        first.upstream.connection = Health.UP
+        first.record("m").eject(time.monotonic())
+        assert pool.permit("m", at=first.upstream).replica is pool.replicas[1]
+        assert pool.permit("n", at=first.upstream).replica is first
 
 
 def _lost(*, was_sent: bool) -> ReplicaLost:
@@ -337,6 +360,13 @@ async def test_a_sequence_whose_home_is_gone_is_lost_and_never_moved(pool):
     pool.replicas[0].upstream.connection = Health.UP
     for sequence in homes:  # a sequence that was started elsewhere stays there
         assert _home(pool, sequence, begun_at="b:1").address == "b:1"
+
+
+async def test_a_sequence_does_not_start_where_its_model_is_ejected(pool):
+    pool.replicas[0].record("m").eject(time.monotonic())
+    for sequence in range(20):
+        assert _home(pool, sequence, starts=True).address == "b:1"
+        assert _home(pool, sequence, begun_at="a:1").address == "a:1"
 
 
 async def test_a_sequence_whose_home_is_not_listed_any_more_is_lost(pool):

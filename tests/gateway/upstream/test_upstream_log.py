@@ -39,6 +39,7 @@ def _of_a_request(monkeypatch, caplog):
         (INTERNAL, "secret path /root/model.bin", UpstreamError, "WARNING"),
         (grpc.StatusCode.UNAVAILABLE, "socket closed", NoCapacity, "WARNING"),
         (grpc.StatusCode.NOT_FOUND, "unknown model at /root", NoCapacity, "WARNING"),
+        (grpc.StatusCode.NOT_FOUND, "no customer 7 in /root", UpstreamError, "WARNING"),
         (INVALID, "expected 4 dimensions in /root", InvalidRequest, "INFO"),
         (INTERNAL, "[tidegate:invalid_input] too long", InvalidRequest, "INFO"),
     ],
@@ -50,6 +51,19 @@ def test_the_log_has_the_message_and_the_response_has_not(caplog, status, detail
     record = caplog.records[-1]
     assert record.levelname == level
     assert record.getMessage() == f"req-1 upstream {status.name}: {details!r}"
+
+
+@pytest.mark.parametrize(
+    ("details", "was_sent"),
+    [
+        ("failed to connect to all addresses; last error: Connection refused", False),
+        ("Connection refused by the weather service", True),  # the model's own
+        ("cannot say: failed to connect to all addresses", True),
+        ("Stream removed (Socket closed)", True),
+    ],
+)
+def test_only_what_grpc_says_is_that_it_was_never_sent(details, was_sent):
+    assert translate(grpc.StatusCode.UNAVAILABLE, details).was_sent is was_sent
 
 
 @pytest.mark.parametrize(
