@@ -10,6 +10,7 @@ from typing import Any
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
+from gateway.draining import DrainingServer
 from gateway.http.bounded import BoundedProtocol
 from gateway.http.connections import raise_descriptor_limit
 from gateway.listening import listening_socket
@@ -22,7 +23,6 @@ from gateway.workers import run_workers
 from modelspec.address import joined
 
 APP = "gateway.app:from_environment"
-STOP_TIMEOUT_S = 10
 # Set when a gateway that died is restarted: it continues with the policy that was in force. Without
 # it the gateway was started deliberately, and uses what the file says now.
 RESTARTED = "TIDEGATE_RESTARTED"
@@ -104,14 +104,14 @@ def _run(settings: Settings, tls_options: Mapping[str, Any], listener: socket.so
         "server_header": False,
         "proxy_headers": False,  # the client's address and scheme are not used
         "log_config": None,
-        "timeout_graceful_shutdown": STOP_TIMEOUT_S,
+        "timeout_graceful_shutdown": settings.drain_limit_s,
         **tls_options,
     }
     config = uvicorn.Config(APP, **options)
     if settings.workers > 1:
         run_workers(config, listener)
         return
-    server = uvicorn.Server(config)
+    server = DrainingServer(config, settings.drain_notice_s)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
     if not server.started:

@@ -12,6 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from gateway.core import Gateway
+from gateway.draining import DRAIN
 from gateway.errors import DeadlineExceeded, GatewayError, NoCapacity
 from gateway.http.request_context import RequestContext
 from gateway.limits.limiter import HEARTBEAT_S
@@ -341,6 +342,8 @@ def readiness(gateway: Gateway) -> dict[str, str]:
         faults[f"background:{task}"] = fault
     if reason := outage(gateway):
         faults["tidegate:replicas"] = reason
+    if DRAIN.is_announced:
+        faults["tidegate:draining"] = "the gateway is stopping"
     return faults
 
 

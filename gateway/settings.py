@@ -4,6 +4,7 @@ docs/settings.md lists every setting (a test compares).
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -80,6 +81,10 @@ class Settings:
     sequence_share: int = 50
     # Whether /docs and /openapi.json can be read without a key.
     open_docs: bool = True
+    # After SIGTERM: how long the gateway serves on although it says that it is not ready, so that
+    # load balancers notice; and then how long requests and streams under way have to end.
+    drain_notice_s: float = 0.0
+    drain_limit_s: int = 10
     refresh_s: float = 0.5
     probe_s: float = 1.0
 
@@ -119,9 +124,12 @@ class Settings:
             "buffered_bytes",
             "keep_alive_s",
             "sequence_share",
+            "drain_limit_s",
         ):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"TIDEGATE_{name.upper()} must be above 0")
+        if not 0 <= self.drain_notice_s < math.inf:
+            raise SettingsError("TIDEGATE_DRAIN_NOTICE_S must be 0 or more seconds")
         if bool(self.tls_certificate_file) != bool(self.tls_key_file):
             raise SettingsError("TIDEGATE_TLS_CERTIFICATE_FILE and _KEY_FILE: set both or neither")
         if self.tls_client_ca_file and not self.tls_certificate_file:

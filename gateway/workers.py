@@ -13,16 +13,35 @@ import time
 
 from prometheus_client.multiprocess import mark_process_dead
 from uvicorn.config import STARTUP_FAILURE, Config
-from uvicorn.supervisors.multiprocess import Multiprocess, Process
+from uvicorn.supervisors.multiprocess import Multiprocess
+from uvicorn.supervisors.multiprocess import Process as UvicornProcess
 
+from gateway.draining import REPLACED, DrainingServer
 from gateway.metrics import SHARED_FOLDER
+from gateway.settings import Settings
 
 log = logging.getLogger("gateway")
 RETRY_S = 1.0
 # The time for a worker's first response: on a busy machine its imports alone take longer than a
 # running worker has to respond, and each worker that is killed for it makes the machine busier.
 START_S, PING_S = 120.0, 0.5
+REPLACE_S = 10.0  # for a replaced worker to end, after what its requests may take
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+
+class Process(UvicornProcess):
+    """A worker that drains before it ends."""
+
+    @property
+    def server(self) -> DrainingServer:
+        if self._server is None:
+            self._server = DrainingServer(self.config, Settings.read(os.environ).drain_notice_s)
+        return self._server  # type: ignore[return-value]
+
+    def be_replaced(self) -> None:
+        """Let the worker end; its successor serves already."""
+        if self.pid is not None and self.process.is_alive():
+            os.kill(self.pid, REPLACED)
 
 
 class Workers(Multiprocess):
@@ -31,11 +50,53 @@ class Workers(Multiprocess):
 
     def __init__(self, config: Config, sockets: list[socket.socket]) -> None:
         super().__init__(config, sockets)
+        self.processes: list[Process] = []  # type: ignore[assignment]
         self._starting: dict[int | None, float] = {}  # pid -> start, until its first response
 
     def init_processes(self) -> None:
-        super().init_processes()
+        for _ in range(self.processes_num):
+            self.processes.append(Process(self.config, self.sockets))
+            self.processes[-1].start()
         self._starting = {process.pid: time.monotonic() for process in self.processes}
+
+    def restart_all(self) -> None:
+        """After SIGHUP: replace one worker after the other. Each ends when its successor serves and
+        its own requests are done; if a successor does not start, the others stay as they are."""
+        for index, old in enumerate(self.processes):
+            if self._is_stopping():
+                return
+            new = Process(self.config, self.sockets)
+            new.start()
+            if not self._is_ready_in_time(new):
+                new.kill()
+                new.join()
+                if not self._is_stopping():
+                    log.error("worker %s did not start; worker %s stays", new.pid, old.pid)
+                return
+            self.processes[index] = new
+            old.be_replaced()
+            limit_s = float(self.config.timeout_graceful_shutdown or 0) + REPLACE_S
+            old.process.join(limit_s)  # also when the gateway is stopped meanwhile
+            if old.process.is_alive():
+                old.kill()
+            old.join()
+            _forget(old.pid)
+            log.info("worker %s has replaced worker %s", new.pid, old.pid)
+
+    def _is_ready_in_time(self, process: Process) -> bool:
+        """Whether a new worker serves before START_S, its own end, or that of the gateway."""
+        until = time.monotonic() + START_S
+        while not process.is_ready(PING_S):
+            has_ended = not process.process.is_alive()
+            if has_ended or self._is_stopping() or time.monotonic() > until:
+                return False
+            time.sleep(RETRY_S / 10)
+        return True
+
+    def _is_stopping(self) -> bool:
+        return self.should_exit.is_set() or bool(
+            {signal.SIGTERM, signal.SIGINT} & {*self.signal_queue}
+        )
 
     def keep_subprocess_alive(self) -> None:
         for index, process in enumerate(self.processes):

@@ -22,6 +22,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from gateway.draining import DRAIN
 from gateway.errors import (
     GatewayError,
     InvalidRequest,
@@ -169,6 +170,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_refused = True
         self.transport.abort()
 
+    def shutdown(self) -> None:
+        """Close the connection, unless it is in a request or one has arrived."""
+        if not _has_unread(self.transport):
+            super().shutdown()
+
     def timeout_keep_alive_handler(self) -> None:
         self._close()
 
@@ -312,7 +318,10 @@ class BoundedProtocol(HttpToolsProtocol):
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=self.expect_100_continue,
-            keep_alive=version == "1.1" and self.parser.should_keep_alive() and not OPEN.is_scarce,
+            keep_alive=version == "1.1"
+            and self.parser.should_keep_alive()
+            and not OPEN.is_scarce
+            and not DRAIN.has_begun,
             on_response=self.on_response_complete,
         )
         scope["connection"] = served  # type: ignore[typeddict-unknown-key]  # ASGI allows it

@@ -10,6 +10,7 @@ FOLDER = Path(gateway.__file__).parent
 # From the bottom to the top; what has no folder is a module at the root.
 ORDER = [
     *("errors", "render", "settings", "supervision", "listening", "heartbeat", "lazy_timer"),
+    "draining",
     *("limits", "policy", "identity", "http", "models", "upstream", "metrics", "audit", "access"),
     *("workers", "logs", "core", "background", "middleware", "api", "app", "__main__"),
 ]

@@ -52,7 +52,7 @@ from tidegate.app.train import RECIPES
 
 # For the gateway to start and probe each model's golden sample for the first time.
 READY_TIMEOUT_S = 60.0 + probe_time_s(None)
-GATEWAY_STOP_S = 15.0
+GATEWAY_STOP_S = 15.0  # after what its requests may take
 GATEWAY_LOOK_S = 0.3
 GATEWAY_PAUSE_S = 1.0  # before it is started again
 DEV_KEY_NAME = "dev"
@@ -145,6 +145,7 @@ class Stack:
         self._claim: Claim | None = None
         self._log_keeper: LogKeeper | None = None
         self._deadline_s = 0.0  # of a request to the gateway
+        self._drain_s = 0.0  # how long its requests may take to end
         self._gateway_log_start = 0  # the offset (bytes) at which this gateway's log begins
         self._stopping = threading.Event()
         # In its own thread, so that the gateway comes back even while Triton or a model takes long.
@@ -333,7 +334,7 @@ class Stack:
             watcher.close()
         for child in (self._converter, self._gateway):
             if child:
-                end(child, GATEWAY_STOP_S)
+                end(child, self._drain_s + GATEWAY_STOP_S)
         if self._gateway:
             from gateway.metrics import clear_left
 
@@ -435,6 +436,7 @@ class Stack:
         try:
             settings = Settings.read(self._environment())
             self._deadline_s = settings.deadline_s
+            self._drain_s = settings.drain_notice_s + settings.drain_limit_s
             if settings.tls_certificate_file:
                 from gateway.http.tls import Tls
 

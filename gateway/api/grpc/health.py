@@ -36,6 +36,7 @@ class Health:
         self._changed = asyncio.Event()
         self._current = b""
         self._poller: asyncio.Task[None] | None = None
+        self._has_closed = False
 
     async def check(self, requests: object, call: grpc.aio.ServicerContext) -> None:
         """The status now; NOT_FOUND for an unknown service."""
@@ -76,6 +77,13 @@ class Health:
                 await call.write(status)
                 last_sent = status
             await self._changed.wait()
+            if self._has_closed:
+                await call.abort(grpc.StatusCode.UNAVAILABLE, "the gateway is stopping")
+
+    def close(self) -> None:
+        """End every watch: the server is stopping."""
+        self._has_closed = True
+        self._changed.set()
 
     async def _poll(self) -> None:
         while True:

@@ -26,6 +26,7 @@ from gateway.api.grpc.stream import InferStream
 from gateway.api.grpc.unread import Unread
 from gateway.background import readiness
 from gateway.core import Gateway
+from gateway.draining import DRAIN
 from gateway.errors import (
     DeadlineExceeded,
     Forbidden,
@@ -65,7 +66,7 @@ class GrpcServer:
         """With ``port`` 0 the system picks a free port."""
         self.gateway, self._port = gateway, port
         self._server: Any = None
-        self._has_ended = False
+        self._has_ended = self._is_stopping = False
         settings = gateway.settings
         self._caller_bounds = CallerBounds(
             settings.caller_buffered_bytes, settings.body_limit_bytes
@@ -106,6 +107,8 @@ class GrpcServer:
         self._server.add_generic_rpc_handlers(self._handlers())
         port = self._open(settings)
         await self._server.start()
+        if self.stop not in DRAIN.closers:
+            DRAIN.closers.append(self.stop)
         return port
 
     def _open(self, settings: Settings) -> int:
@@ -130,10 +133,14 @@ class GrpcServer:
         # Shielded: if this were cancelled itself, the server could no longer be stopped.
         await asyncio.shield(asyncio.ensure_future(self._server.wait_for_termination()))
         self._has_ended = True
+        if self._is_stopping:
+            await asyncio.get_running_loop().create_future()  # until the supervisor closes
 
     async def stop(self, grace_s: float = STOP_S) -> None:
         """Take no more calls; those under way have ``grace_s`` to end, then they are cut."""
+        self._is_stopping = True
         if self._server:
+            self._health.close()
             await self._server.stop(grace_s)
 
     def _handlers(self) -> tuple[object, ...]:
@@ -146,7 +153,9 @@ class GrpcServer:
             for name in SERVICE.methods_by_name
         }
         methods[STREAM] = stream(self._stream)
-        health = Health((SERVICE.full_name,), lambda: not any(readiness(self.gateway).values()))
+        health = self._health = Health(
+            (SERVICE.full_name,), lambda: not any(readiness(self.gateway).values())
+        )
         self._reflection = Reflection({STREAM, *offered})
         reflection = {"ServerReflectionInfo": stream(self._reflect)}
         return (
