@@ -38,6 +38,12 @@ class Process(UvicornProcess):
             self._server = DrainingServer(self.config, Settings.read(os.environ).drain_notice_s)
         return self._server  # type: ignore[return-value]
 
+    def target(self, sockets: list[socket.socket] | None = None) -> None:
+        # Before uvicorn's thread that answers the supervisor: if both made one, it would answer for
+        # a server that never starts.
+        _ = self.server
+        super().target(sockets)
+
     def be_replaced(self) -> None:
         """Let the worker end; its successor serves already."""
         if self.pid is not None and self.process.is_alive():
