@@ -13,6 +13,7 @@ import signal  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Iterator, Mapping, Sequence  # noqa: E402
+from dataclasses import replace  # noqa: E402
 from datetime import UTC, datetime  # noqa: E402
 from pathlib import Path  # noqa: E402
 from urllib.parse import urlsplit  # noqa: E402
@@ -23,6 +24,7 @@ import gevent  # noqa: E402
 from loadtests.bench.errors import BenchError  # noqa: E402
 from loadtests.bench.stack import running  # noqa: E402
 from loadtests.preflight import CannotStart, find_key  # noqa: E402
+from loadtests.signoff.arrivals import Arrivals, burst_of  # noqa: E402
 from loadtests.signoff.confidence import Outcome  # noqa: E402
 from loadtests.signoff.memory import Memory, server_process  # noqa: E402
 from loadtests.signoff.open_loop import run  # noqa: E402
@@ -47,7 +49,7 @@ from loadtests.signoff.report import (  # noqa: E402
 from loadtests.signoff.requests import TIMEOUT_S, Client, Mix  # noqa: E402
 from loadtests.signoff.samples import Samples, milliseconds  # noqa: E402
 from loadtests.signoff.scaling import Scaling, fit  # noqa: E402
-from loadtests.signoff.slo import Slo, SloError, read_slos  # noqa: E402
+from loadtests.signoff.slo import Slo, SloError, read_slos, require_burst_fits  # noqa: E402
 from loadtests.texts import CorpusMissing  # noqa: E402
 
 # Each request under way has a connection, and a process may have 1,024 files by default.
@@ -112,7 +114,11 @@ def _chosen(options: Options) -> dict[str, Slo]:
         if name not in slos:
             raise SloError(f"{options.objectives} has no [{name}]: it has {', '.join(slos)}")
     chosen = {name: slo for name, slo in slos.items() if name in (options.pipelines or slos)}
+    if options.arrivals:
+        arrivals = Arrivals(options.arrivals, burst_of(options.burst) if options.burst else None)
+        chosen = {name: replace(slo, arrivals=arrivals) for name, slo in chosen.items()}
     for name, slo in chosen.items():
+        require_burst_fits(f"[{name}]", slo)
         if slo.tested_rate > HIGHEST:
             raise SloError(
                 f"[{name}]: {slo.tested_rate:g}/s is more than this load generator sends "
@@ -190,7 +196,7 @@ class _Terminal:
     """Loads, and says on stderr what it does: on a terminal with the time left."""
 
     def __init__(self, mix: Mix, slo: Slo, is_one_of_many: bool) -> None:
-        self._mix, self._seed = mix, 0
+        self._mix, self._arrivals, self._seed = mix, slo.arrivals, 0
         self._name = f"{slo.pipeline}, " if is_one_of_many else ""
         self._is_terminal = sys.stderr.isatty()
 
@@ -205,7 +211,9 @@ class _Terminal:
                 click.echo(left, nl=False, err=True)
 
         self._seed += 1
-        samples = run(self._mix, rate, seconds, then, seed=self._seed, progress=show)
+        samples = run(
+            self._mix, rate, seconds, then, self._arrivals, seed=self._seed, progress=show
+        )
         p99 = milliseconds(samples.percentile_s(0.99))
         failed = int(samples.failed.sum())
         line = f"{title} for {seconds:.0f} s: p99 {p99}, {failed} of {samples.requests} failed"

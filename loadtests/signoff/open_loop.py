@@ -1,7 +1,4 @@
-"""Sends requests when they are due, whether or not earlier ones were answered: an open loop.
-
-Only ``python -m loadtests.signoff`` imports this: gevent patches the whole process.
-"""
+"""Sends requests when they are due, whether or not earlier ones were answered: an open loop."""
 
 import time
 from collections.abc import Callable
@@ -10,8 +7,8 @@ import gevent
 import gevent.pool
 import numpy as np
 
-from loadtests.signoff.arrivals import poisson_times
-from loadtests.signoff.requests import Answer, Mix
+from loadtests.signoff.answers import Answer, Source
+from loadtests.signoff.arrivals import POISSON, Arrivals
 from loadtests.signoff.samples import Samples
 
 MOST_LATE_S = 3.0  # behind its own schedule: it never catches up
@@ -19,18 +16,19 @@ PARTS = ("first_token", "gap", "gateway", "upstream")
 
 
 def run(
-    mix: Mix,
+    source: Source,
     rate: float,
     duration_s: float,
     then: tuple[float, float] | None = None,
+    arrivals: Arrivals = POISSON,
     seed: int = 0,
     progress: Callable[[float], None] = lambda elapsed_s: None,
 ) -> Samples:
     """Load at ``rate`` requests per second for so many seconds, then at the rate of ``then`` for
     its seconds, and wait for the answers. It ends early if it is seconds late."""
-    due = poisson_times(rate, duration_s, seed)
+    due = arrivals.times(rate, duration_s, seed)
     if then:
-        after = duration_s + poisson_times(*then, seed + 1)
+        after = duration_s + arrivals.times(*then, seed + 1)
         due, duration_s = np.concatenate([due, after]), duration_s + then[1]
     latency_s, lag_s = np.zeros(len(due)), np.zeros(len(due))
     faults = [""] * len(due)
@@ -52,7 +50,7 @@ def run(
         if time.perf_counter() - began - at_s > MOST_LATE_S:
             count, duration_s = index, float(at_s)
             break
-        prepared = mix.prepare()
+        prepared = source.prepare()
         wait_s = began + at_s - time.perf_counter()
         # Even when late: what was answered meanwhile must be read.
         gevent.sleep(max(0.0, wait_s))

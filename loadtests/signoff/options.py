@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 OBJECTIVES = Path(__file__).parent.parent / "slo.toml"
+ARRIVALS = ("poisson", "constant", "bursty")
 PROFILE_NAMES = ("smoke", "quick", "full")
 
 
@@ -16,7 +17,8 @@ class Options:
     """``target`` is a gateway's URL, '' for a stack of its own over ``repository``; ``pipelines``
     are those of the file of objectives to sign off, empty for all. ``only_target`` leaves out the
     search, the curve and the overload. With ``scale_to`` the highest rate is also measured with
-    1, 2, ... so many replicas, each in a stack of its own."""
+    1, 2, ... so many replicas, each in a stack of its own. ``arrivals`` and ``burst``
+    overrule those of the objectives, '' for none."""
 
     pipelines: tuple[str, ...]
     target: str
@@ -28,6 +30,8 @@ class Options:
     as_json: bool
     only_target: bool = False
     scale_to: int = 1
+    arrivals: str = ""
+    burst: str = ""
 
     def to_argument(self) -> str:
         return json.dumps(asdict(self), default=str)

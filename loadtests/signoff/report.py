@@ -88,11 +88,19 @@ def markdown(report: Json) -> str:
             "",
         ]
     parts.append(
-        "Load: open loop, Poisson arrivals, latency from the intended time, against "
+        f"Load: open loop (arrivals: {arrivals(report)}), latency from the intended time, against "
         f"{report['target']}, from {machine['cores']} cores of {machine['cpu']}"
         + (f", commit {report['commit']}." if report["commit"] else ".")
     )
     return "\n".join([*parts, ""])
+
+
+def arrivals(report: Json) -> str:
+    """How requests arrived: of each pipeline, where they differ."""
+    kinds = {pipeline["name"]: pipeline["arrivals"] for pipeline in report["pipelines"]}
+    if len(set(kinds.values())) > 1:
+        return "; ".join(f"{name}: {kind}" for name, kind in kinds.items())
+    return next(iter(kinds.values()), "no")
 
 
 def sentence(pipeline: Json) -> str:
@@ -143,6 +151,7 @@ def html(report: Json) -> str:
         capacity=capacity,
         scaling_sentence=scaling_sentence,
         generator=generator,
+        arrivals=arrivals,
     )
 
 
@@ -167,6 +176,7 @@ def _pipeline(result: Result) -> Json:
         "reason": result.reason,
         "first_thing_to_change": result.advice,
         "rate_per_s": slo.tested_rate,
+        "arrivals": str(slo.arrivals),
         "limits": [
             {"name": limit.name, "of": limit.of, "share": limit.share, "ms": 1000 * limit.seconds}
             for limit in slo.limits

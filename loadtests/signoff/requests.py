@@ -21,6 +21,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
 from loadtests.preflight import CannotStart
+from loadtests.signoff.answers import Answer
 from loadtests.signoff.preflight import Pipeline
 from loadtests.texts import endless, real_texts
 
@@ -33,14 +34,6 @@ MOST_OPEN = 4096
 CHAT_TOKENS = 32
 _TIMING = re.compile(r"(\w+);dur=([0-9.]+)")
 _JSON_LENGTH = "Inference-Header-Content-Length"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """``fault`` is why the request counts as failed, or ''; ``parts_s`` as in Samples."""
-
-    fault: str
-    parts_s: Mapping[str, float]
 
 
 # Builds a request before it is due; what it returns sends it.

@@ -9,6 +9,8 @@ errors = 0.001             # the share of requests that may fail
 soak = "10m"               # how long it has to hold, at least
 memory = "5MiB/min"        # the servers' memory may grow by at most so much
 api = "task"               # or a mix of several: { task = 3, grpc = 1 }
+arrivals = "bursty"        # or "constant"; "poisson" by default
+burst = "20 every 10s"     # of bursty arrivals: the size and the period
 
 Every number has a unit, and what is not known is refused with its place: a limit that nobody reads
 is a limit that nobody holds.
@@ -23,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loadtests.signoff.arrivals import POISSON, Arrivals, burst_of
 from modelspec.durations import seconds_of
 
 _PERCENTILE = re.compile(r"p(\d{1,2}(?:\.\d{1,3})?)")
@@ -76,6 +79,7 @@ class Slo:
     soak_s: float = 0.0
     memory_mib_per_min: float | None = None
     apis: Mapping[str, float] = field(default_factory=dict)
+    arrivals: Arrivals = POISSON
 
     @property
     def widest_s(self) -> float:
@@ -109,6 +113,7 @@ def _slo(path: Path, pipeline: str, table: Any) -> Slo:
         raise SloError(f"{path}: {pipeline} must be a table: write [{pipeline}]")
     limits = tuple(sorted(_limit(place, key, table[key]) for key in table if _is_limit(key)))
     known = {"rate", "headroom", "errors", "goodput", "soak", "memory", "api"}
+    known |= {"arrivals", "burst"}
     for key in table:
         if key not in known and not _is_limit(key):
             close = difflib.get_close_matches(key, [*known, "p50", "p95", "p99"], 1)
@@ -121,7 +126,7 @@ def _slo(path: Path, pipeline: str, table: Any) -> Slo:
     apis = _apis(place, table["api"]) if "api" in table else {}
     if any(limit.of for limit in limits) and apis and "chat" not in apis:
         raise SloError(f"{place}: first_token and gap are of streams: add chat to its api")
-    return Slo(
+    slo = Slo(
         pipeline,
         _rate(place, table["rate"]),
         limits,
@@ -131,7 +136,18 @@ def _slo(path: Path, pipeline: str, table: Any) -> Slo:
         _seconds(place, "soak", table["soak"]) if "soak" in table else 0.0,
         _memory(place, table["memory"]) if "memory" in table else None,
         apis,
+        _arrivals(place, table),
     )
+    require_burst_fits(place, slo)
+    return slo
+
+
+def require_burst_fits(place: str, slo: Slo) -> None:
+    """SloError if more arrives in bursts than the rate that is tested."""
+    try:
+        slo.arrivals.require_fits(slo.tested_rate)
+    except ValueError as error:
+        raise SloError(f"{place}: {error}") from None
 
 
 def _is_limit(key: str) -> bool:
@@ -171,6 +187,15 @@ def _memory(place: str, value: Any) -> float:
     if match is None:
         raise SloError(f'{place}: memory = {value!r} is no growth: write memory = "5MiB/min"')
     return float(match[1]) * _MIB[match[2]] * _PER_MIN[match[3]]
+
+
+def _arrivals(place: str, table: Mapping[str, Any]) -> Arrivals:
+    burst = table.get("burst")
+    try:
+        parsed = burst_of(str(burst)) if burst is not None else None
+        return Arrivals(str(table.get("arrivals", POISSON.kind)), parsed)
+    except ValueError as error:
+        raise SloError(f"{place}: {error}") from None
 
 
 def _apis(place: str, value: Any) -> dict[str, float]:

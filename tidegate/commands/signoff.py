@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from loadtests.signoff.options import OBJECTIVES, PROFILE_NAMES, Options, become_generator
+from loadtests.signoff.options import (
+    ARRIVALS,
+    OBJECTIVES,
+    PROFILE_NAMES,
+    Options,
+    become_generator,
+)
 from tidegate.app.paths import Paths
 from tidegate.commands.exit_code import ExitCode
 from tidegate.commands.options import Address, json_option, repository_option
@@ -59,6 +65,19 @@ from tidegate.commands.output import print_json
     help="Only the verdict at the target rate: no search for the highest, no overload.",
 )
 @click.option(
+    "--arrivals",
+    type=click.Choice(ARRIVALS),
+    default=None,
+    help="How requests arrive: independent callers, at equal distances, or in bursts. Default: as "
+    "the objectives say, else poisson.",
+)
+@click.option(
+    "--burst",
+    metavar="'N every T'",
+    default="",
+    help="Of bursty arrivals: how many requests at once, and how often, as in '20 every 10s'.",
+)
+@click.option(
     "--scale-to",
     type=click.IntRange(1, 16),
     default=1,
@@ -83,6 +102,8 @@ def command(
     objectives: Path,
     profile: str,
     only_target: bool,
+    arrivals: str | None,
+    burst: str,
     scale_to: int,
     out: Path,
     as_json: bool,
@@ -103,6 +124,14 @@ def command(
         return
     if target and scale_to > 1:
         raise click.UsageError("--scale-to starts stacks of its own: leave out --target")
+    if burst and not arrivals:
+        raise click.UsageError("--burst is of --arrivals bursty: pass both")
+    from loadtests.signoff.arrivals import Arrivals, burst_of
+
+    try:
+        Arrivals(arrivals or ARRIVALS[0], burst_of(burst) if burst else None)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     become_generator(
         Options(
             pipelines,
@@ -115,6 +144,8 @@ def command(
             as_json,
             only_target,
             scale_to,
+            arrivals or "",
+            burst,
         )
     )
 

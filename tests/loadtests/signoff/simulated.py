@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from loadtests.signoff.arrivals import poisson_times
+from loadtests.signoff.arrivals import POISSON, Arrivals
 from loadtests.signoff.memory import Memory
 from loadtests.signoff.samples import Samples
 
@@ -27,6 +27,7 @@ class Server:
     stall_every_s: float = 10.0
     lag_s: float = 0.0
     leak_mib_per_min: float = 0.0
+    arrivals: Arrivals = POISSON
     phases: list[tuple[str, float]] = field(default_factory=list)
     memory: Memory = field(default_factory=lambda: Memory(None))
     _seed: int = 0
@@ -37,9 +38,9 @@ class Server:
         self.phases.append((phase, rate))
         self._seed += 1
         generator = np.random.default_rng(self._seed)
-        due = poisson_times(rate, seconds, self._seed)
+        due = self.arrivals.times(rate, seconds, self._seed)
         if then:
-            after = seconds + poisson_times(*then, self._seed)
+            after = seconds + self.arrivals.times(*then, self._seed)
             due, seconds = np.concatenate([due, after]), seconds + then[1]
         service = self.service_s * generator.lognormal(0, self.spread, len(due))
         service[generator.random(len(due)) < self.tail] += 0.5

@@ -69,6 +69,7 @@ def test_the_summary_names_the_verdict_the_reason_and_what_to_change(report):
     assert text.startswith("# Capacity: NOT SIGNED\n")
     assert "## first: SIGNED" in text
     assert "P99, errors missed at 50/s. First: look at the errors below: they come at low" in text
+    assert "open loop (arrivals: Poisson)" in text
     assert "commit " in text
 
 

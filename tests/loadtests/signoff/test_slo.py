@@ -2,6 +2,7 @@
 
 import pytest
 
+from loadtests.signoff.arrivals import Arrivals, Burst
 from loadtests.signoff.slo import Limit, Slo, SloError, read_slos
 
 
@@ -22,6 +23,8 @@ def test_a_file_with_everything(tmp_path):
         p99.9 = "1s"
         errors = 0.001
         soak = "10m"
+        arrivals = "bursty"
+        burst = "10 every 5s"
         [chat]
         rate = "2/s"
         first_token_p95 = "450ms"
@@ -36,6 +39,7 @@ def test_a_file_with_everything(tmp_path):
         headroom=0.2,
         errors=0.001,
         soak_s=600.0,
+        arrivals=Arrivals("bursty", Burst(10, 5.0)),
     )
     assert slos["text_embedding"].tested_rate == 6.0
     assert [limit.name for limit in slos["chat"].limits] == ["first_token_p95", "gap_p99"]
@@ -64,6 +68,16 @@ def test_a_file_with_everything(tmp_path):
         ('[chat]\nrate = "1/s"\np99 = "1s"\nerrors = "1%"', "errors = '1%' is not a number from 0"),
         ('[chat]\nrate = "1/s"\np99 = "1s"\nerrors = true', "errors = True is not a number"),
         ('[chat]\nrate = "1/s"\np99 = "1s"\nsoak = "-1m"', "soak: '-1m' is not a duration"),
+        (
+            '[chat]\nrate = "1/s"\np99 = "1s"\narrivals = "odd"',
+            "poisson, constant, bursty, not 'odd'",
+        ),
+        ('[chat]\nrate = "1/s"\np99 = "1s"\narrivals = "bursty"', "bursty arrivals need a burst"),
+        ('[chat]\nrate = "1/s"\np99 = "1s"\nburst = "5 every 9s"', "a burst is of bursty arrivals"),
+        (
+            '[chat]\nrate = "1/s"\np99 = "1s"\narrivals = "bursty"\nburst = "50 every 10s"',
+            r"\[chat\]: bursts of 50 every 10s are 5 requests a second",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(tmp_path, text, message):
