@@ -24,12 +24,13 @@ import gevent  # noqa: E402
 from loadtests.bench.errors import BenchError  # noqa: E402
 from loadtests.bench.stack import running  # noqa: E402
 from loadtests.preflight import CannotStart, find_key  # noqa: E402
+from loadtests.signoff.answers import Source  # noqa: E402
 from loadtests.signoff.arrivals import Arrivals, burst_of  # noqa: E402
 from loadtests.signoff.confidence import Outcome  # noqa: E402
 from loadtests.signoff.memory import Memory, server_process  # noqa: E402
 from loadtests.signoff.open_loop import run  # noqa: E402
 from loadtests.signoff.options import Options  # noqa: E402
-from loadtests.signoff.preflight import pipeline_of, require_writable  # noqa: E402
+from loadtests.signoff.preflight import require_writable  # noqa: E402
 from loadtests.signoff.procedure import (  # noqa: E402
     PROFILES,
     NotMeasured,
@@ -46,10 +47,11 @@ from loadtests.signoff.report import (  # noqa: E402
     overall,
     write,
 )
-from loadtests.signoff.requests import TIMEOUT_S, Client, Mix  # noqa: E402
+from loadtests.signoff.requests import TIMEOUT_S, Target  # noqa: E402
 from loadtests.signoff.samples import Samples, milliseconds  # noqa: E402
 from loadtests.signoff.scaling import Scaling, fit  # noqa: E402
 from loadtests.signoff.slo import Slo, SloError, read_slos, require_burst_fits  # noqa: E402
+from loadtests.signoff.tenants import Tenant, read_keys  # noqa: E402
 from loadtests.texts import CorpusMissing  # noqa: E402
 
 # Each request under way has a connection, and a process may have 1,024 files by default.
@@ -71,13 +73,11 @@ def main(options: Options) -> int:
         require_writable(options.out)
         results = [Result(slo) for slo in slos.values()]
         timeout_s = max(TIMEOUT_S, *(1.2 * slo.widest_s for slo in slos.values()))
-        with _target(options, list(slos), timeout_s) as client:
+        with _target(options, list(slos), timeout_s) as target:
             # Everything that can be refused is refused before the load.
-            versions = {name: pipeline_of(client.url, name, client.key) for name in slos}
-            mixes = {name: client.senders(versions[name], slo.apis) for name, slo in slos.items()}
-            for mix in mixes.values():
-                mix.try_each()
-            is_whole = _sign_off(options, results, mixes, client.url)
+            served = {name: target.pipeline(name) for name in slos}
+            sources = {name: target.source(served[name], slo.apis) for name, slo in slos.items()}
+            is_whole = _sign_off(options, results, sources, target.url)
     except (SloError, CannotStart, CorpusMissing, BenchError) as error:
         click.secho(f"tidegate: {error}", fg="red", err=True)
         return CANNOT_START
@@ -92,11 +92,11 @@ def main(options: Options) -> int:
             click.echo("stopped: the report is partial", err=True)
             is_whole = False
     circumstances = Circumstances(
-        client.url if options.target else "a stack of its own",
+        target.url if options.target else "a stack of its own",
         options.profile,
         began.isoformat(timespec="seconds"),
         time.monotonic() - clock,
-        {name: pipeline.versions for name, pipeline in versions.items()},
+        {name: pipeline.versions for name, pipeline in served.items()},
         options.objectives.read_text(encoding="utf-8"),
     )
     report = document(results, circumstances, ROOT)
@@ -136,19 +136,22 @@ def _chosen(options: Options) -> dict[str, Slo]:
 
 
 @contextlib.contextmanager
-def _target(options: Options, pipelines: list[str], timeout_s: float) -> Iterator[Client]:
+def _target(options: Options, pipelines: list[str], timeout_s: float) -> Iterator[Target]:
     """What the user named, else a stack of its own for as long as this takes."""
     if options.target:
-        key = find_key(os.environ)
-        yield Client(options.target.rstrip("/"), key, options.grpc_address, timeout_s)
+        if options.keys:
+            tenants = tuple(read_keys(options.keys))
+        else:
+            tenants = (Tenant("", find_key(os.environ)),)
+        yield Target(options.target.rstrip("/"), options.grpc_address, tenants, timeout_s)
         return
     click.echo("starting a stack for the sign-off ...", err=True)
     with running(options.repository, pipelines) as stack:
-        yield Client(stack.gateway, stack.key, stack.gateway_grpc, timeout_s)
+        yield Target(stack.gateway, stack.gateway_grpc, (Tenant("", stack.key),), timeout_s)
 
 
 def _sign_off(
-    options: Options, results: Sequence[Result], mixes: Mapping[str, Mix], url: str
+    options: Options, results: Sequence[Result], sources: Mapping[str, Source], url: str
 ) -> bool:
     """Fill the results; False if it was stopped before its end."""
     address = urlsplit(url)
@@ -156,7 +159,7 @@ def _sign_off(
     reader = gevent.spawn(_read_forever, memory)
     try:
         for result in results:
-            load = _Terminal(mixes[result.slo.pipeline], result.slo, len(results) > 1)
+            load = _Terminal(sources[result.slo.pipeline], result.slo, len(results) > 1)
             highest = 0.0 if options.only_target else HIGHEST
             sign_off(result, PROFILES[options.profile], load, memory, highest)
     except KeyboardInterrupt:
@@ -174,9 +177,9 @@ def _scaling(options: Options, slo: Slo) -> Scaling | None:
         for replicas in range(1, options.scale_to + 1):
             click.echo(f"{slo.pipeline}, replicas: {replicas} ...", err=True)
             with running(options.repository, [slo.pipeline], replicas=replicas) as stack:
-                client = Client(stack.gateway, stack.key, stack.gateway_grpc)
-                pipeline = pipeline_of(client.url, slo.pipeline, client.key)
-                load = _Terminal(client.senders(pipeline, slo.apis), slo, is_one_of_many=True)
+                target = Target(stack.gateway, stack.gateway_grpc, (Tenant("", stack.key),))
+                source = target.source(target.pipeline(slo.pipeline), slo.apis)
+                load = _Terminal(source, slo, is_one_of_many=True)
                 rate = highest_rate(slo, PROFILES[options.profile], load, HIGHEST)
             if not rate:
                 break
@@ -195,8 +198,8 @@ def _read_forever(memory: Memory) -> None:
 class _Terminal:
     """Loads, and says on stderr what it does: on a terminal with the time left."""
 
-    def __init__(self, mix: Mix, slo: Slo, is_one_of_many: bool) -> None:
-        self._mix, self._arrivals, self._seed = mix, slo.arrivals, 0
+    def __init__(self, source: Source, slo: Slo, is_one_of_many: bool) -> None:
+        self._source, self._arrivals, self._seed = source, slo.arrivals, 0
         self._name = f"{slo.pipeline}, " if is_one_of_many else ""
         self._is_terminal = sys.stderr.isatty()
 
@@ -212,7 +215,7 @@ class _Terminal:
 
         self._seed += 1
         samples = run(
-            self._mix, rate, seconds, then, self._arrivals, seed=self._seed, progress=show
+            self._source, rate, seconds, then, self._arrivals, seed=self._seed, progress=show
         )
         p99 = milliseconds(samples.percentile_s(0.99))
         failed = int(samples.failed.sum())

@@ -1,7 +1,7 @@
 """What stands between the open loop and those who send; it needs no gevent."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -13,9 +13,16 @@ class Answer:
     parts_s: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A request that was built before it is due: ``send`` sends it and waits for its answer.
+    ``labels`` say whose it is, as in Samples."""
+
+    send: Callable[[], Answer]
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
 class Source(Protocol):
     """Where requests come from, one after the other."""
 
-    def prepare(self) -> Callable[[], Answer]:
-        """The next request, built before it is due: what is returned sends it."""
-        ...
+    def prepare(self) -> Prepared: ...

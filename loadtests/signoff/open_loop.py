@@ -1,13 +1,14 @@
 """Sends requests when they are due, whether or not earlier ones were answered: an open loop."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import gevent
 import gevent.pool
 import numpy as np
+import numpy.typing as npt
 
-from loadtests.signoff.answers import Answer, Source
+from loadtests.signoff.answers import Prepared, Source
 from loadtests.signoff.arrivals import POISSON, Arrivals
 from loadtests.signoff.samples import Samples
 
@@ -32,14 +33,15 @@ def run(
         due, duration_s = np.concatenate([due, after]), duration_s + then[1]
     latency_s, lag_s = np.zeros(len(due)), np.zeros(len(due))
     faults = [""] * len(due)
+    labels: list[Mapping[str, str]] = []
     parts_s = {part: np.full(len(due), np.nan) for part in PARTS}
     # Not bounded: what finds no free connection waits for one, and its wait counts.
     sent = gevent.pool.Group()
     began, cpu_began = time.perf_counter(), time.process_time()
 
-    def send(index: int, prepared: Callable[[], Answer]) -> None:
+    def send(index: int, prepared: Prepared) -> None:
         lag_s[index] = time.perf_counter() - began - due[index]
-        answer = prepared()
+        answer = prepared.send()
         latency_s[index] = time.perf_counter() - began - due[index]
         for part in PARTS:
             parts_s[part][index] = answer.parts_s.get(part, np.nan)
@@ -51,6 +53,7 @@ def run(
             count, duration_s = index, float(at_s)
             break
         prepared = source.prepare()
+        labels.append(prepared.labels)
         wait_s = began + at_s - time.perf_counter()
         # Even when late: what was answered meanwhile must be read.
         gevent.sleep(max(0.0, wait_s))
@@ -71,5 +74,11 @@ def run(
         lag_s[:count],
         np.array(faults[:count], str),
         {part: values[:count] for part, values in parts_s.items()},
+        _columns(labels),
         cpu,
     )
+
+
+def _columns(rows: list[Mapping[str, str]]) -> dict[str, npt.NDArray[np.str_]]:
+    names = sorted(set().union(*rows))
+    return {name: np.array([row.get(name, "") for row in rows], str) for name in names}

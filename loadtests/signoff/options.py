@@ -18,7 +18,8 @@ class Options:
     are those of the file of objectives to sign off, empty for all. ``only_target`` leaves out the
     search, the curve and the overload. With ``scale_to`` the highest rate is also measured with
     1, 2, ... so many replicas, each in a stack of its own. ``arrivals`` and ``burst``
-    overrule those of the objectives, '' for none."""
+    overrule those of the objectives, '' for none. ``keys`` is a file of the tenants' keys
+    (loadtests/signoff/tenants.py), None for one caller."""
 
     pipelines: tuple[str, ...]
     target: str
@@ -32,6 +33,7 @@ class Options:
     scale_to: int = 1
     arrivals: str = ""
     burst: str = ""
+    keys: Path | None = None
 
     def to_argument(self) -> str:
         return json.dumps(asdict(self), default=str)
@@ -40,6 +42,8 @@ class Options:
     def of_argument(cls, argument: str) -> "Options":
         fields = json.loads(argument)
         paths = {name: Path(fields[name]) for name in ("objectives", "out", "repository")}
+        if fields["keys"]:
+            paths["keys"] = Path(fields["keys"])
         return cls(**{**fields, **paths, "pipelines": tuple(fields["pipelines"])})
 
 

@@ -43,17 +43,20 @@ class Pipeline:
                 )
 
 
-def pipeline_of(url: str, name: str, key: str) -> Pipeline:
-    """What the gateway says of a pipeline. CannotStart if the target is down, refuses the key, or
-    does not serve it."""
+def pipeline_of(url: str, name: str, key: str, whose: str = "the API key") -> Pipeline:
+    """What the gateway says of a pipeline; ``whose`` names the key. CannotStart if the target is
+    down, refuses the key, or does not serve it."""
     _require_url(url)
     if not key.isascii():
         raise CannotStart("the API key has characters that no header can carry: check it")
     status, body = fetch(f"{url}/v1/pipelines/{name}", key)
     if status in (401, 403):
-        raise CannotStart(f"{url} refuses the API key (HTTP {status}): set TIDEGATE_API_KEY")
+        raise CannotStart(
+            f"{url} refuses {whose} (HTTP {status}): `tidegate keys create NAME` makes one, "
+            "TIDEGATE_API_KEY or --keys passes it"
+        )
     if status == 404:
-        raise CannotStart(f"{url} does not serve {name}, or not for this key")
+        raise CannotStart(f"{url} does not serve {name}, or not for {whose}")
     card = _document(body)
     if status != 200 or "example" not in card or "routes" not in card:
         raise CannotStart(f"{url} answers HTTP {status} for {name}: is it a Tidegate gateway?")

@@ -85,6 +85,7 @@ def markdown(report: Json) -> str:
             "",
             f"{capacity(pipeline)} {scaling_sentence(pipeline)}".rstrip(),
             generator(pipeline),
+            *_tenants_table(pipeline),
             "",
         ]
     parts.append(
@@ -93,6 +94,26 @@ def markdown(report: Json) -> str:
         + (f", commit {report['commit']}." if report["commit"] else ".")
     )
     return "\n".join([*parts, ""])
+
+
+def _tenants_table(pipeline: Json) -> list[str]:
+    tenants = (pipeline["at_the_target"] or {}).get("tenants")
+    if not tenants:
+        return []
+    return [
+        "",
+        "| tenant | requests | refused | failed otherwise | p99 |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {own['name']} | {own['requests']} | {own['refused']} | "
+            f"{own['failed'] - own['refused']} | {milliseconds_of(own['p99_ms'])} |"
+            for own in tenants
+        ),
+    ]
+
+
+def milliseconds_of(value: float | None) -> str:
+    return "nothing" if value is None else f"{value:.4g} ms"
 
 
 def arrivals(report: Json) -> str:
@@ -152,6 +173,7 @@ def html(report: Json) -> str:
         scaling_sentence=scaling_sentence,
         generator=generator,
         arrivals=arrivals,
+        milliseconds_of=milliseconds_of,
     )
 
 
@@ -238,8 +260,25 @@ def _samples(samples: Samples) -> Json:
         "seconds": round(samples.duration_s, 1),
         **{f"p{100 * share:g}_ms": _ms(samples.percentile_s(share)) for share in PERCENTILES},
         **streamed,
+        "tenants": [_tenant(name, own) for name, own in samples.by("tenant").items()],
         "generator": {"lag_p99_ms": _ms(lag_s), "cpu": round(samples.cpu, 3)},
     }
+
+
+def _tenant(name: str, own: Samples) -> Json:
+    """What one tenant met."""
+    return {
+        "name": name,
+        "requests": own.requests,
+        "refused": _refused(own),
+        "failed": int(own.failed.sum()),
+        "errors": dict(own.errors),
+        "p99_ms": _ms(own.percentile_s(0.99)),
+    }
+
+
+def _refused(samples: Samples) -> int:
+    return sum(count for fault, count in samples.errors.items() if fault in _REFUSALS)
 
 
 def _curve(samples: Samples) -> list[tuple[float, float | None]]:
@@ -329,11 +368,10 @@ def _overload(result: Result) -> Json | None:
     if result.overload is None:
         return None
     samples = result.overload.samples
-    refused = {fault: n for fault, n in samples.errors.items() if fault in _REFUSALS}
     return {
         **_samples(samples),
         "good_per_s": round(result.overload.good_per_s, 2),
-        "refused": sum(refused.values()),
+        "refused": _refused(samples),
         "recovery_s": result.overload.recovery_s,
     }
 

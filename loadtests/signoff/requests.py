@@ -21,8 +21,9 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
 from loadtests.preflight import CannotStart
-from loadtests.signoff.answers import Answer
-from loadtests.signoff.preflight import Pipeline
+from loadtests.signoff.answers import Answer, Prepared, Source
+from loadtests.signoff.preflight import Pipeline, pipeline_of
+from loadtests.signoff.tenants import Tenant
 from loadtests.texts import endless, real_texts
 
 grpc.experimental.gevent.init_gevent()
@@ -38,6 +39,32 @@ _JSON_LENGTH = "Inference-Header-Content-Length"
 
 # Builds a request before it is due; what it returns sends it.
 Sender = Callable[[], Callable[[], Answer]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is loaded, and as whom: each of the ``tenants`` has connections of its own. The only
+    one may have no name. The others are as in Client."""
+
+    url: str
+    grpc_address: str
+    tenants: tuple[Tenant, ...]
+    timeout_s: float = TIMEOUT_S
+
+    def pipeline(self, name: str) -> Pipeline:
+        """What the gateway says of a pipeline; CannotStart if a tenant may not use it."""
+        found = [pipeline_of(self.url, name, own.key, own.whose) for own in self.tenants]
+        return found[0]
+
+    def source(self, pipeline: Pipeline, apis: Mapping[str, float]) -> Source:
+        """The requests of all tenants. One of each tenant and API has been sent: CannotStart if it
+        was refused."""
+        mixes: dict[Tenant, Mix] = {}
+        for own in self.tenants:
+            client = Client(self.url, own.key, self.grpc_address, self.timeout_s)
+            mixes[own] = client.senders(pipeline, apis)
+            mixes[own].try_each(own.whose)
+        return Spread(mixes) if self.tenants[0].name else mixes[self.tenants[0]]
 
 
 @dataclass(frozen=True)
@@ -121,22 +148,35 @@ class Mix:
     """Requests of several APIs in their weights; the same order in each run."""
 
     def __init__(self, senders: Mapping[str, Sender], weights: Mapping[str, float]) -> None:
-        self._apis = list(weights)
-        self._senders = [senders[api] for api in weights]
+        self._senders = [(api, senders[api]) for api in weights]
         self._weights = list(weights.values())
         self._random = random.Random(0)  # noqa: S311 - nothing secret
 
-    def prepare(self) -> Callable[[], Answer]:
-        (sender,) = self._random.choices(self._senders, self._weights)
-        return sender()
+    def prepare(self) -> Prepared:
+        ((api, sender),) = self._random.choices(self._senders, self._weights)
+        return Prepared(sender(), {"api": api})
 
-    def try_each(self) -> None:
-        """One request of each API, before any load. CannotStart if it is refused: with a status
-        below 500, or with none."""
-        for api, sender in zip(self._apis, self._senders, strict=True):
+    def try_each(self, whose: str) -> None:
+        """One request of each API, before any load, with ``whose`` key. CannotStart if it is
+        refused: with a status below 500, or with none."""
+        for api, sender in self._senders:
             fault = sender()().fault
             if fault and not fault.startswith(("HTTP 5", "HTTP 429")):
-                raise CannotStart(f"a request over the API {api!r} failed: {fault}")
+                raise CannotStart(f"a request over the API {api!r} with {whose} failed: {fault}")
+
+
+class Spread:
+    """Requests of several tenants in their weights; the same order in each run."""
+
+    def __init__(self, sources: Mapping[Tenant, Source]) -> None:
+        self._sources = list(sources.items())
+        self._weights = [tenant.weight for tenant in sources]
+        self._random = random.Random(1)  # noqa: S311 - nothing secret
+
+    def prepare(self) -> Prepared:
+        ((tenant, source),) = self._random.choices(self._sources, self._weights)
+        prepared = source.prepare()
+        return Prepared(prepared.send, {**prepared.labels, "tenant": tenant.name})
 
 
 def _unary(http: HTTPClient, path: str, body: Callable[[], Mapping[str, Any]]) -> Sender:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -27,7 +27,8 @@ class Samples:
     late the generator was), ``lag_s`` from then to when it was sent. ``faults`` are why a request
     counts as failed, or ''. ``parts_s`` are times of a request that not each has (NaN):
     ``first_token`` and ``gap`` of a stream (infinite if it failed), ``gateway`` and ``upstream`` of
-    its Server-Timing."""
+    its Server-Timing. ``labels`` say of which ``tenant`` a request is, and
+    over which ``api``."""
 
     rate: float  # requests per second that were meant to be sent
     duration_s: float
@@ -36,6 +37,7 @@ class Samples:
     lag_s: Vector
     faults: npt.NDArray[np.str_]
     parts_s: Mapping[str, Vector] = field(default_factory=dict)
+    labels: Mapping[str, npt.NDArray[np.str_]] = field(default_factory=dict)
     cpu: float = 0.0  # of one core, the generator's
 
     @property
@@ -62,15 +64,27 @@ class Samples:
 
     def within(self, begin_s: float, end_s: float) -> "Samples":
         """Only what was due in this time of the stretch."""
-        chosen = (self.due_s >= begin_s) & (self.due_s < end_s)
+        part = self.only((self.due_s >= begin_s) & (self.due_s < end_s))
+        return replace(part, duration_s=end_s - begin_s, due_s=part.due_s - begin_s)
+
+    def by(self, label: str) -> "dict[str, Samples]":
+        """The requests of each value of a label; empty if they have none."""
+        values = self.labels.get(label)
+        if values is None:
+            return {}
+        return {str(value): self.only(values == value) for value in np.unique(values)}
+
+    def only(self, chosen: npt.NDArray[np.bool_]) -> "Samples":
+        """Some of the requests of the same stretch."""
         return Samples(
             self.rate,
-            end_s - begin_s,
-            self.due_s[chosen] - begin_s,
+            self.duration_s,
+            self.due_s[chosen],
             self.latency_s[chosen],
             self.lag_s[chosen],
             self.faults[chosen],
             {of: values[chosen] for of, values in self.parts_s.items()},
+            {label: values[chosen] for label, values in self.labels.items()},
             self.cpu,
         )
 
@@ -232,6 +246,7 @@ def joined(parts: Sequence[Samples]) -> Samples:
         np.concatenate([part.lag_s for part in parts]),
         np.concatenate([part.faults for part in parts]),
         {of: np.concatenate([part.parts_s[of] for part in parts]) for of in parts[0].parts_s},
+        {of: np.concatenate([part.labels[of] for part in parts]) for of in parts[0].labels},
         max(part.cpu for part in parts),
     )
 

@@ -110,6 +110,36 @@ def test_planted_errors_are_not_signed(tmp_path):
     assert list(report["pipelines"][0]["at_the_target"]["errors"]) == ["HTTP 500"]
 
 
+def test_requests_are_spread_over_tenants_and_refusals_are_theirs(tmp_path):
+    (tmp_path / "keys").write_text("one 3 large\ntwo 1 small\n")
+    text = WIDE.replace("3s", "30s")
+    with planted("--slots", "8", "--limit", "two") as url:
+        arguments = ("--target", url, "--only-target", "--json", f"--keys={tmp_path / 'keys'}")
+        result = run(tmp_path, text, *arguments)
+    assert result.returncode == 1, result.stderr  # an eighth of all is refused, a twentieth may be
+    (pipeline,) = json.loads(result.stdout)["pipelines"]
+    large, small = pipeline["at_the_target"]["tenants"]
+    assert (large["name"], small["name"]) == ("large", "small")
+    assert large["failed"] == 0
+    assert small["refused"] == small["failed"] == small["errors"]["HTTP 429"] > 0
+    assert 2 < large["requests"] / small["requests"] < 4.5
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"<td>small</td><td>{small['requests']}</td><td>{small['refused']}</td>" in page
+    assert (
+        f"| small | {small['requests']} | {small['refused']} | 0 |"
+        in (tmp_path / "out" / "report.md").read_text()
+    )
+
+
+def test_a_tenant_without_rights_is_named_before_any_load(tmp_path):
+    (tmp_path / "keys").write_text("one\ntwo 1 shop\n")
+    with planted("--forbid", "two") as url:
+        result = run(tmp_path, WIDE, "--target", url, f"--keys={tmp_path / 'keys'}")
+    assert result.returncode == 3
+    assert "refuses the key of tenant 'shop' (HTTP 403)" in result.stderr
+    assert "warm-up" not in result.stderr
+
+
 def test_ctrl_c_leaves_a_partial_report_that_is_unsigned(tmp_path):
     with planted("--slots", "8") as url:
         process = subprocess.Popen(

@@ -78,6 +78,13 @@ from tidegate.commands.output import print_json
     help="Of bursty arrivals: how many requests at once, and how often, as in '20 every 10s'.",
 )
 @click.option(
+    "--keys",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Spread the requests over several tenants: a file with a key, a weight and a name a line, "
+    "of which only the key must be there.",
+)
+@click.option(
     "--scale-to",
     type=click.IntRange(1, 16),
     default=1,
@@ -104,6 +111,7 @@ def command(
     only_target: bool,
     arrivals: str | None,
     burst: str,
+    keys: Path | None,
     scale_to: int,
     out: Path,
     as_json: bool,
@@ -124,6 +132,8 @@ def command(
         return
     if target and scale_to > 1:
         raise click.UsageError("--scale-to starts stacks of its own: leave out --target")
+    if keys and not target:
+        raise click.UsageError("a stack of its own has one key: --keys is for a --target")
     if burst and not arrivals:
         raise click.UsageError("--burst is of --arrivals bursty: pass both")
     from loadtests.signoff.arrivals import Arrivals, burst_of
@@ -146,6 +156,7 @@ def command(
             scale_to,
             arrivals or "",
             burst,
+            keys,
         )
     )
 

@@ -40,7 +40,7 @@ class Planted:
                 if head.startswith(b"POST /v1/chat/completions"):
                     await self.stream(writer)
                     continue
-                status, body = await self.answer(head)
+                status, body = self.refusal(head, lines) or await self.answer(head)
                 timing = "gateway;dur=0.2, upstream;dur=1"
                 writer.write(
                     f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\n"
@@ -75,6 +75,16 @@ class Planted:
     def chunk(self, writer: asyncio.StreamWriter, text: str) -> None:
         writer.write(f"{len(text):x}\r\n{text}\r\n".encode())
 
+    def refusal(self, head: bytes, lines: list[str]) -> tuple[int, bytes] | None:
+        """Of a key that may not, or not as much."""
+        keys = [line[22:] for line in lines if line.startswith("authorization: bearer ")]
+        if self.options.forbid in keys:
+            return 403, b"{}"
+        return (429, b"{}") if head.startswith(b"POST") and self.is_limited(keys) else None
+
+    def is_limited(self, keys: list[str]) -> bool:
+        return self.options.limit in keys and self.random.random() < 0.5
+
     async def answer(self, head: bytes) -> tuple[int, bytes]:
         if head.startswith(b"GET /v1/pipelines/planted "):
             return 200, json.dumps(CARD).encode()
@@ -101,6 +111,8 @@ def main() -> None:
     parser.add_argument("--tail", type=float, default=0.0)  # the share that takes 0.5 s
     parser.add_argument("--stall-s", type=float, default=0.0)  # in each 10 s
     parser.add_argument("--leak-kib", type=int, default=0)  # with each request
+    parser.add_argument("--forbid", default="-")  # a key that has no rights
+    parser.add_argument("--limit", default="-")  # a key of which every other request is refused
     asyncio.run(Planted(parser.parse_args()).serve())
 
 

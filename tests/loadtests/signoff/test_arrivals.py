@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from loadtests.signoff.answers import Answer
+from loadtests.signoff.answers import Answer, Prepared
 from loadtests.signoff.arrivals import POISSON, Arrivals, Burst, burst_of
 from loadtests.signoff.open_loop import run
 from tests.loadtests.signoff.simulated import Server
@@ -68,7 +68,7 @@ class Blocking:
             time.sleep(seconds)
             return Answer("", {})
 
-        return send
+        return Prepared(send)
 
 
 @each_kind
