@@ -15,6 +15,7 @@ import time  # noqa: E402
 from collections.abc import Iterator, Mapping, Sequence  # noqa: E402
 from dataclasses import replace  # noqa: E402
 from datetime import UTC, datetime  # noqa: E402
+from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
 from urllib.parse import urlsplit  # noqa: E402
 
@@ -25,7 +26,7 @@ from loadtests.bench.errors import BenchError  # noqa: E402
 from loadtests.bench.stack import running  # noqa: E402
 from loadtests.preflight import CannotStart, find_key  # noqa: E402
 from loadtests.signoff.answers import Source  # noqa: E402
-from loadtests.signoff.arrivals import Arrivals, burst_of  # noqa: E402
+from loadtests.signoff.arrivals import POISSON, Arrivals, Times, burst_of  # noqa: E402
 from loadtests.signoff.confidence import Outcome  # noqa: E402
 from loadtests.signoff.memory import Memory, server_process  # noqa: E402
 from loadtests.signoff.open_loop import run  # noqa: E402
@@ -38,6 +39,7 @@ from loadtests.signoff.procedure import (  # noqa: E402
     highest_rate,
     needed_s,
     sign_off,
+    sign_off_replay,
 )
 from loadtests.signoff.report import (  # noqa: E402
     WORDS,
@@ -52,6 +54,7 @@ from loadtests.signoff.samples import Samples, milliseconds  # noqa: E402
 from loadtests.signoff.scaling import Scaling, fit  # noqa: E402
 from loadtests.signoff.slo import Slo, SloError, read_slos, require_burst_fits  # noqa: E402
 from loadtests.signoff.tenants import Tenant, read_keys  # noqa: E402
+from loadtests.signoff.trace import Trace, read_trace  # noqa: E402
 from loadtests.texts import CorpusMissing  # noqa: E402
 
 # Each request under way has a connection, and a process may have 1,024 files by default.
@@ -69,15 +72,19 @@ def main(options: Options) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (MOST_FILES, MOST_FILES))
     began, clock = datetime.now(UTC), time.monotonic()
     try:
-        slos = _chosen(options)
+        trace = None
+        if options.trace:
+            trace = read_trace(options.trace, options.speed, options.pipelines)
+        slos = _chosen(options, trace)
         require_writable(options.out)
-        results = [Result(slo) for slo in slos.values()]
+        results = [Result(slo, trace=str(trace or "")) for slo in slos.values()]
         timeout_s = max(TIMEOUT_S, *(1.2 * slo.widest_s for slo in slos.values()))
         with _target(options, list(slos), timeout_s) as target:
             # Everything that can be refused is refused before the load.
             served = {name: target.pipeline(name) for name in slos}
             sources = {name: target.source(served[name], slo.apis) for name, slo in slos.items()}
-            is_whole = _sign_off(options, results, sources, target.url)
+            replay = target.replay(trace, sources) if trace else None
+            is_whole = _sign_off(options, results, sources, target.url, trace, replay)
     except (SloError, CannotStart, CorpusMissing, BenchError) as error:
         click.secho(f"tidegate: {error}", fg="red", err=True)
         return CANNOT_START
@@ -108,12 +115,21 @@ def main(options: Options) -> int:
     return EXIT_CODES[overall([result.outcome for result in results])]
 
 
-def _chosen(options: Options) -> dict[str, Slo]:
+def _chosen(options: Options, trace: Trace | None) -> dict[str, Slo]:
+    """The objectives of the pipelines that are signed off: those of the trace, else those that were
+    named, else all. A trace has its own rate."""
     slos = read_slos(options.objectives)
-    for name in options.pipelines:
+    names = trace.pipelines if trace else options.pipelines or tuple(slos)
+    for name in names:
         if name not in slos:
             raise SloError(f"{options.objectives} has no [{name}]: it has {', '.join(slos)}")
-    chosen = {name: slo for name, slo in slos.items() if name in (options.pipelines or slos)}
+    chosen = {name: slo for name, slo in slos.items() if name in names}
+    if trace:
+        _require_replayable(trace)
+        return {
+            name: replace(slo, rate=trace.rate(name), headroom=0.0, arrivals=POISSON)
+            for name, slo in chosen.items()
+        }
     if options.arrivals:
         arrivals = Arrivals(options.arrivals, burst_of(options.burst) if options.burst else None)
         chosen = {name: replace(slo, arrivals=arrivals) for name, slo in chosen.items()}
@@ -135,6 +151,15 @@ def _chosen(options: Options) -> dict[str, Slo]:
     return chosen
 
 
+def _require_replayable(trace: Trace) -> None:
+    rate = len(trace.requests) / trace.duration_s
+    if rate > HIGHEST:
+        raise CannotStart(
+            f"{trace.name} has {rate:.4g} requests a second at speed {trace.speed:g}, more than "
+            f"this load generator sends ({HIGHEST:g}/s): lower --speed"
+        )
+
+
 @contextlib.contextmanager
 def _target(options: Options, pipelines: list[str], timeout_s: float) -> Iterator[Target]:
     """What the user named, else a stack of its own for as long as this takes."""
@@ -151,17 +176,27 @@ def _target(options: Options, pipelines: list[str], timeout_s: float) -> Iterato
 
 
 def _sign_off(
-    options: Options, results: Sequence[Result], sources: Mapping[str, Source], url: str
+    options: Options,
+    results: Sequence[Result],
+    sources: Mapping[str, Source],
+    url: str,
+    trace: Trace | None,
+    replay: Source | None,
 ) -> bool:
     """Fill the results; False if it was stopped before its end."""
     address = urlsplit(url)
     memory = Memory(server_process(address.hostname or "", address.port or 80))
     reader = gevent.spawn(_read_forever, memory)
+    profile = PROFILES[options.profile]
+    loads = [
+        _Terminal(sources[result.slo.pipeline], result.slo, len(results) > 1) for result in results
+    ]
     try:
-        for result in results:
-            load = _Terminal(sources[result.slo.pipeline], result.slo, len(results) > 1)
-            highest = 0.0 if options.only_target else HIGHEST
-            sign_off(result, PROFILES[options.profile], load, memory, highest)
+        if trace and replay:
+            sign_off_replay(results, profile, loads, partial(_replay, trace, replay), memory)
+            return True
+        for result, load in zip(results, loads, strict=True):
+            sign_off(result, profile, load, memory, 0.0 if options.only_target else HIGHEST)
     except KeyboardInterrupt:
         click.echo("\nstopped: the report is partial, and unsigned", err=True)
         return False
@@ -196,32 +231,40 @@ def _read_forever(memory: Memory) -> None:
 
 
 class _Terminal:
-    """Loads, and says on stderr what it does: on a terminal with the time left."""
+    """Loads one pipeline, and says on stderr what it does."""
 
     def __init__(self, source: Source, slo: Slo, is_one_of_many: bool) -> None:
         self._source, self._arrivals, self._seed = source, slo.arrivals, 0
         self._name = f"{slo.pipeline}, " if is_one_of_many else ""
-        self._is_terminal = sys.stderr.isatty()
 
     def __call__(
         self, rate: float, seconds: float, phase: str, then: tuple[float, float] | None = None
     ) -> Samples:
-        title = f"{self._name}{phase}: {rate:.4g}/s"
-
-        def show(elapsed_s: float) -> None:
-            if self._is_terminal:
-                left = f"\r{title}, {seconds - elapsed_s:.0f} s left  "
-                click.echo(left, nl=False, err=True)
-
         self._seed += 1
-        samples = run(
-            self._source, rate, seconds, then, self._arrivals, seed=self._seed, progress=show
-        )
-        p99 = milliseconds(samples.percentile_s(0.99))
-        failed = int(samples.failed.sum())
-        line = f"{title} for {seconds:.0f} s: p99 {p99}, {failed} of {samples.requests} failed"
-        click.echo("\r" * self._is_terminal + line, err=True)
-        return samples
+        due, whole_s = self._arrivals.schedule(rate, seconds, then, self._seed)
+        return _shown(self._source, f"{self._name}{phase}", due, rate, whole_s)
+
+
+def _replay(trace: Trace, source: Source) -> Samples:
+    due = trace.due_s
+    return _shown(source, "replay", due, len(due) / trace.duration_s, trace.duration_s)
+
+
+def _shown(source: Source, name: str, due: Times, rate: float, seconds: float) -> Samples:
+    """Load, and say what was measured; on a terminal with the time that is left."""
+    title = f"{name}: {rate:.4g}/s"
+    is_terminal = sys.stderr.isatty()
+
+    def show(elapsed_s: float) -> None:
+        if is_terminal:
+            click.echo(f"\r{title}, {seconds - elapsed_s:.0f} s left  ", nl=False, err=True)
+
+    samples = run(source, due, rate, seconds, show)
+    p99 = milliseconds(samples.percentile_s(0.99))
+    failed = int(samples.failed.sum())
+    line = f"{title} for {seconds:.0f} s: p99 {p99}, {failed} of {samples.requests} failed"
+    click.echo("\r" * is_terminal + line, err=True)
+    return samples
 
 
 if __name__ == "__main__":

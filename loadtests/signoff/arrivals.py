@@ -91,6 +91,17 @@ class Arrivals:
             return bursts
         return np.sort(np.concatenate([bursts, poisson_times(between, duration_s, seed)]))
 
+    def schedule(
+        self, rate: float, duration_s: float, then: tuple[float, float] | None = None, seed: int = 0
+    ) -> tuple[Times, float]:
+        """When requests are sent at ``rate`` for so many seconds, and then, without a pause, at the
+        rate of ``then`` for its seconds; and how long that is, in seconds."""
+        due = self.times(rate, duration_s, seed)
+        if then is None:
+            return due, duration_s
+        after = duration_s + self.times(*then, seed + 1)
+        return np.concatenate([due, after]), duration_s + then[1]
+
 
 POISSON = Arrivals()
 

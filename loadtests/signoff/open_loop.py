@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loadtests.signoff.answers import Prepared, Source
-from loadtests.signoff.arrivals import POISSON, Arrivals
+from loadtests.signoff.arrivals import Times
 from loadtests.signoff.samples import Samples
 
 MOST_LATE_S = 3.0  # behind its own schedule: it never catches up
@@ -18,19 +18,14 @@ PARTS = ("first_token", "gap", "gateway", "upstream")
 
 def run(
     source: Source,
+    due: Times,
     rate: float,
     duration_s: float,
-    then: tuple[float, float] | None = None,
-    arrivals: Arrivals = POISSON,
-    seed: int = 0,
     progress: Callable[[float], None] = lambda elapsed_s: None,
 ) -> Samples:
-    """Load at ``rate`` requests per second for so many seconds, then at the rate of ``then`` for
-    its seconds, and wait for the answers. It ends early if it is seconds late."""
-    due = arrivals.times(rate, duration_s, seed)
-    if then:
-        after = duration_s + arrivals.times(*then, seed + 1)
-        due, duration_s = np.concatenate([due, after]), duration_s + then[1]
+    """Send one request at each of the times that are ``due``, in seconds from now, and wait for the
+    answers: ``duration_s`` in all, at ``rate`` requests per second in the mean. It ends early if it
+    is seconds late."""
     latency_s, lag_s = np.zeros(len(due)), np.zeros(len(due))
     faults = [""] * len(due)
     labels: list[Mapping[str, str]] = []

@@ -19,7 +19,8 @@ class Options:
     search, the curve and the overload. With ``scale_to`` the highest rate is also measured with
     1, 2, ... so many replicas, each in a stack of its own. ``arrivals`` and ``burst``
     overrule those of the objectives, '' for none. ``keys`` is a file of the tenants' keys
-    (loadtests/signoff/tenants.py), None for one caller."""
+    (loadtests/signoff/tenants.py), None for one caller.
+    ``trace`` is replayed instead of loads at a rate, ``speed`` times as fast as it was recorded."""
 
     pipelines: tuple[str, ...]
     target: str
@@ -34,6 +35,8 @@ class Options:
     arrivals: str = ""
     burst: str = ""
     keys: Path | None = None
+    trace: Path | None = None
+    speed: float = 1.0
 
     def to_argument(self) -> str:
         return json.dumps(asdict(self), default=str)
@@ -42,8 +45,7 @@ class Options:
     def of_argument(cls, argument: str) -> "Options":
         fields = json.loads(argument)
         paths = {name: Path(fields[name]) for name in ("objectives", "out", "repository")}
-        if fields["keys"]:
-            paths["keys"] = Path(fields["keys"])
+        paths |= {name: Path(fields[name]) for name in ("keys", "trace") if fields[name]}
         return cls(**{**fields, **paths, "pipelines": tuple(fields["pipelines"])})
 
 

@@ -6,6 +6,7 @@ at twice what is held, and see how long the target's rate takes to be good again
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -99,6 +100,7 @@ class Result:
     drift: Drift | None = None
     overload: Overload | None = None
     scaling: Scaling | None = None
+    trace: str = ""  # what was replayed, instead of loads at a rate
 
     @property
     def held(self) -> float:
@@ -161,6 +163,27 @@ def sign_off(result: Result, profile: Profile, load: Load, memory: Memory, highe
     if is_searched:
         held = max(result.held, slo.tested_rate)
         result.overload = _overload(slo, profile, load, min(OVERLOAD * held, highest))
+
+
+def sign_off_replay(
+    results: Sequence[Result],
+    profile: Profile,
+    loads: Sequence[Load],
+    replay: Callable[[], Samples],
+    memory: Memory,
+) -> None:
+    """Fill the result of each pipeline of a trace from one ``replay`` of it, whose requests have
+    their ``pipeline`` as a label. ``loads`` warm the pipelines up."""
+    for result, load in zip(results, loads, strict=True):
+        result.is_steady = _warm_up(result.slo, profile, load)
+    memory.restart()
+    by_pipeline = replay().by("pipeline")
+    for result in results:
+        own = by_pipeline.get(result.slo.pipeline)
+        if own is None:  # it ended before its first request
+            result.reason, result.advice = "no request was sent", LOAD_ELSEWHERE
+        elif _judge(result, [own], memory, looks=1):
+            _conclude(result)
 
 
 def needed_s(slo: Slo) -> float:
@@ -232,23 +255,32 @@ def _hold_target(result: Result, profile: Profile, load: Load, memory: Memory) -
             break
         left_s -= seconds
         parts.append(load(rate, seconds, "target"))
-        result.target = joined(parts)
-        result.memory = memory.so_far()
-        if fault := result.target.fault(slo):
-            result.outcome, result.reason = Outcome.UNDECIDED, fault
-            result.advice, result.lines = LOAD_ELSEWHERE, []
+        if not _judge(result, parts, memory, LOOKS):
             return
-        result.lines = lines(result.target, slo, looks=LOOKS)
-        result.drift = drift(memory.seconds, memory.mib)
-        if slo.memory_mib_per_min is not None:
-            result.lines.append(_memory_line(result.drift, slo.memory_mib_per_min))
-        if any(part.grows() for part in parts):
-            result.lines.append(GROWS)
         undecided = [line for line in result.lines if line.outcome is Outcome.UNDECIDED]
         if any(line.outcome is Outcome.FAIL for line in result.lines) or not undecided:
             break
         more = [line.counted.more or 0 for line in undecided if line.counted]
         needed = max(more, default=0) or needed
+
+
+def _judge(result: Result, parts: list[Samples], memory: Memory, looks: int) -> bool:
+    """Fill the lines from what was measured at the target; False if none may be signed, because of
+    the load generator."""
+    slo = result.slo
+    result.target = joined(parts)
+    result.memory = memory.so_far()
+    if fault := result.target.fault(slo):
+        result.outcome, result.reason = Outcome.UNDECIDED, fault
+        result.advice, result.lines = LOAD_ELSEWHERE, []
+        return False
+    result.lines = lines(result.target, slo, looks=looks)
+    result.drift = drift(memory.seconds, memory.mib)
+    if slo.memory_mib_per_min is not None:
+        result.lines.append(_memory_line(result.drift, slo.memory_mib_per_min))
+    if any(part.grows() for part in parts):
+        result.lines.append(GROWS)
+    return True
 
 
 def _first_look(slo: Slo) -> int:
@@ -307,6 +339,8 @@ def _conclude(result: Result) -> None:
 
 def _longer(result: Result) -> str:
     """What would decide what is undecided."""
+    if result.trace:
+        return "replay a longer trace, or accept wider limits"
     if GROWS in result.lines:
         return "lower the rate, or hold it for longer (soak): latency still rose at the end"
     needed = needed_s(result.slo)

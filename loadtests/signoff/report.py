@@ -198,7 +198,7 @@ def _pipeline(result: Result) -> Json:
         "reason": result.reason,
         "first_thing_to_change": result.advice,
         "rate_per_s": slo.tested_rate,
-        "arrivals": str(slo.arrivals),
+        "arrivals": result.trace or str(slo.arrivals),
         "limits": [
             {"name": limit.name, "of": limit.of, "share": limit.share, "ms": 1000 * limit.seconds}
             for limit in slo.limits

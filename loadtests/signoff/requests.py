@@ -24,6 +24,7 @@ from loadtests.preflight import CannotStart
 from loadtests.signoff.answers import Answer, Prepared, Source
 from loadtests.signoff.preflight import Pipeline, pipeline_of
 from loadtests.signoff.tenants import Tenant
+from loadtests.signoff.trace import Recorded, Trace, text_of
 from loadtests.texts import endless, real_texts
 
 grpc.experimental.gevent.init_gevent()
@@ -56,7 +57,7 @@ class Target:
         found = [pipeline_of(self.url, name, own.key, own.whose) for own in self.tenants]
         return found[0]
 
-    def source(self, pipeline: Pipeline, apis: Mapping[str, float]) -> Source:
+    def source(self, pipeline: Pipeline, apis: Mapping[str, float]) -> "Spread | Mix":
         """The requests of all tenants. One of each tenant and API has been sent: CannotStart if it
         was refused."""
         mixes: dict[Tenant, Mix] = {}
@@ -65,6 +66,18 @@ class Target:
             mixes[own] = client.senders(pipeline, apis)
             mixes[own].try_each(own.whose)
         return Spread(mixes) if self.tenants[0].name else mixes[self.tenants[0]]
+
+    def replay(self, trace: Trace, sources: "Mapping[str, Spread | Mix]") -> Source:
+        """The requests of a trace, in its order, from the ``source`` of each pipeline. CannotStart
+        names the line of a tenant that has no key. Those without a tenant are spread over all."""
+        names = {own.name for own in self.tenants}
+        for recorded in trace.requests:
+            if recorded.tenant and recorded.tenant not in names:
+                raise CannotStart(
+                    f"{trace.name}, line {recorded.line}: tenant {recorded.tenant!r} has no key: "
+                    "name it in the file of --keys"
+                )
+        return Replay(trace, sources)
 
 
 @dataclass(frozen=True)
@@ -80,8 +93,9 @@ class Client:
     def senders(self, pipeline: Pipeline, apis: Mapping[str, float]) -> "Mix":
         """What sends a pipeline's requests; CannotStart for an API that it does not offer."""
         weights = dict(apis) or {pipeline.default_api: 1.0}
-        texts = endless(real_texts())
-        return Mix({api: self._sender(api, pipeline, texts) for api in weights}, weights)
+        texts = Texts()
+        senders = {api: self._sender(api, pipeline, texts) for api in weights}
+        return Mix(senders, weights, texts)
 
     def _http(self) -> HTTPClient:
         parts = urlsplit(self.url)
@@ -96,7 +110,7 @@ class Client:
             headers={**headers, "Content-Type": "application/json"},
         )
 
-    def _sender(self, api: str, pipeline: Pipeline, texts: Iterator[str]) -> Sender:
+    def _sender(self, api: str, pipeline: Pipeline, texts: "Texts") -> Sender:
         if api in ("grpc", "v2", "v2-binary"):
             pipeline.require_tensors_can_be_made_up()
         if api == "grpc":
@@ -144,10 +158,31 @@ class Client:
         return prepare
 
 
+class Texts(Iterator[str]):
+    """Real texts, or for the next request the one of a trace."""
+
+    def __init__(self) -> None:
+        self._real = endless(real_texts())
+        self._said = ""
+        self.max_tokens = CHAT_TOKENS
+
+    def __next__(self) -> str:
+        return self._said or next(self._real)
+
+    def say(self, recorded: Recorded) -> None:
+        """From now on the text of a recorded request, with so many tokens as its answer."""
+        self._said = ""
+        self._said = recorded.text or text_of(recorded.characters, self)
+        self.max_tokens = recorded.max_tokens or CHAT_TOKENS
+
+
 class Mix:
     """Requests of several APIs in their weights; the same order in each run."""
 
-    def __init__(self, senders: Mapping[str, Sender], weights: Mapping[str, float]) -> None:
+    def __init__(
+        self, senders: Mapping[str, Sender], weights: Mapping[str, float], texts: "Texts"
+    ) -> None:
+        self.texts = texts
         self._senders = [(api, senders[api]) for api in weights]
         self._weights = list(weights.values())
         self._random = random.Random(0)  # noqa: S311 - nothing secret
@@ -155,6 +190,10 @@ class Mix:
     def prepare(self) -> Prepared:
         ((api, sender),) = self._random.choices(self._senders, self._weights)
         return Prepared(sender(), {"api": api})
+
+    def prepare_recorded(self, recorded: Recorded) -> Prepared:
+        self.texts.say(recorded)
+        return self.prepare()
 
     def try_each(self, whose: str) -> None:
         """One request of each API, before any load, with ``whose`` key. CannotStart if it is
@@ -168,15 +207,37 @@ class Mix:
 class Spread:
     """Requests of several tenants in their weights; the same order in each run."""
 
-    def __init__(self, sources: Mapping[Tenant, Source]) -> None:
+    def __init__(self, sources: Mapping[Tenant, Mix]) -> None:
         self._sources = list(sources.items())
         self._weights = [tenant.weight for tenant in sources]
         self._random = random.Random(1)  # noqa: S311 - nothing secret
 
     def prepare(self) -> Prepared:
         ((tenant, source),) = self._random.choices(self._sources, self._weights)
-        prepared = source.prepare()
-        return Prepared(prepared.send, {**prepared.labels, "tenant": tenant.name})
+        return _labelled(source.prepare(), tenant=tenant.name)
+
+    def prepare_recorded(self, recorded: Recorded) -> Prepared:
+        """As one tenant's request if it is recorded whose it was."""
+        named = [pair for pair in self._sources if pair[0].name == recorded.tenant]
+        ((tenant, source),) = named or self._random.choices(self._sources, self._weights)
+        return _labelled(source.prepare_recorded(recorded), tenant=tenant.name)
+
+
+class Replay:
+    """The requests of a trace, each for its pipeline; from the first one again after the last."""
+
+    def __init__(self, trace: Trace, sources: Mapping[str, Spread | Mix]) -> None:
+        self._requests = itertools.cycle(trace.requests)
+        self._sources = sources
+
+    def prepare(self) -> Prepared:
+        recorded = next(self._requests)
+        prepared = self._sources[recorded.pipeline].prepare_recorded(recorded)
+        return _labelled(prepared, pipeline=recorded.pipeline)
+
+
+def _labelled(prepared: Prepared, **labels: str) -> Prepared:
+    return Prepared(prepared.send, {**prepared.labels, **labels})
 
 
 def _unary(http: HTTPClient, path: str, body: Callable[[], Mapping[str, Any]]) -> Sender:
@@ -244,7 +305,7 @@ def _encoded(array: "np.ndarray[Any, Any]") -> bytes:
     return b"".join(len(value).to_bytes(4, "little") + value for value in array.ravel())
 
 
-def _chat(http: HTTPClient, pipeline: Pipeline, texts: Iterator[str]) -> Sender:
+def _chat(http: HTTPClient, pipeline: Pipeline, texts: Texts) -> Sender:
     pipeline.require_route("/v1/chat/completions")
 
     def prepare() -> Callable[[], Answer]:
@@ -252,7 +313,7 @@ def _chat(http: HTTPClient, pipeline: Pipeline, texts: Iterator[str]) -> Sender:
             {
                 "model": pipeline.name,
                 "messages": [{"role": "user", "content": next(texts)}],
-                "max_tokens": CHAT_TOKENS,
+                "max_tokens": texts.max_tokens,
                 "stream": True,
             }
         ).encode()

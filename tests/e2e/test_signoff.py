@@ -140,6 +140,26 @@ def test_a_tenant_without_rights_is_named_before_any_load(tmp_path):
     assert "warm-up" not in result.stderr
 
 
+def test_a_trace_is_replayed_for_its_tenants(tmp_path):
+    rows = [
+        {"at_s": at / 20, "pipeline": "planted", "characters": 200, "tenant": ("a", "b")[at % 2]}
+        for at in range(240)
+    ]
+    (tmp_path / "trace").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "keys").write_text("one 1 a\ntwo 1 b\n")
+    with planted("--slots", "8") as url:
+        arguments = (
+            *("--target", url, "--json", f"--keys={tmp_path / 'keys'}", "--speed=2"),
+            f"--trace={tmp_path / 'trace'}",
+        )
+        result = run(tmp_path, WIDE, *arguments)
+    assert result.returncode == 0, result.stderr
+    (pipeline,) = json.loads(result.stdout)["pipelines"]
+    assert pipeline["arrivals"] == "a recorded trace, trace, at 2 times its speed"
+    assert pipeline["rate_per_s"] == pytest.approx(40.0)
+    assert [own["requests"] for own in pipeline["at_the_target"]["tenants"]] == [120, 120]
+
+
 def test_ctrl_c_leaves_a_partial_report_that_is_unsigned(tmp_path):
     with planted("--slots", "8") as url:
         process = subprocess.Popen(
@@ -161,6 +181,15 @@ def test_ctrl_c_leaves_a_partial_report_that_is_unsigned(tmp_path):
     assert "## planted: UNDECIDED" in output
     assert "stopped: the report is partial, and unsigned" in errors
     assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_trace_that_cannot_be_replayed_is_refused_with_its_line(tmp_path):
+    (tmp_path / "trace").write_text('{"at_s": 0, "pipeline": "planted", "tenant": "x"}')
+    with planted() as url:
+        result = run(tmp_path, WIDE, "--target", url, f"--trace={tmp_path / 'trace'}")
+    assert result.returncode == 3
+    assert "trace, line 1: tenant 'x' has no key" in result.stderr
+    assert "warm-up" not in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,19 @@ from tidegate.commands.output import print_json
     "of which only the key must be there.",
 )
 @click.option(
+    "--trace",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Replay recorded requests: JSON lines with at_s, pipeline and a text, or a CSV file of "
+    "Azure's inference traces, for `chat` or the only --pipeline.",
+)
+@click.option(
+    "--speed",
+    type=click.FloatRange(0.01, 1000),
+    default=None,
+    help="Replay the trace so many times as fast as it was recorded. Default: 1.",
+)
+@click.option(
     "--scale-to",
     type=click.IntRange(1, 16),
     default=1,
@@ -112,6 +125,8 @@ def command(
     arrivals: str | None,
     burst: str,
     keys: Path | None,
+    trace: Path | None,
+    speed: float | None,
     scale_to: int,
     out: Path,
     as_json: bool,
@@ -132,6 +147,11 @@ def command(
         return
     if target and scale_to > 1:
         raise click.UsageError("--scale-to starts stacks of its own: leave out --target")
+    if speed and not trace:
+        raise click.UsageError("--speed is of a --trace: pass both")
+    if trace and (arrivals or scale_to > 1):
+        other = "--arrivals" if arrivals else "--scale-to"
+        raise click.UsageError(f"a --trace has its own arrivals and rate: leave out {other}")
     if keys and not target:
         raise click.UsageError("a stack of its own has one key: --keys is for a --target")
     if burst and not arrivals:
@@ -157,6 +177,8 @@ def command(
             arrivals or "",
             burst,
             keys,
+            trace,
+            speed or 1.0,
         )
     )
 

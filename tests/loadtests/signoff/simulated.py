@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from loadtests.signoff.arrivals import POISSON, Arrivals
+from loadtests.signoff.arrivals import POISSON, Arrivals, Times
 from loadtests.signoff.memory import Memory
 from loadtests.signoff.samples import Samples
 
@@ -33,15 +33,18 @@ class Server:
     _seed: int = 0
 
     def load(
-        self, rate: float, seconds: float, phase: str, then: tuple[float, float] | None = None
+        self,
+        rate: float,
+        seconds: float,
+        phase: str,
+        then: tuple[float, float] | None = None,
+        due: Times | None = None,
     ) -> Samples:
         self.phases.append((phase, rate))
         self._seed += 1
         generator = np.random.default_rng(self._seed)
-        due = self.arrivals.times(rate, seconds, self._seed)
-        if then:
-            after = seconds + self.arrivals.times(*then, self._seed)
-            due, seconds = np.concatenate([due, after]), seconds + then[1]
+        if due is None:
+            due, seconds = self.arrivals.schedule(rate, seconds, then, self._seed)
         service = self.service_s * generator.lognormal(0, self.spread, len(due))
         service[generator.random(len(due)) < self.tail] += 0.5
         free = [0.0] * self.slots  # when each slot is done

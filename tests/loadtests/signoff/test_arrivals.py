@@ -73,7 +73,7 @@ class Blocking:
 
 @each_kind
 def test_a_generator_that_was_held_up_counts_from_the_intended_time(arrivals):
-    samples = run(Blocking(), 60.0, 1.5, arrivals=arrivals)
+    samples = run(Blocking(), arrivals.times(60.0, 1.5), 60.0, 1.5)
     held_up = samples.lag_s >= 0.05
     assert held_up.any()
     assert (samples.latency_s >= samples.lag_s).all()
