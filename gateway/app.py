@@ -93,6 +93,8 @@ def from_environment() -> Middleware:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway: Gateway = app.state.gateway
     sys.setswitchinterval(SWITCH_S)
+    if gateway.request_log:
+        gateway.request_log.start()
     background = Background(gateway)
     # Keys and models must have been read before the first request.
     await gateway.access_control.open()
@@ -118,6 +120,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             await listener.stop()
         await gateway.pool.close()
         await gateway.access_control.close()
+        if gateway.request_log:
+            await asyncio.to_thread(gateway.request_log.close)
 
 
 class Listener(Protocol):

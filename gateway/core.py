@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from starlette.types import Receive, Scope
 from tritonclient.grpc import service_pb2
@@ -27,7 +27,7 @@ from gateway.limits.limiter import Admission
 from gateway.metrics import Metrics
 from gateway.models.catalogue import Catalogue, Model
 from gateway.models.compiled_endpoint import CompiledEndpoint, Row
-from gateway.models.rows import Batch, Tensors, batches, read_tensors
+from gateway.models.rows import Batch, Tensors, batches, count_tokens, read_tensors
 from gateway.models.sequences import OpenSequences, SequenceIds, SequenceStep, step_of
 from gateway.models.v2_request import V2Request
 from gateway.render import Reply
@@ -38,6 +38,9 @@ from gateway.upstream.catalogue_reader import CatalogueReader
 from gateway.upstream.replicas import Replica, ReplicaPool, lost
 from gateway.upstream.server import Upstream
 from gateway.upstream.triton_errors import request_id
+
+if TYPE_CHECKING:
+    from gateway.request_log import RequestLog
 
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -70,7 +73,14 @@ class Gateway:
         self.pool = ReplicaPool(
             lambda address: Upstream(address, settings.triton_key_file), settings.max_inflight
         )
+        self.request_log = _request_log(settings.request_log, self.metrics)
         self.follow_policy()
+
+    def finished(self, context: RequestContext, status: int) -> None:
+        """Count a request that has ended, and log it if there is a request log."""
+        self.metrics.record(context, status, self.catalogue)
+        if self.request_log:
+            self.request_log.note(context, status)
 
     def follow_policy(self) -> None:
         """Use the replicas that gateway.toml lists or, if it lists none, those of the settings."""
@@ -125,15 +135,17 @@ class Gateway:
         A request of a sequence never goes to a canary: when the weights change, the next request
         of the sequence would go to a model that knows nothing about it.
         """
-        route = self.access_control.policy.current.rules.routes.get(model.name)
+        context.pipeline = name = model.name
+        route = self.access_control.policy.current.rules.routes.get(name)
         if not route or context.principal is None or context.param("version"):
-            return model.name
+            return name
         if message is not None and step_of(message):
-            return model.name
+            return name
         key = context.canary_key if route.per == "request" else context.principal.id
         from gateway.policy.canary import choose
 
-        return choose(model.name, route.weights, key, self._is_healthy)
+        context.pipeline = choose(name, route.weights, key, self._is_healthy)
+        return context.pipeline
 
     def _is_healthy(self, name: str) -> bool:
         return name in self.catalogue.models and not self.probes.get(name, "not probed")
@@ -240,17 +252,19 @@ class Gateway:
     ) -> service_pb2.ModelInferResponse:
         """One inference for an admitted request, cancelled if its client disconnects."""
         message.model_name = self.serving(context, model, message)
-        meter = self.access_control.meter(admission, model)
+        meter = self.access_control.meter(context, admission, model)
         if meter:
             meter.prepare(message)
 
         async def send(upstream: Upstream) -> service_pb2.ModelInferResponse:
+            context.sent_to(upstream.address)
             work = upstream.infer(message, context.remaining_s())
             if admission:
                 admission.started()
             return await _timed(context, work)
 
         response = await self.send(context, model, message, send)
+        context.version = response.model_version
         if meter:
             meter.read(response)
         response.model_name = model.name
@@ -264,12 +278,14 @@ class Gateway:
         async def send(upstream: Upstream) -> Reply:
             if upstream.http_upstream is None:
                 raise _OverGrpc
+            context.sent_to(upstream.address)
             work = upstream.http_upstream.infer(request, context.remaining_s(), context.tenant)
             if context.admission:
                 context.admission.started()
             reply = await _timed(context, work)
             if reply is None:
                 raise _OverGrpc
+            context.version = reply.version
             return reply
 
         try:
@@ -291,18 +307,23 @@ class Gateway:
         admission = await context.enter(self.access_control.admit(context, model))
         serving = self.serving(context, model)
         row_batches = await self.work(context, batches, model, endpoint_schema, rows)
-        inference = self._infer_batches(
-            row_batches, context.remaining_s(), serving, may_repeat=model.may_repeat
-        )
+        inference = self._infer_batches(context, row_batches, serving, may_repeat=model.may_repeat)
         admission.started()  # nothing waits here: what is refused has missed no deadline
         results = await _timed(context, inference)
-        meter = self.access_control.meter(admission, model)
+        if model.counts_tokens:
+            context.tokens = count_tokens(model, results)
+        meter = self.access_control.meter(context, admission, model)
         if meter:
             meter.read_rows(results)
         return results
 
     async def _infer_batches(
-        self, row_batches: Sequence[Batch], timeout_s: float, serving: str, *, may_repeat: bool
+        self,
+        context: RequestContext,
+        row_batches: Sequence[Batch],
+        serving: str,
+        *,
+        may_repeat: bool,
     ) -> list[tuple[Tensors, int]]:
         """Infer a few batches at a time; the first failure cancels the rest and is raised as it is.
 
@@ -311,7 +332,7 @@ class Gateway:
         if not even one permit is available.
         """
         results: dict[int, tuple[Tensors, int]] = {}
-        deadline = time.perf_counter() + timeout_s
+        context.remaining_s()  # raises if there is none
         pending = deque(row_batches)
 
         async def send_pending(upstream: Upstream, under_way: deque[Batch]) -> None:
@@ -321,7 +342,8 @@ class Gateway:
                     under_way.append(pending.popleft())
                 batch = under_way[0]
                 batch.message.model_name = serving
-                tensors = await _infer_batch(upstream, batch, deadline)
+                context.sent_to(upstream.address)
+                tensors = await _infer_batch(context, upstream, batch)
                 under_way.clear()
                 for index, row_index in enumerate(batch.row_indices):
                     results[row_index] = tensors, index
@@ -353,16 +375,25 @@ class Gateway:
         return max(1, min(WINDOW, self.settings.max_inflight // 4))
 
 
-async def _infer_batch(upstream: Upstream, batch: Batch, deadline: float) -> Tensors:
-    """The output tensors of one batch. ``deadline`` is in seconds of ``time.perf_counter``. An
-    InvalidRequest names the row by its index in the caller's request."""
-    remaining_s = deadline - time.perf_counter()
+def _request_log(target: str, metrics: Metrics) -> "RequestLog | None":
+    if not target:
+        return None
+    from gateway.request_log import RequestLog
+
+    return RequestLog(target, metrics.log_lines_dropped)
+
+
+async def _infer_batch(context: RequestContext, upstream: Upstream, batch: Batch) -> Tensors:
+    """The output tensors of one batch. An InvalidRequest names the row by its index in the caller's
+    request."""
+    remaining_s = context.deadline - time.perf_counter()
     if remaining_s <= 0:
         raise DeadlineExceeded("the model did not answer in time: try again or send less")
     try:
         response = await upstream.infer(batch.message, remaining_s)
     except InvalidRequest as error:
         raise _with_caller_row(error, batch.row_indices) from error
+    context.version = response.model_version
     return read_tensors(response, len(batch.row_indices))
 
 

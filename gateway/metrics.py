@@ -70,6 +70,11 @@ class Metrics:
             ("what",),
             registry=self.registry,
         )
+        self._dropped = prometheus.Counter(
+            "tidegate_request_log_dropped",
+            "Lines of the request log that were not written: the disk is full, or nobody reads.",
+            registry=self.registry,
+        )
         # With several workers: healthy if all say so; requests in flight are summed.
         self._healthy = prometheus.Gauge(
             "tidegate_replica_healthy",
@@ -102,6 +107,10 @@ class Metrics:
     def audit_trouble(self, what: str, count: int) -> None:
         """``what`` is failed, lost or suppressed. May be called by any thread."""
         self._audit.labels(what).inc(count)
+
+    def log_lines_dropped(self, count: int) -> None:
+        """May be called by any thread."""
+        self._dropped.inc(count)
 
     def record(self, context: RequestContext, status: int, catalogue: "Catalogue") -> None:
         """Count one request; a model that is not served is counted as 'unknown'."""

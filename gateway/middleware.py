@@ -17,7 +17,7 @@ from gateway.http.bounded import ConnectionLimits
 from gateway.http.cors import Cors
 from gateway.http.request_context import ClientGone, RequestContext
 from gateway.limits.limiter import LimitReached
-from gateway.render import CLIENT_LEFT, SHOWN_PATH, Reply, api_of, error_reply, status_of
+from gateway.render import CLIENT_LEFT, SHOWN_PATH, Reply, api_name, api_of, error_reply, status_of
 from modelspec.names import NOT_OFFERED_OPENAI
 
 log = logging.getLogger("gateway")
@@ -27,7 +27,7 @@ STATIC = "/static-offline-docs/"
 PAGE_PATHS = frozenset({"/docs", "/docs/docs.js", "/redoc"})
 # Routes cached, and the longest path that is: clients may invent any number of paths.
 MATCHED, MATCHED_PATH = 256, 512
-_Matched = tuple[ASGIApp, Scope]
+_Matched = tuple[ASGIApp, Scope, str]  # the string is the route's template
 # What OpenAI offers under /v1, and other V2 servers under /v2, but the gateway does not. The error
 # says so: the client asks for something that exists elsewhere.
 NOT_OFFERED = {
@@ -85,7 +85,8 @@ class Middleware:
             if context.buffered_bytes:
                 context.release_buffered()
             status = response.outcome()
-            self.gateway.metrics.record(context, status, self.gateway.catalogue)
+            context.api = api_name(context.route or context.path)
+            self.gateway.finished(context, status)
             if context.principal or status == 401:
                 self.access_control.record(context, status)
 
@@ -96,7 +97,8 @@ class Middleware:
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the matching API route directly: the framework's layers in between add nothing."""
-        path = scope["path"]
+        context: RequestContext = scope["context"]
+        path = context.path
         key = scope["method"], path
         matched = self._matched.get(key) or self._match(scope)
         if matched is None:
@@ -106,7 +108,7 @@ class Middleware:
             if len(self._matched) >= MATCHED:
                 self._matched.clear()
             self._matched[key] = matched
-        endpoint, child_scope = matched
+        endpoint, child_scope, context.route = matched
         scope.update(child_scope)
         await endpoint(scope, receive, send)
 
@@ -117,7 +119,7 @@ class Middleware:
         for route in self.apis:
             match, child_scope = route.matches(get_scope)
             if match is Match.FULL and (is_offered or "{" not in route.path):
-                return route.app, child_scope
+                return route.app, child_scope, route.path
         return None
 
     async def _unmatched(self, scope: Scope, send: Send) -> None:

@@ -26,6 +26,7 @@ class Reply:
     body: bytes
     content_type: bytes = b"application/json"
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    version: str = ""  # of the model that wrote it, if that is known
 
     async def send(self, send: Send) -> None:
         headers = [
@@ -90,6 +91,15 @@ def api_of(path: str) -> Api:
     ):
         return Api.OPENAI
     return Api.TASK
+
+
+def api_name(path: str) -> str:
+    """What metrics and logs call the API of a path: v2, openai, task, or control for the rest
+    (health, documentation, the operator's listener)."""
+    api = api_of(path)
+    if api is not Api.TASK:
+        return "v2" if api is Api.V2 else "openai"
+    return "task" if path.startswith("/v1/") or path == COHERE_PATH else "control"
 
 
 def status_of(error: GatewayError, api: Api) -> int:

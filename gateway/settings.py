@@ -52,6 +52,8 @@ class Settings:
     policy_file: Path = Path(".tidegate/gateway.toml")
     # The audit log, and the metrics of `tidegate up` (watch.prom, shown in /metrics).
     state_folder: Path = Path(".tidegate")
+    # One line of JSON per request: 'stdout', or a file; '': none.
+    request_log: str = ""
     # The Redis that counts limits for all workers and gateways; '': each process counts separately.
     redis_url: str = ""
     # How many gateways share the limits: each grants its share while Redis is unavailable.

@@ -252,14 +252,17 @@ class AccessControl:
         access = self.policy.current.access
         await self._streams.check(access, (access, self.callers.generation))
 
-    def meter(self, admission: Admission | None, model: Model) -> "Meter | None":
+    def meter(
+        self, context: RequestContext, admission: Admission | None, model: Model
+    ) -> "Meter | None":
         """A Meter that charges the admission with the tokens that the model's responses report, or
         None if no token limit applies: the responses are not read then."""
         if admission is None or not model.counts_tokens or not admission.counts_tokens:
             return None
         from gateway.models.metering import Meter
 
-        return Meter(admission, model)
+        context.tokens = meter = Meter(admission, model)
+        return meter
 
     def record(self, context: RequestContext, status: int) -> None:
         """Write one line to the audit log, if the policy asks for this decision to be recorded."""

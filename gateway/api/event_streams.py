@@ -188,29 +188,41 @@ async def stream_responses(
     """
     message.model_name = gateway.serving(context, model)
     idle_s = context.remaining_s()
-    sent_at = time.perf_counter()
+    sent_at, upstream_s = time.perf_counter(), context.upstream_s
     permit = gateway.pool.permit(message.model_name, message.model_version)
     if context.admission:
         context.admission.started()
     may_move = True  # to another replica: once, and before the first response
-    while True:
-        # The first response has one deadline, whichever replica it comes from.
-        first_s = context.remaining_s()
-        try:
-            with permit as upstream:
-                work = upstream.stream(message, idle_s, TOTAL_S, cancel, first_s)
-                async with aclosing(work) as responses:
-                    async for response in responses:
-                        if not context.upstream_s:
-                            context.upstream_s = time.perf_counter() - sent_at
-                        may_move = False
-                        response.model_name = model.name
-                        yield response
-            return
-        except ReplicaLost as error:
-            if not may_move:
-                raise
-            may_move = False
-            permit = gateway.pool.second_permit(
-                permit, error, message.model_version, may_repeat=model.may_repeat
-            )
+
+    def count_time() -> None:
+        """Several texts of one request are written at the same time: the slowest counts."""
+        spent_s = upstream_s + time.perf_counter() - sent_at
+        context.upstream_s = max(context.upstream_s, spent_s)
+
+    try:
+        while True:
+            # The first response has one deadline, whichever replica it comes from.
+            first_s = context.remaining_s()
+            try:
+                with permit as upstream:
+                    context.sent_to(upstream.address)
+                    work = upstream.stream(message, idle_s, TOTAL_S, cancel, first_s)
+                    async with aclosing(work) as responses:
+                        async for response in responses:
+                            if not context.first_response_at:
+                                context.first_response_at = time.perf_counter()
+                                context.version = response.model_version
+                                count_time()
+                            may_move = False
+                            response.model_name = model.name
+                            yield response
+                return
+            except ReplicaLost as error:
+                if not may_move:
+                    raise
+                may_move = False
+                permit = gateway.pool.second_permit(
+                    permit, error, message.model_version, may_repeat=model.may_repeat
+                )
+    finally:
+        count_time()

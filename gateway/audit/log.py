@@ -43,8 +43,9 @@ FIELD_LIMIT = 300  # characters
 STRANGERS_BURST, STRANGERS_PER_S = 50.0, 1.0
 SUPPRESSED_S = 10.0
 STALL_S = 15.0  # after this long without a round, the disk does not respond
-# Characters that some readers take for a line end, and that JSON does not escape.
-_LINE_ENDS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
+# Characters that JSON does not escape, and that some readers take for a line end, some terminals
+# for a command.
+_CONTROLS = {code: f"\\u{code:04x}" for code in (*range(0x80, 0xA0), 0x2028, 0x2029)}
 FIRST = "0" * 64  # the first line's hash of the line before it
 LOG, HEAD, LOCK = "audit.log", "audit.head", "audit.lock"
 NEW_CHAIN = "look into it, then move audit.* away to start a new chain"
@@ -309,7 +310,7 @@ def _rotate(path: Path, head: Head) -> Head:
 def _line(number: int, timestamp: float, decision: Decision, before: str) -> bytes:
     """One line, without its end; ``before`` is the hash of the line before it."""
     try:
-        values = [*map(_json_value, decision)]
+        values = [*map(json_value, decision)]
     except Exception:  # one decision that cannot be written must not hold up the others
         values = [*_count_line("lost", 1)]
     document = {"number": number, "time": _timestamp(timestamp)}
@@ -318,15 +319,16 @@ def _line(number: int, timestamp: float, decision: Decision, before: str) -> byt
     return orjson.dumps(document)
 
 
-def _json_value(value: object) -> str | int:
-    """The value as JSON can represent it: anything but integers and valid Unicode is escaped."""
+def json_value(value: object) -> str | int:
+    """For a line of a log, the value as JSON can represent it: anything but integers and valid
+    Unicode is escaped."""
     if type(value) is str and len(value) <= FIELD_LIMIT and value.isascii():
         return value
     if isinstance(value, int) and abs(value) < 2**53:
         return int(value)
     text = value if isinstance(value, str) else ascii(value)
     escaped = text[:FIELD_LIMIT].encode("utf-8", "backslashreplace").decode()
-    return escaped.translate(_LINE_ENDS)
+    return escaped.translate(_CONTROLS)
 
 
 def _mac(fields: object, pepper: bytes) -> str:

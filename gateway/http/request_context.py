@@ -64,6 +64,16 @@ class Connection(Protocol):
         for or has left: ``send`` does either. Raises RuntimeError for a line end in a header."""
 
 
+class Tokens(Protocol):
+    """The tokens of a request, as the model counts them; None for what it does not count."""
+
+    @property
+    def input_tokens(self) -> int | None: ...
+
+    @property
+    def output_tokens(self) -> int | None: ...
+
+
 class ClientGone(Exception):
     """The client closed the connection: there is nobody to respond to."""
 
@@ -85,7 +95,18 @@ class RequestContext:
     admission: "Admission | None" = None  # the latest one
     limit_headers: Sequence[tuple[bytes, bytes]] = ()
     body_bytes: int = 0
+    # What metrics, the request log and traces say about it, each once it is known.
+    api: str = ""  # as ``render.api_name`` says; 'grpc' for the gRPC API
+    route: str = ""  # the template of the path, or the gRPC method
+    pipeline: str = ""  # what serves the model: itself or a canary
+    version: str = ""  # as the server says
+    replica: str = ""  # the address of the latest that it was sent to
+    sent_at: float = 0.0  # when it was first sent to a replica, as ``started``
+    first_response_at: float = 0.0  # when a streaming model's first response came
     upstream_s: float = 0.0
+    tokens: Tokens | None = None
+    # A gRPC stream: each of its messages is a request of its own, and counted as one.
+    is_stream: bool = False
     body_timeout_s: float = 30.0  # the longest wait for the next bytes of the body
     memory_budget: MemoryBudget | None = None  # counts the bytes that this request holds
     buffered_bytes: int = 0
@@ -133,6 +154,23 @@ class RequestContext:
         if remaining <= 0:
             raise DeadlineExceeded("the deadline passed before the model was called: try again")
         return remaining
+
+    def sent_to(self, replica: str) -> None:
+        """Call it just before the work is sent to that replica."""
+        self.replica = replica
+        if not self.sent_at:
+            self.sent_at = time.perf_counter()
+
+    @property
+    def queue_s(self) -> float | None:
+        """How long it took until the work was sent: its arrival, identity, checks, admission. None
+        if it was not sent."""
+        return self.sent_at - self.started if self.sent_at else None
+
+    @property
+    def first_response_s(self) -> float | None:
+        """How long a streaming model's first response took."""
+        return self.first_response_at - self.started if self.first_response_at else None
 
     def shorten_deadline(self, seconds: float | None) -> None:
         if seconds:

@@ -12,6 +12,7 @@ from gateway.errors import InvalidRequest
 from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
 from gateway.models.tensors import Tensor, add_inputs, unpack
+from gateway.models.token_outputs import TOKENS
 from gateway.models.v2_request import CLASSIFICATION
 
 if TYPE_CHECKING:
@@ -59,6 +60,16 @@ class Meter:
         else:
             self._added += tokens
         self.settle()
+
+    @property
+    def input_tokens(self) -> int | None:
+        """So far; a model that counts in one output only counts what it reads."""
+        tokens = self.model.tokens
+        return self._prompt if tokens.prompt or tokens.added != TOKENS else self._added
+
+    @property
+    def output_tokens(self) -> int | None:
+        return self._added if self.model.tokens.added not in ("", TOKENS) else None
 
     def settle(self) -> None:
         """Report the count so far: 0 if there was no response."""

@@ -129,6 +129,25 @@ def read_tensors(response: service_pb2.ModelInferResponse, rows: int) -> Tensors
     return tensors
 
 
+class RowTokens(NamedTuple):
+    """The tokens of a request's rows, which are all input."""
+
+    input_tokens: int | None
+    output_tokens: int | None = None
+
+
+def count_tokens(model: Model, results: Sequence[tuple[Tensors, int]]) -> RowTokens:
+    """What the model counted in the batches that contain the rows."""
+    batch_tensors = {id(tensors): tensors for tensors, _ in results}
+    counts = [
+        int(tensors[name].sum())
+        for tensors in batch_tensors.values()
+        for name in model.tokens.names
+        if name in tensors
+    ]
+    return RowTokens(sum(counts) if counts else None)
+
+
 def size_of(results: Sequence[tuple[Tensors, int]]) -> int:
     """Bytes of the tensors that contain the rows; strings count as the references to them."""
     batch_tensors = {id(tensors): tensors for tensors, _ in results}

@@ -7,6 +7,7 @@ the bytes it checked: Triton cannot parse differently what we have parsed.
 """
 
 import asyncio
+import re
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
@@ -32,6 +33,9 @@ _STATUS = {
 _NOT_FINITE = (b"N", b"I")  # as in NaN and Infinity: no number has these letters
 # Triton writes an output without spaces and with its name first.
 _NAME, _TYPE, _DATA = b'"name":', b',"datatype"', b'"data":['
+
+# Before the tensors; quotes are escaped in strings, so no string contains it.
+_VERSION, _HEAD_BYTES = re.compile(rb'"model_version":"(\d{1,20})"'), 1024
 
 
 class HttpUpstream:
@@ -128,10 +132,12 @@ def to_reply(response: Response) -> Reply | None:
         raise _to_gateway_error(response)
     body, json_length = response.body, response.json_length
     _check_finite(body, len(body) if json_length is None else json_length)
+    found = _VERSION.search(body, 0, _HEAD_BYTES)
+    version = found[1].decode() if found else ""
     if json_length is None:
-        return Reply(200, body)
+        return Reply(200, body, version=version)
     headers = [(b"inference-header-content-length", b"%d" % json_length)]
-    return Reply(200, body, b"application/octet-stream", headers)
+    return Reply(200, body, b"application/octet-stream", headers, version)
 
 
 def _check_finite(body: bytes, end: int) -> None:

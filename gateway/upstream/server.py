@@ -51,6 +51,7 @@ class Upstream:
 
     def __init__(self, address: str, triton_key_file: Path) -> None:
         """``address`` is HOST:GRPC_PORT, or HOST:GRPC_PORT/HTTP_PORT for an HTTP upstream too."""
+        self.address = address
         address, _, http_port = address.partition("/")
         self._key_file = triton_key_file
         self.channel = grpc.aio.insecure_channel(address, options=_OPTIONS)

@@ -7,7 +7,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,9 @@ class FakeLlm(FakeTriton):
             entry = (
                 json.dumps(_entry(token, sampling["logprobs"])) if "logprobs" in sampling else ""
             )
-            response = service_pb2.ModelInferResponse(model_name=request.model_name)
+            response = service_pb2.ModelInferResponse(
+                model_name=request.model_name, model_version="1", id=request.id
+            )
             response.parameters[FINAL].bool_param = is_last
             _add(response, "text_output", "BYTES", [1], text)
             _add(response, "finish_reason", "BYTES", [1], end.encode() if is_last else b"None")
@@ -165,25 +167,31 @@ class ServedLlm:
 
 
 @contextlib.contextmanager
-def served_llm(folder: Path, fake: FakeLlm | None = None, **binding: Any) -> Iterator[ServedLlm]:
-    """A gateway with the model ``llm``, or with the models of ``fake``, both in a thread of this
-    process."""
+def served_llm(
+    folder: Path,
+    fake: FakeLlm | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **binding: Any,
+) -> Iterator[ServedLlm]:
+    """A gateway with the model ``llm``, or with the models of ``fake``, and these settings, both in
+    a thread of this process."""
     _, key = KeyStore(folder / "keys.toml", folder / "pepper").create("app")
     llm = fake or FakeLlm(llm_config(**binding))
     ready = threading.Event()
     running: dict[str, Any] = {}
 
     async def serve() -> None:
-        settings = Settings(
+        all_settings = Settings(
             replicas=(await llm.start(),),
             keys_file=folder / "keys.toml",
             pepper_file=folder / "pepper",
             policy_file=folder / "gateway.toml",
             state_folder=folder,
             triton_key_file=folder / "triton.key",
+            **(settings or {}),
         )
         (folder / "triton.key").write_text("key")
-        config = uvicorn.Config(create_app(settings), port=0, ws="none", log_config=None)
+        config = uvicorn.Config(create_app(all_settings), port=0, ws="none", log_config=None)
         server = running["server"] = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve())
         while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it

@@ -28,6 +28,7 @@ OPTIONAL = {
     "gateway.models.metering",
     "gateway.models.text_binding",
     "gateway.policy.canary",
+    "gateway.request_log",
     "gateway.upstream.http_upstream",
 }
 # Needed by those only, or, like pydantic.v1, by none.

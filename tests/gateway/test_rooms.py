@@ -12,7 +12,8 @@ ORDER = [
     *("errors", "render", "settings", "supervision", "listening", "heartbeat", "lazy_timer"),
     "draining",
     *("limits", "policy", "identity", "http", "models", "upstream", "metrics", "audit", "access"),
-    *("workers", "logs", "core", "background", "middleware", "api", "app", "__main__"),
+    *("workers", "logs", "request_log", "core", "background", "middleware", "api", "app"),
+    "__main__",
 ]
 APIS = ["openapi", "event_streams", "admin", "v2", "openai", "tasks", "grpc"]
 

@@ -1,12 +1,13 @@
 """The unary methods. Each parses its own message and authorises the model named in it."""
 
+import time
 from collections.abc import Awaitable, Callable
 
 from google.protobuf.message import DecodeError, Message
 from tritonclient.grpc import service_pb2
 
 from gateway.api.grpc.request import check_request, timeout_s
-from gateway.api.grpc.response import metered, request_token_counts
+from gateway.api.grpc.response import metered, request_token_counts, version_of
 from gateway.api.grpc.wire import RequestParts
 from gateway.api.v2.describe_model import check_readable, hide_paths, readable_statistics
 from gateway.api.v2.routes import EXTENSIONS, NAME
@@ -52,16 +53,22 @@ class Methods:
         self.gateway.sequences.put_own(parts.header, context.tenant)
         parts.header.model_name = self.gateway.serving(context, model, parts.header)
         admission = await context.enter(self.gateway.access_control.admit(context, model))
-        meter = self.gateway.access_control.meter(admission, model)
+        meter = self.gateway.access_control.meter(context, admission, model)
         if meter:
             request_token_counts(parts, meter)
 
         async def send(upstream: Upstream) -> bytes:
             timeout = context.remaining_s()
+            context.sent_to(upstream.address)
             admission.started()
-            return await upstream.infer_raw(parts.message(), timeout)
+            started = time.perf_counter()
+            try:
+                return await upstream.infer_raw(parts.message(), timeout)
+            finally:
+                context.upstream_s += time.perf_counter() - started
 
         response = await self.gateway.send(context, model, parts.header, send)
+        context.version = version_of(response)
         return metered(response, meter) if meter else response
 
     @needs("read")

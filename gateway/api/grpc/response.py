@@ -9,6 +9,7 @@ from gateway.errors import UpstreamError
 from gateway.models.metering import Meter
 from gateway.upstream.stream_call import FINAL
 
+_VERSION_TAG = b"\x12"
 _ID_TAG, _PARAMETER_TAG, _OUTPUT_TAG, _RAW_TAG = (number << 3 | 2 for number in (3, 4, 5, 6))
 _FINAL = b"".join((b"\n", varint(len(FINAL)), FINAL.encode()))  # the key of a parameter
 # infer_response of a ModelStreamInferResponse; one that begins otherwise has an error message.
@@ -67,6 +68,19 @@ class ResponseParts:
     def message(self) -> bytes:
         """The ModelInferResponse, serialised, without the outputs removed."""
         return b"".join((self.header.SerializeToString(), *self._raw_fields))
+
+
+def version_of(response: bytes) -> str:
+    """The model's version in a serialized ModelInferResponse, or '' if it is not where protobuf
+    libraries write it: after the name, which is first."""
+    start = 0
+    if response.startswith(b"\n"):
+        content_start, size = length_at(response, 1)
+        start = content_start + size
+    if not response.startswith(_VERSION_TAG, start):
+        return ""
+    content_start, size = length_at(response, start + 1)
+    return bytes(response[content_start : content_start + size]).decode("utf-8", "replace")
 
 
 def inner_response(stream_response: bytes) -> memoryview:

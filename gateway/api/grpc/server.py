@@ -279,7 +279,8 @@ class GrpcServer:
             is_recorded = fault is context.fault
         finally:
             await context.leave(fault)
-            self.gateway.metrics.record(context, status, self.gateway.catalogue)
+            if not context.is_stream:
+                self.gateway.finished(context, status)
             if not is_recorded:
                 self.gateway.access_control.record(context, status)
         self._unread.bound(0, context.request_id, LAST_S if name == STREAM else None)
@@ -308,7 +309,9 @@ class GrpcServer:
             scope |= shown_to_grpc(call)
         remaining_s = call.time_remaining()
         deadline_s = math.inf if remaining_s is None else remaining_s
-        return self.gateway.context(scope, _never_disconnects, deadline_s)
+        context = self.gateway.context(scope, _never_disconnects, deadline_s)
+        context.api, context.route = "grpc", name
+        return context
 
 
 @needs("read")

@@ -15,6 +15,7 @@ either, and other requests may use the permits. The stream is ended when nothing
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -33,6 +34,7 @@ from gateway.api.grpc.response import (
     as_stream_response,
     inner_response,
     request_token_counts,
+    version_of,
 )
 from gateway.api.grpc.status import as_metadata, shortened
 from gateway.api.grpc.stream_errors import fault_of
@@ -50,7 +52,7 @@ from gateway.http.request_context import RequestContext
 from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
 from gateway.models.metering import Meter
-from gateway.render import Api, status_of
+from gateway.render import CLIENT_LEFT, Api, status_of
 from gateway.upstream.server import Upstream, end_stream
 from gateway.upstream.stream_call import EMPTY_FINAL, FINAL, StreamCall
 from gateway.upstream.triton_errors import translate
@@ -60,6 +62,7 @@ log = logging.getLogger("gateway")
 # messages. We never pass it on: with it, Triton 2.51 crashes when a decoupled model fails.
 STRICT = b"triton_grpc_error"
 WINDOW = 32
+VERSION_BYTES = 1024  # of a response: they have the model's name and version
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 _SLOW_S = 1.0  # a client that reads nothing for so long is more than slow
 _LAST_S = 1.0  # for Triton to end a stream on which it has answered everything
@@ -171,6 +174,11 @@ class InferStream:
             self._fault = fault
             self._task.cancel()
 
+    @property
+    def _status(self) -> int:
+        """Of the messages that the stream leaves unanswered when it ends."""
+        return status_of(self._fault, Api.V2) if self._fault else CLIENT_LEFT
+
     def _models(self) -> set[str]:
         return {message.model.name for message in self._open_messages()}
 
@@ -212,11 +220,16 @@ class InferStream:
         except GatewayError as error:
             status = status_of(error, Api.V2)
             context.fault = self.context.fault = error
+            self.gateway.finished(context, status)
             if self._strict or isinstance(error, Unauthenticated):
                 raise
             self._first_context = self._first_context or context
             await self._outgoing.put(self._refusal(error, identifier))
             return False
+        except asyncio.CancelledError:
+            if all(message.context is not context for message in self._in_flight.values()):
+                self.gateway.finished(context, self._status)
+            raise
         finally:
             self.context.model = context.model
             self.context.action = context.action
@@ -227,6 +240,8 @@ class InferStream:
         scope = {**self.context.scope, "headers": self._headers}
         context = self.gateway.context(scope, self.context.receive)
         context.body_bytes = size
+        context.api, context.route = self.context.api, self.context.route
+        self.context.is_stream = True
         return context
 
     async def _start(self, message: Message, parts: RequestParts) -> None:
@@ -236,11 +251,12 @@ class InferStream:
         async with contextlib.AsyncExitStack() as slot:
             admission = await slot.enter_async_context(access_control.admit(message.context, model))
             message.admission = admission
-            message.meter = access_control.meter(admission, model)
+            message.meter = access_control.meter(message.context, admission, model)
             if message.meter:
                 request_token_counts(parts, message.meter)
             with contextlib.ExitStack() as permit:
                 upstream = permit.enter_context(self._permit(message, parts))
+                message.context.sent_to(upstream.address)
                 call = await self._call_to(upstream, model.decoupled)
                 message.permit = permit.pop_all()
             message.slot = slot.pop_all()
@@ -318,6 +334,9 @@ class InferStream:
         if message is None:
             return  # it came after the last one
         is_last = is_last or not message.model.decoupled
+        if not message.context.first_response_at and response.has_outputs:
+            message.context.first_response_at = time.perf_counter()
+            message.context.version = version_of(bytes(inner_response(data)[:VERSION_BYTES]))
         if message.meter:
             parts = ResponseParts(inner_response(data))
             parts.read(message.meter)
@@ -418,9 +437,15 @@ class InferStream:
         self._refusals.add(task)
         task.add_done_callback(self._refusals.discard)
 
-    def _answered(self, upstream_id: bytes, fault: GatewayError | None) -> None:
-        """Triton has sent the message's last response, or will send none because of ``fault``."""
+    def _answered(self, upstream_id: bytes, fault: GatewayError | None, status: int = 0) -> None:
+        """Triton has sent the message's last response, or will send none because of ``fault``; a
+        non-zero ``status`` is then what became of it."""
         message = self._in_flight.pop(upstream_id)
+        context = message.context
+        context.upstream_s = time.perf_counter() - context.sent_at
+        fault_of_message = context.fault or fault
+        status = status or (status_of(fault_of_message, Api.V2) if fault_of_message else 200)
+        self.gateway.finished(context, status)
         self._unread.add(message)
         if message.timer:
             message.timer.cancel()
@@ -508,7 +533,7 @@ class InferStream:
             for message in list(self._unread):
                 await self._release(message)
             for upstream_id in list(self._in_flight):
-                self._answered(upstream_id, fault)
+                self._answered(upstream_id, fault, self._status)
             for message in list(self._unread):
                 await self._release(message, fault)
 

@@ -183,7 +183,9 @@ class _Completion:
         return type(error)(error.problem, param=param)
 
     def _counts(self, admission: Admission) -> TokenCounts:
-        return TokenCounts(self._request.choices, self._request.n, admission)
+        counts = TokenCounts(self._request.choices, self._request.n, admission)
+        self._context.tokens = counts
+        return counts
 
     def _admit(self) -> Admission:
         max_tokens = self._request.sampling.get("max_tokens", 0) * self._request.choices

@@ -113,6 +113,17 @@ class TokenCounts:
             self._admission.settle(sum(self._per_prompt(self.prompt)) + self._generated)
 
     @property
+    def input_tokens(self) -> int | None:
+        known = any(count is not None for count in self.prompt)
+        return sum(self._per_prompt(self.prompt)) if known else None
+
+    @property
+    def output_tokens(self) -> int | None:
+        """So far."""
+        known = any(count is not None for count in self.completion)
+        return self._generated if known else None
+
+    @property
     def usage(self) -> dict[str, Any] | None:
         """A prompt counts once, however many texts continue it."""
         if None in self.prompt or None in self.completion:

@@ -130,7 +130,7 @@ class GenerateApi:
         admission: Admission | None,
     ) -> AsyncGenerator[service_pb2.ModelInferResponse, None]:
         """The model's responses; their tokens are counted, if a limit counts them."""
-        meter = self.gateway.access_control.meter(admission, model)
+        meter = self.gateway.access_control.meter(context, admission, model)
         if meter:
             meter.prepare(message)
         async with aclosing(stream_responses(self.gateway, context, model, message)) as responses:
