@@ -12,7 +12,7 @@ import resource  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
-from collections.abc import Iterator, Mapping, Sequence  # noqa: E402
+from collections.abc import Callable, Iterator, Mapping, Sequence  # noqa: E402
 from dataclasses import replace  # noqa: E402
 from datetime import UTC, datetime  # noqa: E402
 from functools import partial  # noqa: E402
@@ -37,10 +37,14 @@ from loadtests.signoff.procedure import (  # noqa: E402
     NotMeasured,
     Result,
     highest_rate,
+    judge_kill,
     needed_s,
+    not_killed,
     sign_off,
     sign_off_replay,
+    warm_up,
 )
+from loadtests.signoff.replica import Replica, replica_of  # noqa: E402
 from loadtests.signoff.report import (  # noqa: E402
     WORDS,
     Circumstances,
@@ -64,6 +68,7 @@ EXIT_CODES = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.UNDECIDED: 2}
 CANNOT_START = 3
 HIGHEST = 2_000.0  # requests per second: more than one core of this generator can send
 MEMORY_EVERY_S = 1.0
+BEFORE_KILL_S = 5.0
 
 
 def main(options: Options) -> int:
@@ -82,22 +87,28 @@ def main(options: Options) -> int:
         with _target(options, list(slos), timeout_s) as target:
             # Everything that can be refused is refused before the load.
             served = {name: target.pipeline(name) for name in slos}
+            replica = replica_of(options.allow_kill) if options.allow_kill else None
             sources = {name: target.source(served[name], slo.apis) for name, slo in slos.items()}
             replay = target.replay(trace, sources) if trace else None
             is_whole = _sign_off(options, results, sources, target.url, trace, replay)
+            if replica and is_whole:
+                is_whole = _until_stopped(
+                    lambda: _lose(options, results[0], sources[results[0].slo.pipeline], replica)
+                )
     except (SloError, CannotStart, CorpusMissing, BenchError) as error:
         click.secho(f"tidegate: {error}", fg="red", err=True)
         return CANNOT_START
     except KeyboardInterrupt:
         click.echo("tidegate: stopped before any load", err=True)
         return CANNOT_START
-    if is_whole and options.scale_to > 1:
-        try:
-            for result in results:
-                result.scaling = _scaling(options, result.slo)
-        except KeyboardInterrupt:
-            click.echo("stopped: the report is partial", err=True)
-            is_whole = False
+    for result in results:
+        if is_whole and options.scale_to > 1:
+            is_whole = _until_stopped(partial(_scale, options, result))
+        if is_whole and options.kill_replica:
+            is_whole = _until_stopped(partial(_lose_one_of_two, options, result))
+    for result in results:
+        if not is_whole and result.outcome is Outcome.PASS:
+            result.outcome, result.reason = Outcome.UNDECIDED, "it was stopped before its end"
     circumstances = Circumstances(
         target.url if options.target else "a stack of its own",
         options.profile,
@@ -203,6 +214,55 @@ def _sign_off(
     finally:
         reader.kill()
     return True
+
+
+def _until_stopped(step: Callable[[], None]) -> bool:
+    """Whether a step came to its end."""
+    try:
+        step()
+    except KeyboardInterrupt:
+        click.echo("\nstopped: the report is partial, and unsigned", err=True)
+        return False
+    return True
+
+
+def _scale(options: Options, result: Result) -> None:
+    result.scaling = _scaling(options, result.slo)
+
+
+def _lose_one_of_two(options: Options, result: Result) -> None:
+    """Kill one of two replicas, in a stack of its own."""
+    name = result.slo.pipeline
+    click.echo(f"{name}: starting two replicas, to kill one of them ...", err=True)
+    try:
+        with running(options.repository, [name], replicas=2) as stack:
+            target = Target(stack.gateway, stack.gateway_grpc, (Tenant("", stack.key),))
+            source = target.source(target.pipeline(name), result.slo.apis)
+            pids = stack.processes.pids("tritonserver")
+            _lose(options, result, source, replica_of(pids[-1]))
+    except (BenchError, CannotStart) as error:
+        click.echo(f"no replica was killed: {error}", err=True)
+        not_killed(result, str(error))
+
+
+def _lose(options: Options, result: Result, source: Source, replica: Replica) -> None:
+    profile, rate = PROFILES[options.profile], result.slo.tested_rate
+    load = _Terminal(source, result.slo, is_one_of_many=True)
+    warm_up(result.slo, profile, load)
+    ready_again_s: list[float | None] = []
+
+    def lose() -> None:
+        replica.kill()
+        ready_again_s.append(replica.ready_again_s())
+
+    killer = gevent.spawn_later(BEFORE_KILL_S, lose)
+    try:
+        samples = load(rate, BEFORE_KILL_S + profile.killed_s, "one replica killed")
+        click.echo("waiting until the replica is ready again ...", err=True)
+        killer.get()
+    finally:
+        killer.kill()
+    judge_kill(result, samples, BEFORE_KILL_S, ready_again_s[0])
 
 
 def _scaling(options: Options, slo: Slo) -> Scaling | None:

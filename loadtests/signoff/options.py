@@ -20,7 +20,9 @@ class Options:
     1, 2, ... so many replicas, each in a stack of its own. ``arrivals`` and ``burst``
     overrule those of the objectives, '' for none. ``keys`` is a file of the tenants' keys
     (loadtests/signoff/tenants.py), None for one caller.
-    ``trace`` is replayed instead of loads at a rate, ``speed`` times as fast as it was recorded."""
+    ``trace`` is replayed instead of loads at a rate, ``speed`` times as fast as it was recorded.
+    ``kill_replica`` kills one of two replicas of a stack of its own, ``allow_kill`` is the process
+    id of a replica of the target that may be killed, 0 for none."""
 
     pipelines: tuple[str, ...]
     target: str
@@ -37,6 +39,8 @@ class Options:
     keys: Path | None = None
     trace: Path | None = None
     speed: float = 1.0
+    kill_replica: bool = False
+    allow_kill: int = 0
 
     def to_argument(self) -> str:
         return json.dumps(asdict(self), default=str)

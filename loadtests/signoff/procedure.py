@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
 from loadtests.signoff.confidence import CONFIDENCE, Outcome, requests_needed
 from loadtests.signoff.knee import Knee, search
 from loadtests.signoff.memory import Drift, Memory, drift
@@ -38,6 +40,7 @@ RECOVERY_S = 30.0  # at the target's rate, after the overload
 RECOVERED_S = 3  # so many seconds have to be good, one after the other
 FEWEST_IN_A_WINDOW = 30  # requests, or one slow one decides it
 LONGEST_WINDOW_S = 120.0  # for a rate at which that takes longer nothing is searched
+KILLED = "replica killed"
 FRONTIER_MS = (1, 5, 10, 50, 100)
 
 
@@ -53,7 +56,8 @@ GROWS = Line(
 @dataclass(frozen=True)
 class Profile:
     """Seconds: of a warm-up's stretch, of a window of the search, the least and the most for the
-    target, and of the overload. What happens once in a longer time than the least is not seen."""
+    target, of the overload, and after a replica was killed. What happens once in a longer time than
+    the least is not seen."""
 
     warm_up_s: float
     warm_ups: int
@@ -62,12 +66,13 @@ class Profile:
     least_s: float
     most_s: float
     overload_s: float
+    killed_s: float
 
 
 PROFILES = {
-    "smoke": Profile(5, 1, 2, precision=0.5, least_s=5, most_s=60, overload_s=2),
-    "quick": Profile(10, 3, 6, precision=0.15, least_s=60, most_s=240, overload_s=10),
-    "full": Profile(20, 6, 30, precision=0.05, least_s=600, most_s=3600, overload_s=60),
+    "smoke": Profile(5, 1, 2, 0.5, least_s=5, most_s=60, overload_s=2, killed_s=20),
+    "quick": Profile(10, 3, 6, 0.15, least_s=60, most_s=240, overload_s=10, killed_s=60),
+    "full": Profile(20, 6, 30, 0.05, least_s=600, most_s=3600, overload_s=60, killed_s=120),
 }
 
 
@@ -79,6 +84,20 @@ class Overload:
     samples: Samples
     good_per_s: float
     recovery_s: int | None
+
+
+@dataclass(frozen=True)
+class ReplicaKilled:
+    """``samples`` are the requests that had not ended when it was killed, and those after it.
+    ``good_again_s`` is how many seconds after it latencies were within the limits again,
+    ``ready_again_s`` the replica itself; None if that did not come. ``failed`` of ``repeatable``
+    requests failed: those that may be sent to another replica."""
+
+    samples: Samples
+    repeatable: int
+    failed: int
+    good_again_s: int | None
+    ready_again_s: float | None
 
 
 @dataclass
@@ -100,6 +119,7 @@ class Result:
     drift: Drift | None = None
     overload: Overload | None = None
     scaling: Scaling | None = None
+    killed: ReplicaKilled | None = None
     trace: str = ""  # what was replayed, instead of loads at a rate
 
     @property
@@ -141,7 +161,7 @@ def sign_off(result: Result, profile: Profile, load: Load, memory: Memory, highe
     ``highest`` is the highest rate to try, in requests per second; 0 to try none but the target.
     """
     slo = result.slo
-    result.is_steady = _warm_up(slo, profile, load)
+    result.is_steady = warm_up(slo, profile, load)
     is_searched = highest > 0 and FEWEST_IN_A_WINDOW / slo.tested_rate <= LONGEST_WINDOW_S
     if is_searched:
         try:
@@ -165,6 +185,39 @@ def sign_off(result: Result, profile: Profile, load: Load, memory: Memory, highe
         result.overload = _overload(slo, profile, load, min(OVERLOAD * held, highest))
 
 
+def judge_kill(
+    result: Result, samples: Samples, killed_s: float, ready_again_s: float | None
+) -> None:
+    """Add what happened when a replica was killed after ``killed_s`` seconds of a stretch at the
+    target's rate; what one kill shows is exact, so its line needs no confidence."""
+    slo = result.slo
+    after = samples.only(samples.due_s + samples.latency_s >= killed_s)
+    apis = after.labels.get("api")
+    # A stream that has begun cannot go on elsewhere.
+    may_repeat = np.ones(after.requests, bool) if apis is None else apis != "chat"
+    repeatable, failed = int(may_repeat.sum()), int(after.failed[may_repeat].sum())
+    good_again_s = _good_again_s(samples, killed_s, samples.duration_s - killed_s, slo)
+    result.killed = ReplicaKilled(after, repeatable, failed, good_again_s, ready_again_s)
+    if not repeatable:
+        return
+    holds = failed <= slo.killed_errors * repeatable
+    why = f"{failed} of {repeatable} failed, of one kill"
+    outcome = Outcome.PASS if holds else Outcome.FAIL
+    _add_killed(result, f"{failed / repeatable:.3%}", outcome, why)
+
+
+def not_killed(result: Result, why: str) -> None:
+    """Add that no replica could be killed although that was asked for."""
+    _add_killed(result, "nothing", Outcome.UNDECIDED, why)
+
+
+def _add_killed(result: Result, measured: str, outcome: Outcome, why: str) -> None:
+    objective = f"at most {result.slo.killed_errors:.3g} fail"
+    if result.lines:  # else nothing may be signed, whatever this says
+        result.lines.append(Line(KILLED, objective, measured, outcome, why))
+        _conclude(result)
+
+
 def sign_off_replay(
     results: Sequence[Result],
     profile: Profile,
@@ -175,7 +228,7 @@ def sign_off_replay(
     """Fill the result of each pipeline of a trace from one ``replay`` of it, whose requests have
     their ``pipeline`` as a label. ``loads`` warm the pipelines up."""
     for result, load in zip(results, loads, strict=True):
-        result.is_steady = _warm_up(result.slo, profile, load)
+        result.is_steady = warm_up(result.slo, profile, load)
     memory.restart()
     by_pipeline = replay().by("pipeline")
     for result in results:
@@ -196,7 +249,7 @@ def highest_rate(slo: Slo, profile: Profile, load: Load, highest: float) -> floa
     none that can be sent is too high. Raises NotMeasured if the load generator ended the search:
     then it says nothing of the servers."""
     result = Result(slo)
-    _warm_up(slo, profile, load)
+    warm_up(slo, profile, load)
     _search(result, profile, load, highest)
     return result.held if result.knee and result.knee.missed else 0.0
 
@@ -230,7 +283,7 @@ def _holds(result: Result, rate: float, seconds: float, load: Load) -> bool:
     raise NotMeasured(fault)
 
 
-def _warm_up(slo: Slo, profile: Profile, load: Load) -> bool:
+def warm_up(slo: Slo, profile: Profile, load: Load) -> bool:
     """Whether latencies became steady, at half of the rate."""
     rate = slo.tested_rate / 2
     for _ in range(profile.warm_ups):
@@ -308,15 +361,21 @@ def _overload(slo: Slo, profile: Profile, load: Load, rate: float) -> Overload:
     samples = load(rate, seconds, "overload", (slo.tested_rate, RECOVERY_S))
     during = samples.within(0, seconds)
     good_per_s = (during.requests - during.bad(slo)) / seconds
+    return Overload(during, good_per_s, _good_again_s(samples, seconds, RECOVERY_S, slo))
+
+
+def _good_again_s(samples: Samples, from_s: float, most_s: float, slo: Slo) -> int | None:
+    """How many seconds after ``from_s`` requests are good again, and stay so for a moment; None if
+    not in ``most_s``."""
     good_seconds = 0
-    for second in range(int(RECOVERY_S)):
-        after = samples.within(seconds + second, seconds + second + 1)
+    for second in range(int(most_s)):
+        after = samples.within(from_s + second, from_s + second + 1)
         # A tenth may be bad, and one at least: a second has few requests.
         is_good = after.bad(slo) <= max(1, after.requests / 10)
         good_seconds = good_seconds + 1 if is_good else 0
         if good_seconds == RECOVERED_S:
-            return Overload(during, good_per_s, second + 1 - RECOVERED_S)
-    return Overload(during, good_per_s, None)
+            return second + 1 - RECOVERED_S
+    return None
 
 
 def _conclude(result: Result) -> None:
@@ -357,6 +416,11 @@ def _advice(result: Result, missed: list[str]) -> str:
         return "find what keeps memory: restart the servers one after the other until then"
     if "errors" in missed and _fails_at_any_rate(result):
         return "look at the errors below: they come at low rates too, which no capacity mends"
+    if missed == [KILLED]:
+        return (
+            "requests that the killed replica had were not all answered by another one: see which "
+            "errors, and docs/operating.md on what is sent again"
+        )
     if 0 < held < rate:
         return (
             f"{held:.4g}/s hold every limit here: add replicas (about {rate / held:.1f} times "

@@ -83,7 +83,7 @@ def markdown(report: Json) -> str:
                 for line in pipeline["objectives"]
             ),
             "",
-            f"{capacity(pipeline)} {scaling_sentence(pipeline)}".rstrip(),
+            _sentences(pipeline),
             generator(pipeline),
             *_tenants_table(pipeline),
             "",
@@ -94,6 +94,11 @@ def markdown(report: Json) -> str:
         + (f", commit {report['commit']}." if report["commit"] else ".")
     )
     return "\n".join([*parts, ""])
+
+
+def _sentences(pipeline: Json) -> str:
+    said = [capacity(pipeline), scaling_sentence(pipeline), killed_sentence(pipeline)]
+    return " ".join(filter(None, said))
 
 
 def _tenants_table(pipeline: Json) -> list[str]:
@@ -171,6 +176,7 @@ def html(report: Json) -> str:
         sentence=sentence,
         capacity=capacity,
         scaling_sentence=scaling_sentence,
+        killed_sentence=killed_sentence,
         generator=generator,
         arrivals=arrivals,
         milliseconds_of=milliseconds_of,
@@ -228,6 +234,7 @@ def _pipeline(result: Result) -> Json:
         "memory": _memory(result),
         "overload": _overload(result),
         "scaling": _scaling(result),
+        "replica_killed": _killed(result),
     }
 
 
@@ -374,6 +381,38 @@ def _overload(result: Result) -> Json | None:
         "refused": _refused(samples),
         "recovery_s": result.overload.recovery_s,
     }
+
+
+def _killed(result: Result) -> Json | None:
+    killed = result.killed
+    if killed is None:
+        return None
+    back = killed.ready_again_s
+    return {
+        "requests": killed.samples.requests,
+        "failed": int(killed.samples.failed.sum()),
+        "errors": dict(killed.samples.errors),
+        "repeatable": killed.repeatable,
+        "repeatable_failed": killed.failed,
+        "good_again_s": killed.good_again_s,
+        "ready_again_s": None if back is None else round(back, 1),
+    }
+
+
+def killed_sentence(pipeline: Json) -> str:
+    """What happened when a replica was killed; '' if none was."""
+    killed = pipeline["replica_killed"]
+    if not killed:
+        return ""
+    good, ready = killed["good_again_s"], killed["ready_again_s"]
+    within = "not again within the time that was measured" if good is None else f"after {good} s"
+    back = "it did not come back" if ready is None else f"it served again after {ready:g} s"
+    errors = ", ".join(f"{count} {fault}" for fault, count in killed["errors"].items())
+    return (
+        f"A replica was killed at the target's rate: {killed['failed']} of {killed['requests']} "
+        f"requests failed{f' ({errors})' * bool(errors)}, latency was within the limits {within}, "
+        f"and {back}."
+    )
 
 
 _NAMED = (1, 20, 50, 80, 95, 99, 99.9)  # of the curve's percentiles, those that fit an axis

@@ -11,6 +11,7 @@ memory = "5MiB/min"        # the servers' memory may grow by at most so much
 api = "task"               # or a mix of several: { task = 3, grpc = 1 }
 arrivals = "bursty"        # or "constant"; "poisson" by default
 burst = "20 every 10s"     # of bursty arrivals: the size and the period
+killed_errors = 0          # the share that may fail because a replica is killed
 
 Every number has a unit, and what is not known is refused with its place: a limit that nobody reads
 is a limit that nobody holds.
@@ -68,7 +69,8 @@ class Slo:
     share that has to meet all limits at once, ``soak_s`` how long it has to hold, in seconds.
     ``memory_mib_per_min`` is how fast the servers' memory may grow; None if that does not matter.
     ``apis`` are the weights with which requests choose one of APIS; empty for what the pipeline
-    offers first."""
+    offers first. ``killed_errors`` is the share of requests that may fail because a replica is
+    killed, of those that may be sent to another one: not of streams."""
 
     pipeline: str
     rate: float
@@ -80,6 +82,7 @@ class Slo:
     memory_mib_per_min: float | None = None
     apis: Mapping[str, float] = field(default_factory=dict)
     arrivals: Arrivals = POISSON
+    killed_errors: float = 0.0
 
     @property
     def widest_s(self) -> float:
@@ -113,7 +116,7 @@ def _slo(path: Path, pipeline: str, table: Any) -> Slo:
         raise SloError(f"{path}: {pipeline} must be a table: write [{pipeline}]")
     limits = tuple(sorted(_limit(place, key, table[key]) for key in table if _is_limit(key)))
     known = {"rate", "headroom", "errors", "goodput", "soak", "memory", "api"}
-    known |= {"arrivals", "burst"}
+    known |= {"arrivals", "burst", "killed_errors"}
     for key in table:
         if key not in known and not _is_limit(key):
             close = difflib.get_close_matches(key, [*known, "p50", "p95", "p99"], 1)
@@ -137,6 +140,7 @@ def _slo(path: Path, pipeline: str, table: Any) -> Slo:
         _memory(place, table["memory"]) if "memory" in table else None,
         apis,
         _arrivals(place, table),
+        _number(place, table, "killed_errors", 0.0, 0.5, 0.0),
     )
     require_burst_fits(place, slo)
     return slo

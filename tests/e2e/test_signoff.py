@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,12 +29,18 @@ errors = 0.05
 
 @contextmanager
 def planted(*arguments: str) -> Iterator[str]:
+    with planted_process(*arguments) as (url, _):
+        yield url
+
+
+@contextmanager
+def planted_process(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "tests.loadtests.signoff.planted", str(port), *arguments]
     process = subprocess.Popen(command, cwd=ROOT)
     try:
         wait_until(lambda: _listens(port), 30, "the planted server")
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", process
     finally:
         process.kill()
         process.wait()
@@ -160,6 +167,38 @@ def test_a_trace_is_replayed_for_its_tenants(tmp_path):
     assert [own["requests"] for own in pipeline["at_the_target"]["tenants"]] == [120, 120]
 
 
+def test_the_replica_that_was_named_is_killed_and_awaited(tmp_path):
+    """The one that is killed carries nothing, so that nothing fails; another takes its place."""
+    with planted("--slots", "8") as url, planted_process() as (spare, process):
+        done = threading.Event()
+        successor = threading.Thread(target=_replace, args=(process, spare, done))
+        successor.start()
+        arguments = ("--target", url, "--only-target", "--json", f"--allow-kill={process.pid}")
+        result = run(tmp_path, WIDE, *arguments)
+        done.set()
+        successor.join()
+    assert result.returncode == 0, result.stderr
+    (pipeline,) = json.loads(result.stdout)["pipelines"]
+    killed = pipeline["replica_killed"]
+    assert (killed["failed"], killed["good_again_s"]) == (0, 0)
+    assert killed["ready_again_s"] > 0
+    assert killed["repeatable"] == killed["requests"] > 0
+    assert pipeline["objectives"][-1]["name"] == "replica killed"
+    assert (
+        "A replica was killed at the target's rate: 0 of"
+        in (tmp_path / "out" / "report.md").read_text()
+    )
+
+
+def _replace(process: subprocess.Popen[bytes], url: str, done: threading.Event) -> None:
+    process.wait()
+    port = url.rpartition(":")[2]
+    command = [sys.executable, "-m", "tests.loadtests.signoff.planted", port]
+    with subprocess.Popen(command, cwd=ROOT) as successor:
+        done.wait()
+        successor.kill()
+
+
 def test_ctrl_c_leaves_a_partial_report_that_is_unsigned(tmp_path):
     with planted("--slots", "8") as url:
         process = subprocess.Popen(
@@ -209,6 +248,7 @@ def test_a_trace_that_cannot_be_replayed_is_refused_with_its_line(tmp_path):
         (WIDE.replace("p90", "api = 'grpc'\np90"), (), "pass --grpc HOST:PORT"),
         (WIDE, ("--out", "/proc/nothing"), "cannot be written"),
         (WIDE, ("--target", "http://127.0.0.1:9"), "no gateway answers"),
+        (WIDE, ("--allow-kill", "4194303"), "there is no process 4194303"),
         (WIDE, ("--target", "ftp://x"), "is not a gateway's URL"),
     ],
 )

@@ -98,6 +98,19 @@ from tidegate.commands.output import print_json
     help="Replay the trace so many times as fast as it was recorded. Default: 1.",
 )
 @click.option(
+    "--kill-replica",
+    is_flag=True,
+    help="Kill one of two replicas, in a stack of its own, at the target rate. The full profile "
+    "does.",
+)
+@click.option(
+    "--allow-kill",
+    type=click.IntRange(2),
+    metavar="PID",
+    default=None,
+    help="Kill this replica of the --target: the process id of a tritonserver on this machine.",
+)
+@click.option(
     "--scale-to",
     type=click.IntRange(1, 16),
     default=1,
@@ -127,6 +140,8 @@ def command(
     keys: Path | None,
     trace: Path | None,
     speed: float | None,
+    kill_replica: bool,
+    allow_kill: int | None,
     scale_to: int,
     out: Path,
     as_json: bool,
@@ -152,6 +167,12 @@ def command(
     if trace and (arrivals or scale_to > 1):
         other = "--arrivals" if arrivals else "--scale-to"
         raise click.UsageError(f"a --trace has its own arrivals and rate: leave out {other}")
+    if kill_replica and target:
+        raise click.UsageError(
+            "no replica of a --target is killed unless you name it: pass --allow-kill PID"
+        )
+    if allow_kill and not target:
+        raise click.UsageError("--allow-kill is of a --target: pass --kill-replica instead")
     if keys and not target:
         raise click.UsageError("a stack of its own has one key: --keys is for a --target")
     if burst and not arrivals:
@@ -179,6 +200,8 @@ def command(
             keys,
             trace,
             speed or 1.0,
+            kill_replica or (profile == "full" and not (target or only_target or trace)),
+            allow_kill or 0,
         )
     )
 

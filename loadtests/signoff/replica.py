@@ -1,0 +1,85 @@
+"""One replica of the servers: killed, and waited for until it serves again."""
+
+import http.client
+import os
+import signal
+import time
+from dataclasses import dataclass
+
+import psutil
+
+from loadtests.preflight import CannotStart
+
+ANSWER_S = 2.0  # a server that takes longer is not ready
+NOT_BACK_S = 180.0  # after so long nobody starts it again
+POLL_S = 0.1
+_READY = "/v2/health/ready"
+
+
+@dataclass(frozen=True)
+class Replica:
+    """A Triton of this machine: its process, and where it says that it is ready."""
+
+    pid: int
+    host: str
+    port: int
+
+    def is_ready(self) -> bool:
+        return is_ready(self.host, self.port)
+
+    def kill(self) -> None:
+        """With SIGKILL, and returns when it has ended."""
+        os.kill(self.pid, signal.SIGKILL)
+        while _runs(self.pid):
+            time.sleep(POLL_S / 10)
+
+    def ready_again_s(self) -> float | None:
+        """The seconds from now until it is ready; None if it is not in three minutes."""
+        began = time.monotonic()
+        while not self.is_ready():
+            if time.monotonic() - began > NOT_BACK_S:
+                return None
+            time.sleep(POLL_S)
+        return time.monotonic() - began
+
+
+def replica_of(pid: int) -> Replica:
+    """The Triton with this process id. CannotStart if it is none, is not of this machine, or may
+    not be killed by this user."""
+    try:
+        process = psutil.Process(pid)
+        connections = process.net_connections("tcp")
+        os.kill(pid, 0)
+    except psutil.NoSuchProcess:
+        raise CannotStart(f"there is no process {pid} on this machine") from None
+    except (psutil.AccessDenied, PermissionError):
+        raise CannotStart(f"process {pid} is of another user: it cannot be killed") from None
+    for connection in connections:
+        if connection.status == psutil.CONN_LISTEN and connection.laddr:
+            host, port = connection.laddr[:2]
+            host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+            if is_ready(host, port):
+                return Replica(pid, host, port)
+    raise CannotStart(
+        f"process {pid} is no replica: it answers nowhere at {_READY}. Pass the process id of a "
+        "tritonserver"
+    )
+
+
+def is_ready(host: str, port: int) -> bool:
+    """Whether a Triton there says that it is ready; also False if none is there."""
+    connection = http.client.HTTPConnection(host, port, timeout=ANSWER_S)
+    try:
+        connection.request("GET", _READY)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

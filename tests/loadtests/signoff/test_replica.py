@@ -1,0 +1,86 @@
+"""A replica that is killed: what must not fail, and who may be killed at all."""
+
+import os
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from loadtests.preflight import CannotStart
+from loadtests.signoff.confidence import Outcome
+from loadtests.signoff.procedure import PROFILES, Result, judge_kill, not_killed, sign_off
+from loadtests.signoff.replica import replica_of
+from loadtests.signoff.slo import Limit, Slo
+from tests.loadtests.signoff.simulated import Server
+
+
+def _signed(**options):
+    server = Server()
+    limits = (Limit("", 0.9, 0.1),)
+    result = Result(Slo("x", 50.0, limits, errors=0.01, **options))
+    sign_off(result, PROFILES["smoke"], server.load, server.memory, 0.0)
+    assert result.outcome is Outcome.PASS, result.lines
+    return result
+
+
+def _killed(result, failed_s=(5.0, 5.2), slow_s=(5.0, 9.0), api="task"):
+    """A stretch in which requests failed and were slow after the kill, at 5 s."""
+    samples = Server().load(50.0, 25.0, "one replica killed")
+    due = samples.due_s
+    faults = np.where((due >= failed_s[0]) & (due < failed_s[1]), "HTTP 503", "")
+    latency = np.where((due >= slow_s[0]) & (due < slow_s[1]), 2.0, samples.latency_s)
+    apis = {"api": np.full(len(due), api)}
+    judge_kill(result, replace(samples, faults=faults, latency_s=latency, labels=apis), 5.0, 12.34)
+    return result
+
+
+def test_no_request_that_may_go_elsewhere_may_fail():
+    result = _killed(_signed())
+    line = result.lines[-1]
+    assert (line.name, line.outcome) == ("replica killed", Outcome.FAIL)
+    assert result.outcome is Outcome.FAIL
+    assert 0 < result.killed.failed < 30
+    assert result.killed.good_again_s == 4
+    assert "docs/operating.md" in result.advice
+
+
+def test_without_a_failure_it_is_still_signed_and_says_how_long_it_was_slow():
+    result = _killed(_signed(), failed_s=(0.0, 0.0))
+    assert result.outcome is Outcome.PASS
+    assert re.fullmatch(r"0 of \d+ failed, of one kill", result.lines[-1].why)
+    assert (result.killed.good_again_s, result.killed.ready_again_s) == (4, 12.34)
+
+
+def test_a_share_may_be_allowed_and_what_failed_before_the_kill_is_not_counted():
+    assert _killed(_signed(killed_errors=0.05)).outcome is Outcome.PASS
+    assert _killed(_signed(), failed_s=(1.0, 2.0)).outcome is Outcome.PASS
+
+
+def test_streams_are_reported_and_not_judged():
+    result = _killed(_signed(), api="chat")
+    assert result.outcome is Outcome.PASS
+    assert result.killed.repeatable == 0
+    assert result.killed.samples.failed.sum() > 0
+
+
+def test_what_the_generator_spoiled_is_not_signed_by_a_kill_that_went_well():
+    result = Result(Slo("x", 50.0, (Limit("", 0.9, 0.1),)))
+    server = Server(lag_s=0.05)
+    sign_off(result, PROFILES["smoke"], server.load, server.memory, 0.0)
+    assert _killed(result, failed_s=(0.0, 0.0)).outcome is Outcome.UNDECIDED
+
+
+def test_a_kill_that_could_not_be_is_undecided():
+    result = _signed()
+    not_killed(result, "it does not start")
+    assert result.outcome is Outcome.UNDECIDED
+    assert "replica killed not decided" in result.reason
+
+
+@pytest.mark.parametrize(
+    ("pid", "said"), [(os.getpid(), "is no replica"), (2**22 + 1, "there is no process")]
+)
+def test_only_a_replica_may_be_killed(pid, said):
+    with pytest.raises(CannotStart, match=said):
+        replica_of(pid)
