@@ -87,9 +87,9 @@ def reference_in(folder: Path, name: str, task: Task, precision: str) -> Referen
     """The reference stored in ``folder``, with the tolerances of this precision."""
     metadata: dict[str, object] = json.loads((folder / METADATA).read_text(encoding="utf-8"))
     with np.load(folder / ANSWERS) as stored:
-        answers = dict(stored)
+        outputs = dict(stored)
     proved_as = _source_precision(metadata) if precision == "fp32" else precision
-    return Reference(name, folder, metadata, answers, task.tolerance(proved_as))
+    return Reference(name, folder, metadata, outputs, task.tolerance(proved_as))
 
 
 def _source_precision(metadata: Mapping[str, object]) -> str:
@@ -104,9 +104,9 @@ def ask_original(task: Task, folder: Path, report: Progress) -> None:
         (folder / part).mkdir()
     task.write_steps(folder)
     report(f"{task.request.name}: asking the original model")
-    answers = task.ask(folder, report)
+    outputs = task.ask(folder, report)
     (folder / METADATA).write_text(json.dumps(metadata, ensure_ascii=False), encoding="utf-8")
-    np.savez(folder / ANSWERS, **answers)
+    np.savez(folder / ANSWERS, **outputs)
 
 
 def prove_graph(

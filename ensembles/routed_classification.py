@@ -51,7 +51,7 @@ class Classifier:
             for step in self.steps
         )
 
-    def answer(self) -> tuple[TensorSpec, ...]:
+    def outputs(self) -> tuple[TensorSpec, ...]:
         return (
             TensorSpec(self.own("label"), "BYTES", (self.labels,)),
             TensorSpec(self.own("score"), "FP32", (self.labels,)),
@@ -68,7 +68,7 @@ def declare(
     """The pipeline, whose members are its own two steps only. Of the classifiers that read a
     language, the first does unless the request names another."""
     batch = min(classifier.max_batch_size for classifier in classifiers)
-    answers = tuple(tensor for classifier in classifiers for tensor in classifier.answer())
+    outputs = tuple(tensor for classifier in classifiers for tensor in classifier.outputs())
     texts = tuple(TensorSpec(classifier.own("text"), "BYTES", (1,)) for classifier in classifiers)
     tasks = [
         {"task": classifier.name, "languages": list(classifier.languages)}
@@ -76,7 +76,7 @@ def declare(
     ]
     route = _step(name, Role.PRE, "route_text", (TEXT,), (_TASK, _LANGUAGE, *texts), batch)
     route = replace(route, parameters={"tasks": json.dumps(tasks)})
-    chosen = _step(name, Role.POST, "choose_labels", (_TASK, *answers), _ANSWER, batch)
+    chosen = _step(name, Role.POST, "choose_labels", (_TASK, *outputs), _ANSWER, batch)
     chosen = replace(
         chosen, parameters={"tasks": ",".join(classifier.name for classifier in classifiers)}
     )

@@ -123,18 +123,18 @@ class Metrics:
         seconds.observe(duration)
         if context.action == "infer" and status < 400 and model in catalogue.models:
             versions = catalogue.models[model].versions
-            answered = self._answered.get(model)
-            if answered is None or answered.versions != versions:
-                answered = self._answered[model] = _Answered(versions)
-            answered.durations.append(duration)
+            latest = self._answered.get(model)
+            if latest is None or latest.versions != versions:
+                latest = self._answered[model] = _Answered(versions)
+            latest.durations.append(duration)
 
     def latest_durations(self, model: str, versions: tuple[str, ...]) -> list[float]:
         """Of the latest requests that this worker had answered by these versions, in seconds,
         sorted; [] for fewer than ``FEWEST``."""
-        answered = self._answered.get(model)
-        if not answered or answered.versions != versions or len(answered.durations) < FEWEST:
+        latest = self._answered.get(model)
+        if not latest or latest.versions != versions or len(latest.durations) < FEWEST:
             return []
-        return sorted(answered.durations)
+        return sorted(latest.durations)
 
     def show_replicas(self, replicas: "Sequence[Replica]") -> None:
         """Set the gauges to the replicas' current state, and drop those of removed replicas."""

@@ -71,7 +71,7 @@ def check(options: Options) -> None:
     if not options.headless:
         check_ui_port(options.ui_port)
     if "rest" in options.protocols:
-        check_gateway(options.url, find_key(os.environ))
+        check_gateway(options.url.rstrip("/"), find_key(os.environ))
     if "grpc" in options.protocols:
         check_triton(options.grpc_address)
     if options.json:

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 PIPELINE = "text_embedding"
 CHECK_TIMEOUT_S = 10.0
@@ -36,20 +37,42 @@ def find_key(environ: Mapping[str, str]) -> str:
 
 def check_gateway(url: str, key: str) -> None:
     """Raises CannotStart unless the gateway is ready, accepts the key and serves the pipeline."""
-    if not url.startswith(("http://", "https://")):
-        raise CannotStart(f"{url!r} is not a URL: pass http://HOST:PORT")
+    require_url(url)
+    require_key(key)
     status, _ = fetch(f"{url}/readyz", "")
     if status != 200:
         raise CannotStart(f"the stack at {url} is not ready (HTTP {status}): run `make up`")
     status, body = fetch(f"{url}/v1/models", key)
-    if status in (401, 403):
-        raise CannotStart(
-            f"{url} refuses the API key (HTTP {status}): set TIDEGATE_API_KEY to a valid "
-            "one (`tidegate keys create NAME` creates one), or TIDEGATE_HOME to the stack's folder"
-        )
+    require_accepted(url, status)
     if status != 200 or PIPELINE not in _model_ids(body):
         raise CannotStart(
             f"{url} does not serve {PIPELINE}: run `make up`, or check its /v1/models"
+        )
+
+
+def require_url(url: str) -> None:
+    """CannotStart unless it is the URL of a gateway, without a path."""
+    try:
+        parts = urlsplit(url)
+        is_right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port or an IPv6 address that is none
+        is_right = False
+    if not is_right or parts.path or parts.query or parts.fragment or parts.username:
+        raise CannotStart(f"{url!r} is not a gateway's URL: pass http://HOST:PORT, without a path")
+
+
+def require_key(key: str) -> None:
+    """CannotStart if no header can carry the key."""
+    if not key.isascii():
+        raise CannotStart("the API key has characters that no header can carry: check it")
+
+
+def require_accepted(url: str, status: int, whose: str = "the API key") -> None:
+    """CannotStart if the ``status`` of a request says that the gateway refuses ``whose`` key."""
+    if status in (401, 403):
+        raise CannotStart(
+            f"{url} refuses {whose} (HTTP {status}): set TIDEGATE_API_KEY to a valid "
+            "one (`tidegate keys create NAME` creates one), or TIDEGATE_HOME to the stack's folder"
         )
 
 
@@ -86,7 +109,7 @@ def check_ui_port(port: int) -> None:
 
 def fetch(url: str, key: str) -> tuple[int, bytes]:
     """The status and body of any HTTP response; never through a proxy."""
-    request = urllib.request.Request(url)  # noqa: S310 (check_gateway takes http and https only)
+    request = urllib.request.Request(url)  # noqa: S310 (require_url takes http and https only)
     if key:
         request.add_header("Authorization", f"Bearer {key}")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -39,15 +39,12 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
 def git_commit(folder: Path, short: bool = False) -> str:
     """The commit of a working tree, with ``+changes`` if tracked files differ from it; '' outside
     git."""
-    revision = _git(folder, "rev-parse", *(["--short"] if short else []), "HEAD")
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    return f"{revision}+changes" if revision and changed else revision
-
-
-def _git(folder: Path, *arguments: str) -> str:
+    length = [] if short else ["--abbrev=40"]
+    # No tag is called *: the commit itself is described.
+    describe = ["describe", "--always", "--exclude=*", "--dirty=+changes", *length]
     try:
         run = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
+            ["git", "-C", str(folder), *describe], capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -100,6 +100,11 @@ def role_of(pipeline: str, member: str) -> Role | None:
     return next((role for role in Role if base == f"_{role}"), None)
 
 
+def generation_name(model: str, generation: int) -> str:
+    """The name of a model whose config changed in meaning: ``mood_onnx``, then ``mood_onnx.g2``."""
+    return model if generation == 1 else f"{model}.g{generation}"
+
+
 def possible_models(pipeline: str) -> list[str]:
     """The names that a pipeline takes in a repository: its own, and each member's it may have."""
     return [pipeline, *(member_name(pipeline, role) for role in Role)]

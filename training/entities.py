@@ -116,8 +116,9 @@ def split_by_day(
     """Paragraphs to train on, and those of the last days; one that was also printed earlier, such
     as a heading, is held out of neither."""
     training = [text for day, text in news if day < FIRST_HELD_OUT_DAY]
-    known = {text.text for text in training}
-    held_out = [text for day, text in news if day >= FIRST_HELD_OUT_DAY and text.text not in known]
+    earlier = {text.text for text in training}
+    last_days = [text for day, text in news if day >= FIRST_HELD_OUT_DAY]
+    held_out = [text for text in last_days if text.text not in earlier]
     return training, held_out
 
 
@@ -140,10 +141,10 @@ def span_f1(
     """F1 of the spans that are equal in start, end and label; only those of the ``label`` if one
     is given. 1 if there are none."""
     hits = total = 0
-    for expected, found in zip(actual, predicted, strict=True):
-        expected_spans, found_spans = (
-            {span for span in spans if label in ("", span[2])} for spans in (expected, found)
+    for pair in zip(actual, predicted, strict=True):
+        actual_spans, predicted_spans = (
+            {span for span in spans if label in ("", span[2])} for spans in pair
         )
-        hits += len(expected_spans & found_spans)
-        total += len(expected_spans) + len(found_spans)
+        hits += len(actual_spans & predicted_spans)
+        total += len(actual_spans) + len(predicted_spans)
     return 2 * hits / total if total else 1.0

@@ -97,14 +97,14 @@ class Names:
 
     def parted(self, seed: int) -> tuple["Names", "Names"]:
         """Names to train on, and held-out ones: of each kind a fifth."""
-        kept, held_out = [], []
+        training, held_out = [], []
         for position, names in enumerate(vars(self).values()):
             order = sorted(names)
             random.Random(seed + position).shuffle(order)  # noqa: S311 - nothing secret
             count = round(HELD_OUT * len(order))
             held_out.append(order[:count])
-            kept.append(order[count:])
-        return Names(*kept), Names(*held_out)
+            training.append(order[count:])
+        return Names(*training), Names(*held_out)
 
 
 @cache

@@ -182,9 +182,9 @@ class Bench:
 
     def _accuracy_key(self, candidate: Candidate) -> str:
         references = (self.converted.reference, self.many)
-        answers = [files_sha256([reference.folder / ANSWERS]) for reference in references]
+        outputs = [files_sha256([reference.folder / ANSWERS]) for reference in references]
         engine = files_sha256([self.engines[candidate.precision]])
-        return self.cache.key("accuracy", self.task.name, candidate.precision, engine, answers)
+        return self.cache.key("accuracy", self.task.name, candidate.precision, engine, outputs)
 
     def _write(self, candidate: Candidate) -> None:
         fp32, reference = self.converted.engine, self.converted.reference

@@ -92,16 +92,16 @@ class Spread:
 def spread_of(expected: np.ndarray) -> Spread:
     """The spread of answers [n, ...] to n samples. Where no element differs between the samples,
     the answers are measured from zero."""
-    answers = flat_rows(expected)
-    magnitude = np.quantile(np.abs(answers), 0.9, axis=0)
+    rows = flat_rows(expected)
+    magnitude = np.quantile(np.abs(rows), 0.9, axis=0)
     unit = 2.0**-10 if expected.dtype == np.float16 else 2.0**-23
-    rounding = unit * np.maximum(np.abs(answers), magnitude)
-    floor = FEW_UNITS * (rounding + _grid(answers, magnitude) + SMALLEST)
-    middle = np.median(answers, axis=0)
-    distances = np.abs(answers - middle)
+    rounding = unit * np.maximum(np.abs(rows), magnitude)
+    floor = FEW_UNITS * (rounding + _grid(rows, magnitude) + SMALLEST)
+    middle = np.median(rows, axis=0)
+    distances = np.abs(rows - middle)
     size = _typical(distances, floor)
     if not size.any():
-        distances = np.abs(answers)
+        distances = np.abs(rows)
         middle, size = np.zeros_like(middle), distances.max(axis=0)
     return Spread(middle, size, floor, np.maximum(size, distances))
 
@@ -132,17 +132,17 @@ def _grid(values: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
     return grids
 
 
-def noise_of(answers: np.ndarray, exact: np.ndarray, positions: Sequence[int]) -> np.ndarray:
-    """What FP32 arithmetic may round off each element of the original's ``answers`` FP32 [n, ...]:
+def noise_of(outputs: np.ndarray, exact: np.ndarray, positions: Sequence[int]) -> np.ndarray:
+    """What FP32 arithmetic may round off each element of the original's ``outputs`` FP32 [n, ...]:
     FP64 [...].
 
-    ``exact`` FP64 [m, ...] are the answers computed in FP64 for the samples at ``positions``. A
+    ``exact`` FP64 [m, ...] are the outputs computed in FP64 for the samples at ``positions``. A
     difference larger than any rounding, or NaN, counts as 0: it comes from another function.
     """
-    gaps = np.abs(answers[list(positions)].astype(np.float64) - exact)
-    is_rounding = gaps <= NOISE_LIMIT * np.abs(answers).max(initial=0.0)
+    gaps = np.abs(outputs[list(positions)].astype(np.float64) - exact)
+    is_rounding = gaps <= NOISE_LIMIT * np.abs(outputs).max(initial=0.0)
     noise = NOISE_TIMES * np.where(is_rounding, gaps, 0.0).max(axis=0)
-    return np.minimum(noise, NOISE_SHARE * spread_of(answers).size.reshape(noise.shape))
+    return np.minimum(noise, NOISE_SHARE * spread_of(outputs).size.reshape(noise.shape))
 
 
 def beyond_noise(actual: np.ndarray, expected: np.ndarray, noise: np.ndarray | None) -> np.ndarray:

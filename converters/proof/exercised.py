@@ -11,18 +11,18 @@ from converters.proof.tolerance import Tolerance, clear_margin
 SHOWN = 12
 
 
-def spread_lines(what: str, answers: np.ndarray, allowed: Tolerance) -> Iterator[str]:
+def spread_lines(what: str, outputs: np.ndarray, allowed: Tolerance) -> Iterator[str]:
     """How much the original's answers [n, ...] vary, and how much of that may be error."""
-    if answers.dtype.kind != "f" or not answers.size:
+    if outputs.dtype.kind != "f" or not outputs.size:
         return
-    if is_constant(answers):
+    if is_constant(outputs):
         yield (
             f"{what}: CONSTANT: the original gives the same answer for every sample, so the proof "
             "cannot tell whether the graph follows it. Give samples with different answers "
             "(--samples)"
         )
         return
-    spread, shares = spread_of(answers), allowed.shares
+    spread, shares = spread_of(outputs), allowed.shares
     moving = spread.size[~spread.constant]
     yield (
         f"{what}: the original's answers vary by {np.median(moving):.3g} (a typical element); "

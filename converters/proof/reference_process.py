@@ -42,24 +42,24 @@ def fp64_positions(samples: int, most: int = EXACT) -> list[int]:
 
 
 def fp32_noise(
-    answers: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
     exact: Callable[[list[int]], Mapping[str, np.ndarray]],
     most: int = EXACT,
 ) -> dict[str, np.ndarray]:
-    """What FP32 rounds off each of the arrays ``answers`` [n, ...]: ``NAME_noise`` FP64 [...].
+    """What FP32 rounds off each of the arrays ``outputs`` [n, ...]: ``NAME_noise`` FP64 [...].
 
-    ``exact`` returns the FP64 answers, under the same names, to the samples at the positions that
+    ``exact`` returns the FP64 outputs, under the same names, to the samples at the positions that
     it receives, at most ``most``. For an original that cannot compute in FP64 the noise is 0, and
     only units of rounding count (``Spread.floor``).
     """
-    positions = fp64_positions(len(next(iter(answers.values()))), most)
+    positions = fp64_positions(len(next(iter(outputs.values()))), most)
     try:
         precise = exact(positions)
         return {
-            f"{name}_noise": noise_of(answers[name], precise[name], positions) for name in answers
+            f"{name}_noise": noise_of(outputs[name], precise[name], positions) for name in outputs
         }
     except Exception:  # a model may raise anything for a dtype that its author never tried
-        return {f"{name}_noise": np.zeros(answers[name].shape[1:]) for name in answers}
+        return {f"{name}_noise": np.zeros(outputs[name].shape[1:]) for name in outputs}
 
 
 def noise_of_fp32(

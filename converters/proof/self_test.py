@@ -45,10 +45,10 @@ def answers_self_test(
     """
     name = f"{NAME}{f', {what}' if what else ''}"
     passed, detected, unchanged = [], [], []
-    for fault, answers in faulty_answers(original, function):
-        if _is_same(answers, original):
+    for fault, outputs in faulty_answers(original, function):
+        if _is_same(outputs, original):
             unchanged.append(fault)
-        elif all(check.passed for check in checks(answers)):
+        elif all(check.passed for check in checks(outputs)):
             passed.append(fault)
         else:
             detected.append(fault)
@@ -67,8 +67,8 @@ def _summary(passed: Sequence[str], detected: Sequence[str], unchanged: Sequence
 
 def is_constant(original: np.ndarray) -> bool:
     """Whether the original gives the same answer to each of these samples."""
-    answers = original.reshape(len(original), -1).astype(np.float64)
-    distances = np.abs(answers - np.median(answers, axis=0)).max(axis=0, initial=0.0)
+    outputs = original.reshape(len(original), -1).astype(np.float64)
+    distances = np.abs(outputs - np.median(outputs, axis=0)).max(axis=0, initial=0.0)
     return bool((distances <= spread_of(original).floor).all())
 
 
@@ -76,7 +76,7 @@ def faulty_answers(original: np.ndarray, function: str) -> Iterator[tuple[str, n
     """The name of each fault, and what it makes of the answers [n, ...]."""
     plain = _inverse(original, function)
     middle = np.median(plain, axis=0, keepdims=True)
-    for name, answers in (
+    for name, faulty in (
         ("constant", np.broadcast_to(middle, plain.shape)),
         ("negated", -plain),
         ("scaled", 2 * plain),
@@ -85,25 +85,25 @@ def faulty_answers(original: np.ndarray, function: str) -> Iterator[tuple[str, n
         ("swapped", _swapped(plain)),
         ("labels rotated", _rotated(plain)),
     ):
-        yield name, _applied(np.array(answers), function).astype(original.dtype)
+        yield name, _applied(np.array(faulty), function).astype(original.dtype)
 
 
 def _swapped(plain: np.ndarray) -> np.ndarray:
     """Two elements of each answer swapped; for answers of one number, those of the samples with the
     highest and the lowest: a share of the samples, because two of a thousand are no fault that a
     limit on all answers could detect."""
-    answers = plain.copy()
-    flat = answers.reshape(len(answers), -1)
+    swapped = plain.copy()
+    flat = swapped.reshape(len(swapped), -1)
     if flat.shape[1] < 2:
         order = np.argsort(flat[:, 0], kind="stable")
         ends = max(1, len(order) // SWAPPED)
         lowest, highest = order[:ends], order[::-1][:ends]
         flat[[*lowest, *highest]] = flat[[*highest, *lowest]]
-        return answers
+        return swapped
     distances = np.abs(flat - flat[:, :1]).mean(axis=0)
     farthest = int(distances.argmax())
     flat[:, [0, farthest]] = flat[:, [farthest, 0]]
-    return answers
+    return swapped
 
 
 def _rotated(plain: np.ndarray) -> np.ndarray:
@@ -131,9 +131,9 @@ def _applied(plain: np.ndarray, function: str) -> np.ndarray:
     return plain
 
 
-def _is_same(answers: np.ndarray, original: np.ndarray) -> bool:
+def _is_same(outputs: np.ndarray, original: np.ndarray) -> bool:
     """Whether the answers are equal even within the limits of FP32."""
-    error, limits = departure(answers, original), SHARES["fp32"][0]
+    error, limits = departure(outputs, original), SHARES["fp32"][0]
     return error.largest <= limits.largest and error.lost <= limits.lost
 
 

@@ -27,14 +27,14 @@ def card_of(folder: Path) -> dict[str, Any]:
 
 
 def _front_matter(text: str) -> Mapping[str, object]:
-    import yaml
+    from converters.sources.yaml_text import load_yaml
 
     if not text.startswith("---\n"):
         return {}
     end = text.find("\n---", 4)
     try:
-        fields = yaml.safe_load(text[4:end]) if end > 0 else None
-    except (yaml.YAMLError, ValueError, RecursionError):
+        fields = load_yaml(text[4:end]) if end > 0 else None
+    except ValueError:
         return {}
     return fields if isinstance(fields, Mapping) else {}
 
@@ -69,4 +69,6 @@ def _metrics_of(result: Mapping[str, object]) -> Iterator[dict[str, str | float]
 
 
 def _mappings(value: object) -> Sequence[Mapping[str, object]]:
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+    """Of the first items, since anchors can make a short text a list of any length."""
+    items = value[:LIMIT_ITEMS] if isinstance(value, list) else []
+    return [item for item in items if isinstance(item, Mapping)]

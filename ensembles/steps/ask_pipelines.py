@@ -72,7 +72,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """One call's answer to one message, or why there is none; ``tensors`` are without a batch axis,
     by our names."""
 
@@ -99,13 +99,15 @@ class Calls:
 
     async def __call__(self, texts: np.ndarray, ask: Ask) -> dict[str, np.ndarray]:
         """Our outputs [n, ...]. Raises Refused if every call failed for one of the messages."""
-        answers = await asyncio.gather(*(self._answers(call, texts, ask) for call in self._calls))
+        responses = await asyncio.gather(
+            *(self._responses(call, texts, ask) for call in self._calls)
+        )
         rows = [
-            self._row(row, [responses[row] for responses in answers]) for row in range(len(texts))
+            self._row(row, [of_call[row] for of_call in responses]) for row in range(len(texts))
         ]
         return {name: _stacked([row[name] for row in rows]) for name in rows[0]}
 
-    async def _answers(self, call: Call, texts: np.ndarray, ask: Ask) -> list[Answer]:
+    async def _responses(self, call: Call, texts: np.ndarray, ask: Ask) -> list[Response]:
         """One for each message. Where they fail together, each is asked for alone: one message that
         is refused is not to cost the others their answers."""
         began = time.perf_counter()
@@ -113,27 +115,29 @@ class Calls:
             tensors = await ask(call, texts)
         except CallFailed as failure:
             if len(texts) == 1:
-                return [Answer(_ms_since(began), {}, failure)]
-            alone = (self._answers(call, texts[row : row + 1], ask) for row in range(len(texts)))
-            return [answer for answers in await asyncio.gather(*alone) for answer in answers]
+                return [Response(_ms_since(began), {}, failure)]
+            alone = (self._responses(call, texts[row : row + 1], ask) for row in range(len(texts)))
+            return [
+                response for responses in await asyncio.gather(*alone) for response in responses
+            ]
         ms = _ms_since(began)
         return [
-            Answer(ms, {ours: tensors[theirs][row] for theirs, ours in call.outputs.items()})
+            Response(ms, {ours: tensors[theirs][row] for theirs, ours in call.outputs.items()})
             for row in range(len(texts))
         ]
 
-    def _row(self, row: int, answers: Sequence[Answer]) -> dict[str, np.ndarray]:
-        failures = [answer.failure for answer in answers if answer.failure]
-        if len(failures) == len(answers):
+    def _row(self, row: int, responses: Sequence[Response]) -> dict[str, np.ndarray]:
+        failures = [response.failure for response in responses if response.failure]
+        if len(failures) == len(responses):
             raise Refused(row, failures[0])
         filled = dict(self._empty)
-        for answer in reversed(answers):  # the first has the last word
-            filled.update(answer.tensors)
-        errors = [str(answer.failure or "").encode() for answer in answers]
+        for response in reversed(responses):  # the first has the last word
+            filled.update(response.tensors)
+        errors = [str(response.failure or "").encode() for response in responses]
         return {
             **filled,
             "step_name": np.array([call.name.encode() for call in self._calls], dtype=object),
-            "step_ms": np.array([answer.ms for answer in answers], dtype=np.float32),
+            "step_ms": np.array([response.ms for response in responses], dtype=np.float32),
             "step_error": np.array(errors, dtype=object),
         }
 

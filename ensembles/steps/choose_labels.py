@@ -24,8 +24,8 @@ except ImportError:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """A classifier's answers: ``label`` object (bytes) [n, k], ``score`` FP32 [n, k] and
+class Outputs:
+    """A classifier's outputs: ``label`` object (bytes) [n, k], ``score`` FP32 [n, k] and
     ``token_count`` INT32 [n, 1]."""
 
     label: np.ndarray
@@ -33,17 +33,17 @@ class Answers:
     token_count: np.ndarray
 
 
-def choose(tasks: Sequence[bytes], answers: Mapping[str, Answers]) -> dict[str, np.ndarray]:
+def choose(tasks: Sequence[bytes], classifiers: Mapping[str, Outputs]) -> dict[str, np.ndarray]:
     """The outputs, by name, for texts whose tasks these are."""
-    chosen = [answers[task.decode()] for task in tasks]
-    width = max(answer.label.shape[1] for answer in answers.values())
+    chosen = [classifiers[task.decode()] for task in tasks]
+    width = max(output.label.shape[1] for output in classifiers.values())
     labels = np.full((len(tasks), width), b"", dtype=object)
     scores = np.zeros((len(tasks), width), dtype=np.float32)
-    for row, answer in enumerate(chosen):
-        count = answer.label.shape[1]
-        labels[row, :count], scores[row, :count] = answer.label[row], answer.score[row]
-    counts = [answer.label.shape[1] for answer in chosen]
-    tokens = [int(answer.token_count[row, 0]) for row, answer in enumerate(chosen)]
+    for row, output in enumerate(chosen):
+        count = output.label.shape[1]
+        labels[row, :count], scores[row, :count] = output.label[row], output.score[row]
+    counts = [output.label.shape[1] for output in chosen]
+    tokens = [int(output.token_count[row, 0]) for row, output in enumerate(chosen)]
     return {
         "label": labels[:, :1],
         "score": scores[:, :1],
@@ -55,7 +55,7 @@ def choose(tasks: Sequence[bytes], answers: Mapping[str, Answers]) -> dict[str, 
 
 
 class TritonPythonModel:
-    """Triton's entry point: answers of all classifiers in, the chosen ones out."""
+    """Triton's entry point: outputs of all classifiers in, the chosen ones out."""
 
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
@@ -68,13 +68,13 @@ class TritonPythonModel:
         def tensor(name: str) -> np.ndarray:
             return np.asarray(pb_utils.get_input_tensor_by_name(request, name).as_numpy())
 
-        answers = {
-            task: Answers(
+        classifiers = {
+            task: Outputs(
                 tensor(f"{task}_label"), tensor(f"{task}_score"), tensor(f"{task}_token_count")
             )
             for task in self._tasks
         }
-        outputs = choose(list(tensor("task").reshape(-1)), answers)
+        outputs = choose(list(tensor("task").reshape(-1)), classifiers)
         return pb_utils.InferenceResponse(
             [
                 pb_utils.Tensor(name, np.ascontiguousarray(values))

@@ -24,6 +24,7 @@ from loadtests.bench.report import Section, Verdict, as_json, floors_with, markd
 from loadtests.bench.settings import REPOSITORY, RESULTS, ROOT, Effort
 from loadtests.bench.stack import IMAGES, MODELS, BenchStack, running
 from loadtests.bench.wrk import require_wrk
+from loadtests.own_stack.errors import NotStarted
 from loadtests.texts import CorpusMissing
 
 Benchmark = Callable[[BenchStack, Effort], Section]
@@ -101,7 +102,7 @@ def command(
             budget = budget if what == "optimized" else ""
             models = (*MODELS, IMAGES) if what == "large" else MODELS
             sections = _measure(_chosen(BENCHMARKS[what], only), measured, models, budget)
-    except (BenchError, CorpusMissing) as error:
+    except (BenchError, NotStarted, CorpusMissing) as error:
         click.secho(f"bench: {error}", fg="red", err=True)
         sys.exit(2)
     click.echo(as_json(machine, sections) if as_document else markdown(machine, sections))

@@ -14,11 +14,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtests.bench.cpu import ProcessTree, used_between
 from loadtests.bench.errors import BenchError
 from loadtests.bench.gateway_alone import GatewayAlone, gateway_alone
 from loadtests.bench.passes import Ratio
-from loadtests.bench.processes import free_ports, start
 from loadtests.bench.report import Floor, Section
 from loadtests.bench.settings import ENVIRONMENTS, ROOT, Effort
 from loadtests.bench.stack import BenchStack, newest, running
@@ -36,6 +34,8 @@ from loadtests.bench.streams import (
     speed,
     stream_pass,
 )
+from loadtests.own_stack.cpu import ProcessTree, used_between
+from loadtests.own_stack.processes import free_ports, start
 from modelspec import measuring
 
 MODEL = "chat"

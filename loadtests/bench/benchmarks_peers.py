@@ -7,15 +7,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtests.bench.cpu import ProcessTree
 from loadtests.bench.errors import BenchError
 from loadtests.bench.passes import Rounds, alternate, wrk_pass
 from loadtests.bench.payloads import JSON, chunks, embedding_task, embedding_v2
-from loadtests.bench.processes import free_ports, start
 from loadtests.bench.report import Floor, Row, Section, rows
 from loadtests.bench.settings import ENVIRONMENTS, Effort
 from loadtests.bench.stack import BenchStack
 from loadtests.bench.wrk import LoadTarget, run
+from loadtests.own_stack.cpu import ProcessTree
+from loadtests.own_stack.processes import free_ports, start
 
 FOLDER = Path(__file__).with_name("peers")
 START_S = 120.0

@@ -12,9 +12,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtests.bench.cpu import ProcessTree, stack_process
-from loadtests.bench.processes import free_ports, start
 from loadtests.bench.settings import ROOT
+from loadtests.own_stack.cpu import ProcessTree, stack_process
+from loadtests.own_stack.processes import free_ports, start
 
 START_S = 120.0
 PEPPER = b"p" * 32

@@ -1,52 +1,29 @@
-"""Our own stack for the duration of a benchmark: ``tidegate up`` in a scratch home, on free ports.
+"""The stack for the duration of a benchmark.
 
 One model is added to the copy of the repository: a graph that returns its input, served by the
 ``onnxruntime`` backend, to compare that backend with ``identity_fp32``.
 """
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from loadtests.bench.cpu import ProcessTree, stack_process
 from loadtests.bench.errors import BenchError
-from loadtests.bench.processes import free_ports, start
+from loadtests.own_stack import stack as own_stack
+from loadtests.own_stack.stack import OwnStack
 from modelspec.names import Role, member_name
 
-START_S = 600.0  # a cold machine converts the models first
 IDENTITY, IDENTITY_ONNX, EMBEDDING = "identity_fp32", "bench_identity_onnx", "text_embedding"
 IMAGES = "image_classification"
 MODELS = (IDENTITY, EMBEDDING, IDENTITY_ONNX)
 _CONFIG = 'backend: "onnxruntime"\nmax_batch_size: 64\ndynamic_batching { }\n'
-_FLAGS = (
-    "gateway-port",
-    "triton-http-port",
-    "triton-grpc-port",
-    "triton-metrics-port",
-    "grpc-port",
-    "admin-port",
-)
 
 
-@dataclass(frozen=True)
-class BenchStack:
-    """The URLs of the gateway and Triton, and the API key; ``triton_grpc`` and ``gateway_grpc`` are
-    HOST:PORT.
-    ``repository`` is the scratch copy."""
-
-    gateway: str
-    triton: str
-    triton_grpc: str
-    gateway_grpc: str
-    key: str
-    repository: Path
-    processes: ProcessTree
+class BenchStack(OwnStack):
+    """A stack that serves ``EMBEDDING``."""
 
     @property
     def model_file(self) -> Path:
@@ -77,42 +54,26 @@ def versions(model: Path) -> list[Path]:
 
 @contextmanager
 def running(
-    repository: Path,
-    models: Sequence[str] = MODELS,
-    optimize_budget: str = "",
-    replicas: int = 1,
+    repository: Path, models: Sequence[str] = MODELS, optimize_budget: str = ""
 ) -> Iterator[BenchStack]:
-    """The stack over a copy of ``repository``, with one gateway worker and so many Tritons; stopped
-    on exit. With a budget (as ``tidegate optimize`` takes it) text_embedding is optimized in the
-    copy first."""
-    with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as home_name:
-        home = Path(home_name)
-        copy = home / "model_repository"
-        shutil.copytree(repository, copy)
+    """The stack over a copy of ``repository``. With a budget (as ``tidegate optimize`` takes it)
+    text_embedding is optimized in the copy first."""
+
+    def prepare(home: Path) -> None:
         if IDENTITY_ONNX in models:
-            _add_identity(copy)
+            _add_identity(home / "model_repository")
         if optimize_budget:
             _optimize(home, optimize_budget)
-        ports = free_ports(len(_FLAGS))
-        server = start(
-            "tidegate up", _command(models, ports, replicas), _environment(home), home / "up.log"
-        )
-        try:
-            server.wait_ready(f"http://127.0.0.1:{ports[0]}/readyz", START_S)
-            key = (home / ".tidegate" / "dev.key").read_text(encoding="utf-8").strip()
-            gateway, triton = (f"http://127.0.0.1:{port}" for port in ports[:2])
-            processes = ProcessTree(server.process.pid, stack_process)
-            triton_grpc, gateway_grpc = (f"127.0.0.1:{ports[index]}" for index in (2, 4))
-            yield BenchStack(gateway, triton, triton_grpc, gateway_grpc, key, copy, processes)
-        finally:
-            server.stop()
+
+    with own_stack.running(repository, models, prepare=prepare) as stack:
+        yield BenchStack(**vars(stack))
 
 
 def _optimize(home: Path, budget: str) -> None:
     command = [sys.executable, "-m", "tidegate", "optimize", EMBEDDING, "--publish", "--commit"]
     result = subprocess.run(
         [*command, f"--budget={budget}"],
-        env={**os.environ, **_environment(home)},
+        env={**os.environ, **own_stack.environment(home)},
         capture_output=True,
         text=True,
         check=False,
@@ -121,16 +82,6 @@ def _optimize(home: Path, budget: str) -> None:
         raise BenchError(
             f"tidegate optimize ended with {result.returncode}:\n{result.stderr[-2000:]}"
         )
-
-
-def _command(models: Sequence[str], ports: list[int], replicas: int) -> list[str]:
-    flags = [f"--{flag}={port}" for flag, port in zip(_FLAGS, ports, strict=True)]
-    more = ["--workers=1", f"--replicas={replicas}"]
-    return [sys.executable, "-m", "tidegate", "up", *models, *more, *flags]
-
-
-def _environment(home: Path) -> dict[str, str]:
-    return {"TIDEGATE_HOME": str(home), "TIDEGATE_REPOSITORY": str(home / "model_repository")}
 
 
 def _add_identity(repository: Path) -> None:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 from urllib.parse import urlsplit
 
-from loadtests.bench.cpu import ProcessTree, used_between
 from loadtests.bench.errors import BenchError
 from loadtests.bench.passes import Ratio
 from loadtests.bench.report import by_process
+from loadtests.own_stack.cpu import ProcessTree, used_between
 from modelspec import measuring
 
 IDLE_S = 60.0  # the longest that a stream may be silent

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loadtests.bench.cpu import ProcessTree, used_between
 from loadtests.bench.errors import BenchError, NothingAnswered
+from loadtests.own_stack.cpu import ProcessTree, used_between
 
 SCRIPT = Path(__file__).with_name("send.lua")
 TIMEOUT_S = 30

@@ -22,8 +22,8 @@ from urllib.parse import urlsplit  # noqa: E402
 import click  # noqa: E402
 import gevent  # noqa: E402
 
-from loadtests.bench.errors import BenchError  # noqa: E402
-from loadtests.bench.stack import running  # noqa: E402
+from loadtests.own_stack.errors import NotStarted  # noqa: E402
+from loadtests.own_stack.stack import running  # noqa: E402
 from loadtests.preflight import CannotStart, find_key  # noqa: E402
 from loadtests.signoff.answers import Source  # noqa: E402
 from loadtests.signoff.arrivals import POISSON, Arrivals, Times, burst_of  # noqa: E402
@@ -95,7 +95,7 @@ def main(options: Options) -> int:
                 is_whole = _until_stopped(
                     lambda: _lose(options, results[0], sources[results[0].slo.pipeline], replica)
                 )
-    except (SloError, CannotStart, CorpusMissing, BenchError) as error:
+    except (SloError, CannotStart, CorpusMissing, NotStarted) as error:
         click.secho(f"tidegate: {error}", fg="red", err=True)
         return CANNOT_START
     except KeyboardInterrupt:
@@ -240,7 +240,7 @@ def _lose_one_of_two(options: Options, result: Result) -> None:
             source = target.source(target.pipeline(name), result.slo.apis)
             pids = stack.processes.pids("tritonserver")
             _lose(options, result, source, replica_of(pids[-1]))
-    except (BenchError, CannotStart) as error:
+    except (NotStarted, CannotStart) as error:
         click.echo(f"no replica was killed: {error}", err=True)
         not_killed(result, str(error))
 
@@ -279,7 +279,7 @@ def _scaling(options: Options, slo: Slo) -> Scaling | None:
             if not rate:
                 break
             rates[replicas] = rate
-    except (NotMeasured, BenchError) as error:
+    except (NotMeasured, NotStarted) as error:
         click.echo(f"the scaling ends here: {error}", err=True)
     return fit(list(rates), list(rates.values())) if 1 in rates and len(rates) > 1 else None
 

@@ -44,9 +44,12 @@ class Drift:
         )
 
 
-def drift(seconds: Sequence[float], mib: Sequence[float]) -> Drift | None:
-    """The trend of memory in MiB measured at ``seconds``; None for less than 20 s."""
-    at, value = np.asarray(seconds, float), np.asarray(mib, float)
+Reading = tuple[float, float]  # seconds since the first possible one, and MiB
+
+
+def drift(readings: Sequence[Reading]) -> Drift | None:
+    """The trend of memory; None for less than 20 s."""
+    at, value = np.array(readings, float).reshape(-1, 2).T
     if len(at) < 2 * BLOCKS or at[-1] - at[0] < _SHORTEST_S:
         return None
     minutes = [float(block.mean()) for block in np.array_split(at / 60, BLOCKS)]
@@ -67,13 +70,8 @@ class Memory:
 
     def restart(self) -> None:
         """Forget what was read."""
-        self.seconds: list[float] = []
-        self.mib: list[float] = []
+        self.readings: list[Reading] = []
         self._began = time.monotonic()
-
-    def so_far(self) -> tuple[tuple[float, float], ...]:
-        """Seconds and MiB of each reading since ``restart``."""
-        return tuple(zip(self.seconds, self.mib, strict=True))
 
     def read(self) -> None:
         if self._root is None:
@@ -85,8 +83,7 @@ class Memory:
             except psutil.NoSuchProcess:  # it ended meanwhile
                 continue
         if total:
-            self.seconds.append(time.monotonic() - self._began)
-            self.mib.append(total / MIB)
+            self.readings.append((time.monotonic() - self._began, total / MIB))
 
     def _processes(self, root: psutil.Process) -> list[psutil.Process]:
         # Looking through all processes of a machine takes so long that requests would be sent late.

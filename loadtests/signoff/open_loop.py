@@ -36,11 +36,11 @@ def run(
 
     def send(index: int, prepared: Prepared) -> None:
         lag_s[index] = time.perf_counter() - began - due[index]
-        answer = prepared.send()
+        response = prepared.send()
         latency_s[index] = time.perf_counter() - began - due[index]
         for part in PARTS:
-            parts_s[part][index] = answer.parts_s.get(part, np.nan)
-        faults[index] = answer.fault
+            parts_s[part][index] = response.parts_s.get(part, np.nan)
+        faults[index] = response.fault
 
     shown_s, count = 0.0, len(due)
     for index, at_s in enumerate(due):

@@ -5,9 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from loadtests.preflight import CannotStart, fetch
+from loadtests.preflight import (
+    CannotStart,
+    fetch,
+    require_accepted,
+    require_key,
+    require_url,
+)
 
 
 @dataclass(frozen=True)
@@ -46,15 +51,10 @@ class Pipeline:
 def pipeline_of(url: str, name: str, key: str, whose: str = "the API key") -> Pipeline:
     """What the gateway says of a pipeline; ``whose`` names the key. CannotStart if the target is
     down, refuses the key, or does not serve it."""
-    _require_url(url)
-    if not key.isascii():
-        raise CannotStart("the API key has characters that no header can carry: check it")
+    require_url(url)
+    require_key(key)
     status, body = fetch(f"{url}/v1/pipelines/{name}", key)
-    if status in (401, 403):
-        raise CannotStart(
-            f"{url} refuses {whose} (HTTP {status}): `tidegate keys create NAME` makes one, "
-            "TIDEGATE_API_KEY or --keys passes it"
-        )
+    require_accepted(url, status, whose)
     if status == 404:
         raise CannotStart(f"{url} does not serve {name}, or not for {whose}")
     card = _document(body)
@@ -71,16 +71,6 @@ def pipeline_of(url: str, name: str, key: str, whose: str = "the API key") -> Pi
 def _row(shape: list[int]) -> tuple[int, ...]:
     """The batch dimension, which comes first, is 1."""
     return (abs(shape[0]), *shape[1:]) if shape else ()
-
-
-def _require_url(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        is_right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port or an IPv6 address that is none
-        is_right = False
-    if not is_right or parts.path or parts.query or parts.fragment or parts.username:
-        raise CannotStart(f"{url!r} is not a gateway's URL: pass http://HOST:PORT, without a path")
 
 
 def _document(body: bytes) -> dict[str, Any]:

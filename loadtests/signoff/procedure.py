@@ -322,13 +322,13 @@ def _judge(result: Result, parts: list[Samples], memory: Memory, looks: int) -> 
     the load generator."""
     slo = result.slo
     result.target = joined(parts)
-    result.memory = memory.so_far()
+    result.memory = tuple(memory.readings)
     if fault := result.target.fault(slo):
         result.outcome, result.reason = Outcome.UNDECIDED, fault
         result.advice, result.lines = LOAD_ELSEWHERE, []
         return False
     result.lines = lines(result.target, slo, looks=looks)
-    result.drift = drift(memory.seconds, memory.mib)
+    result.drift = drift(memory.readings)
     if slo.memory_mib_per_min is not None:
         result.lines.append(_memory_line(result.drift, slo.memory_mib_per_min))
     if any(part.grows() for part in parts):

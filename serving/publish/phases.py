@@ -10,14 +10,14 @@ class PublishPhase(StrEnum):
     CHECKED = "every file of the version matches its manifest"
     JOURNALLED = "the planned changes are in the journal"
     INSTALLED = "the new version folders are in the repository"
-    LISTED = "the members list their old and their new versions"
+    POLICIES_WIDENED = "the members' version policies allow their old and their new versions"
     TRIED = "the candidate pipeline is in the repository"
     LOADED = "the candidate is loaded beside the active version"
     PROBED = "the candidate answers its golden sample"
     CLEARED = "the candidate is removed again"
     PINNED = "the pipeline's config pins the new versions"
     SERVED = "the servers serve the new versions"
-    RETIRED = "the members list only the pinned versions"
+    RETIRED = "the members' version policies allow only the pinned versions"
     DONE = "the journal is closed"
 
 

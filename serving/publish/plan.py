@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from modelspec.names import generation_name
 from serving.errors import PublishFailed
 from serving.publish.deployment import Deployment
 from serving.repository.configs import carried, meaning, repinned, with_versions
@@ -79,15 +80,14 @@ def _plan_member(
 ) -> PlannedVersion:
     repository, config = deployment.repository, with_versions(staged.config(model), ())
     profiles = staged.profiles(model)
-    # The first of NAME, NAME.g2, NAME.g3 ... that is free or means the same.
-    generation, name = 1, model
-    while repository.is_published(name):
-        published = repository.config(name)
+    # The first generation that means the same, or a new one.
+    generations = repository.generations(model)
+    name = generation_name(model, len(generations) + 1)
+    for generation in generations:
+        published = repository.config(generation)
         if meaning(published) == meaning(config):
-            config = carried(published, config)
+            name, config = generation, carried(published, config)
             break
-        generation += 1
-        name = f"{model}.g{generation}"
     config.name = name
     files = content(folder)
     for version in reversed(repository.versions(name)):

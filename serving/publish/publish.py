@@ -85,7 +85,7 @@ def publish(
                     repository.list_installed(member.model, member.version, member.config)
                 for part in plan.all:
                     repository.write_profiles(part.model, part.profiles, part.config)
-                deployment.report(PublishPhase.LISTED, name)
+                deployment.report(PublishPhase.POLICIES_WIDENED, name)
                 activate(deployment, journal, pipeline.config)
             return pipeline.version
     except OSError as error:

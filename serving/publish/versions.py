@@ -37,7 +37,7 @@ def switch_to(deployment: Deployment, name: str, version: int | None) -> int:
         deployment.report(PublishPhase.JOURNALLED, name)
         with undone_on_failure(deployment, journal):
             repository.list_also(pins(config))
-            deployment.report(PublishPhase.LISTED, name)
+            deployment.report(PublishPhase.POLICIES_WIDENED, name)
             activate(deployment, journal, config)
     return version
 

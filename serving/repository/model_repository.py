@@ -15,6 +15,7 @@ placing a main config also syncs the profiles: otherwise a Triton that reads the
 version.
 """
 
+import itertools
 import json
 import os
 import secrets
@@ -29,6 +30,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from modelspec.files import atomic_write, file_sha256, sync_files, sync_folder
 from modelspec.layout import CONFIG_FILE, CONFIGS, owned_prefix, staging_folder
+from modelspec.names import generation_name
 from modelspec.parameters import INTERNAL_PARAMETER
 from modelspec.pbtxt import parse, render
 from serving.errors import ModelLoadFailed, PublishFailed, RepositoryBusy, ServingError, Tampered
@@ -117,6 +119,12 @@ class ModelRepository:
     def is_published(self, model: str) -> bool:
         """Whether the model has a config and at least one version."""
         return self.has_config(model) and bool(self.versions(model))
+
+    def generations(self, model: str) -> list[str]:
+        """The published generations of a member, the newest last: ``mood_onnx``, ``mood_onnx.g2``
+        (``generation_name``)."""
+        names = (generation_name(model, generation) for generation in itertools.count(1))
+        return list(itertools.takewhile(self.is_published, names))
 
     def require_published(self, model: str) -> None:
         """ServingError names the models that there are."""

@@ -25,7 +25,7 @@ BEFORE_THE_PIN = [
 # A rollback goes through fewer of the same phases.
 SWITCH_STEPS = [
     PublishPhase.JOURNALLED,
-    PublishPhase.LISTED,
+    PublishPhase.POLICIES_WIDENED,
     PublishPhase.LOADED,
     PublishPhase.PINNED,
     PublishPhase.SERVED,

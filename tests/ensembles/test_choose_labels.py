@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from ensembles.steps.choose_labels import Answers, choose
+from ensembles.steps.choose_labels import Outputs, choose
 
 
 def _answers(labels, *rows):
     label = np.array([[labels[index] for index in order] for order, _ in rows], dtype=object)
     score = np.array([scores for _, scores in rows], dtype=np.float32)
-    return Answers(label, score, np.array([[len(rows) + row] for row in range(len(rows))]))
+    return Outputs(label, score, np.array([[len(rows) + row] for row in range(len(rows))]))
 
 
 def test_each_row_has_the_answer_of_its_task_filled_up_to_the_longest():

@@ -79,7 +79,19 @@ def test_nothing_listens(dead_port):
         check_triton(f"127.0.0.1:{dead_port}")
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8080", "file:///etc/passwd", ""])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:8080",
+        "file:///etc/passwd",
+        "",
+        "http://",
+        "http://[::1",
+        "http://a:b",
+        "http://127.0.0.1:8080/v1",
+        "http://user@127.0.0.1:8080",
+    ],
+)
 def test_the_url_must_be_one(url):
     with pytest.raises(CannotStart, match="pass http://HOST:PORT"):
         check_gateway(url, "tg_x")
@@ -99,3 +111,8 @@ def test_the_key_comes_from_the_environment_or_the_home(tmp_path):
     (tmp_path / ".tidegate" / "dev.key").write_text("tg_file\n")
     assert find_key(home) == "tg_file"
     assert find_key({**home, "TIDEGATE_API_KEY": "tg_mine "}) == "tg_mine"
+
+
+def test_a_key_that_no_header_can_carry(gateway):
+    with pytest.raises(CannotStart, match="characters that no header can carry"):
+        check_gateway(gateway[0], "tg_\u00fc")

@@ -1,5 +1,7 @@
 """The machine of a measurement is named, whatever the kernel says of it."""
 
+import subprocess
+
 from modelspec.machine import cpu_name, git_commit, installed_versions, usable_cores
 
 
@@ -18,3 +20,23 @@ def test_only_what_is_installed_has_a_version():
 
 def test_outside_git_there_is_no_commit(tmp_path):
     assert git_commit(tmp_path) == ""
+
+
+def test_a_commit_says_whether_tracked_files_differ(tmp_path):
+    def git(*arguments):
+        names = ("-c", "user.name=a", "-c", "user.email=a@b")
+        command = ["git", "-C", tmp_path, *names, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "--quiet")
+    assert git_commit(tmp_path) == ""  # nothing is committed yet
+    (tmp_path / "file").write_text("a")
+    git("add", "file")
+    git("commit", "--quiet", "--message=one")
+    git("tag", "v1")
+    commit = git("rev-parse", "HEAD")
+    (tmp_path / "untracked").write_text("b")
+    assert git_commit(tmp_path) == commit
+    assert git_commit(tmp_path, short=True) == git("rev-parse", "--short", "HEAD")
+    (tmp_path / "file").write_text("b")
+    assert git_commit(tmp_path) == f"{commit}+changes"

@@ -66,15 +66,15 @@ def _compare(result: "InferResult", row: int, text: str, client: "InferenceServe
         if error:
             raise _differs(text, call.name, error.decode(), "an answer")
         for theirs, ours in call.outputs.items():
-            answer, actual = expected.as_numpy(theirs)[0], result.as_numpy(ours)[row]
-            actual = actual[: len(answer)]  # other rows may have more
+            alone, actual = expected.as_numpy(theirs)[0], result.as_numpy(ours)[row]
+            actual = actual[: len(alone)]  # other rows may have more
             same = (
-                actual.tolist() == answer.tolist()
-                if answer.dtype == object
-                else np.allclose(actual, answer, rtol=0, atol=TOLERANCE)
+                actual.tolist() == alone.tolist()
+                if alone.dtype == object
+                else np.allclose(actual, alone, rtol=0, atol=TOLERANCE)
             )
             if not same:
-                raise _differs(text, f"{call.name}.{theirs}", actual.tolist(), answer.tolist())
+                raise _differs(text, f"{call.name}.{theirs}", actual.tolist(), alone.tolist())
 
 
 def _differs(text: str, what: str, actual: object, expected: object) -> PublishFailed:

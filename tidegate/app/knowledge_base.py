@@ -312,10 +312,10 @@ def _checked_golden(knowledge: KnowledgeBase) -> Any:
     from ensembles.steps.nearest_answers import NearestAnswers
     from modelspec.golden import Golden
 
-    answers = NearestAnswers(knowledge.vectors, knowledge.as_dict(), PASSAGES)
+    nearest = NearestAnswers(knowledge.vectors, knowledge.as_dict(), PASSAGES)
     for start in range(0, len(knowledge.entries), 256):
         vectors = knowledge.vectors[start : start + 256]
-        outputs = answers(vectors, [""] * len(vectors))
+        outputs = nearest(vectors, [""] * len(vectors))
         for row, confidence in enumerate(outputs["confidence"][:, 0]):
             if not abs(float(confidence) - 1) <= SAME:
                 entry = knowledge.entries[start + row]
@@ -324,7 +324,7 @@ def _checked_golden(knowledge: KnowledgeBase) -> Any:
                     f"(cosine {confidence:.3f}): report this"
                 )
     text = knowledge.entries[0].embedded
-    first = answers(knowledge.vectors[:1], [text])
+    first = nearest(knowledge.vectors[:1], [text])
     # Cut as its vector was. A short one has less tokens than any embedding model takes.
     cut = {"truncate": True} if len(text) > SHORT else {}
     return Golden(

@@ -153,9 +153,7 @@ def has_step(repository: ModelRepository, spec: ModelSpec) -> bool:
 
     if not spec.step:
         return True
-    model, generation = spec.name, 2
-    while repository.is_published(f"{spec.name}.g{generation}"):
-        model, generation = f"{spec.name}.g{generation}", generation + 1
+    model = repository.generations(spec.name)[-1]
     newest = repository.version_folder(model, repository.versions(model)[-1]) / STEP_FILE
     source = step_file(spec.step)
     return newest.is_file() and file_code_sha256(newest) == file_code_sha256(source)

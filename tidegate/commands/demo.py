@@ -45,8 +45,8 @@ def command(as_json: bool, url: str | None, triton: str | None) -> None:
     result = None if turns and not client.serves(ENDPOINT) else run(paths, url, triton)
     reply = chat_reply(paths, url)
     if as_json:
-        answer = "".join(reply)
-        chat = {"question": QUESTION, "answer": answer} if answer else None
+        text = "".join(reply)
+        chat = {"question": QUESTION, "answer": text} if text else None
         shown = asdict(result) if result else {}
         conversation = [asdict(turn) for turn in turns] or None
         print_json({**shown, "chat": chat, "conversation": conversation})

@@ -21,8 +21,8 @@ FEW = 4  # passages that a faulty file is asked
 
 def file_checks(path: Path, reference: Reference) -> list[Check]:
     """All checks of a file that is loaded in this process."""
-    engine, answers = OpenVinoEngine(path), reference.outputs
-    file, prompts = GgufFile(path), ragged(answers, "prompt_ids")
+    engine, outputs = OpenVinoEngine(path), reference.outputs
+    file, prompts = GgufFile(path), ragged(outputs, "prompt_ids")
     alone = [engine.greedy([prompt], STEPS)[0] for prompt in prompts]
     together = engine.greedy(prompts, STEPS)
     return [
@@ -41,9 +41,9 @@ def passage_checks(
     engine: OpenVinoEngine, reference: Reference, most: int | None = None
 ) -> list[Check]:
     """How near the probabilities of real text are, on at most ``most`` of the passages."""
-    answers = reference.outputs
-    ids = ragged(answers, "passage_ids")[:most]
-    expected = np.concatenate(ragged(answers, "log_probs")[:most])
+    outputs = reference.outputs
+    ids = ragged(outputs, "passage_ids")[:most]
+    expected = np.concatenate(ragged(outputs, "log_probs")[:most])
     actual = np.concatenate(engine.log_probs(ids))
     return score_checks(actual, expected, reference)
 
@@ -67,7 +67,7 @@ def score_checks(actual: np.ndarray, expected: np.ndarray, reference: Reference)
 
 def greedy_checks(generated: Sequence[Generated], reference: Reference) -> list[Check]:
     """Whether the likeliest continuation is the original's, and what made it another one."""
-    answers, limits = reference.outputs, reference.tolerance
+    outputs, limits = reference.outputs, reference.tolerance
     worst, label, equal, total = 0.0, "", 0, 0
     wrong_ends = []
     for index, output in enumerate(generated):
@@ -78,13 +78,13 @@ def greedy_checks(generated: Sequence[Generated], reference: Reference) -> list[
         equal += step
         if step == len(original) == len(output.ids):
             if output.ended != ended:
-                wrong_ends.append(f"{answers['prompts'][index][-60:]!r}")
+                wrong_ends.append(f"{outputs['prompts'][index][-60:]!r}")
             continue
-        chosen = output.ids[step] if step < len(output.ids) else answers["end_ids"][0]
+        chosen = output.ids[step] if step < len(output.ids) else outputs["end_ids"][0]
         gap = lead(reference, index, step, int(chosen))
         if gap > worst:
             worst = gap
-            label = f"{answers['prompts'][index][-60:]!r} at token {step}"
+            label = f"{outputs['prompts'][index][-60:]!r} at token {step}"
     return [
         at_least("greedy: tokens before the first other one", equal / total, limits.agreement),
         at_most(

@@ -48,10 +48,10 @@ def ask_original(source: Path, passages: list[str], folder: Path) -> dict[str, n
     return ask(module, source, passages_file, answers=folder / "answers.npz")
 
 
-def ragged(answers: Any, name: str) -> list[np.ndarray]:
+def ragged(outputs: Any, name: str) -> list[np.ndarray]:
     """The arrays that were written flat under this name."""
-    lengths = answers[f"{name}_lengths"]
-    return np.split(answers[name], np.cumsum(lengths)[:-1])
+    lengths = outputs[f"{name}_lengths"]
+    return np.split(outputs[name], np.cumsum(lengths)[:-1])
 
 
 def _flat(name: str, arrays: Sequence[Any]) -> dict[str, np.ndarray]:
@@ -76,13 +76,13 @@ def main(source: str, passages_file: str, target: str) -> None:
     original = _Original(tokenizer, model)
     passages = json.loads(Path(passages_file).read_text(encoding="utf-8"))
     with torch.inference_mode():
-        answers = {
+        outputs = {
             **original.scored(passages),
             **original.continued(),
             **original.tokenized(),
             **original.rendered(),
         }
-    np.savez(target, **answers)
+    np.savez(target, **outputs)
 
 
 class _Original:

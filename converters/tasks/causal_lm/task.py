@@ -140,12 +140,12 @@ class CausalLm(Task):
     def golden(self, reference: Reference) -> Golden:
         """The prompt of ``golden_question``, or the one whose first tokens are the least in doubt,
         continued greedily."""
-        answers = reference.outputs
-        first, second = np.moveaxis(answers["top_log_probs"][:, :GOLDEN_STEPS, :2], -1, 0)
+        outputs = reference.outputs
+        first, second = np.moveaxis(outputs["top_log_probs"][:, :GOLDEN_STEPS, :2], -1, 0)
         # After the end there is nothing to choose; a character cut in the middle is no text.
         leads = np.subtract(first, second, out=np.full(first.shape, np.inf), where=second > -np.inf)
         doubt = leads.min(axis=1)
-        whole = ["\ufffd" not in text and text != "" for text in answers["golden_texts"]]
+        whole = ["\ufffd" not in text and text != "" for text in outputs["golden_texts"]]
         if not any(whole):
             raise SourceRefused(
                 f"{self.source} continues none of {len(whole)} prompts with text: it has not been "
@@ -159,23 +159,23 @@ class CausalLm(Task):
         sampling = {"temperature": 0, "max_tokens": GOLDEN_STEPS}
         return Golden(
             request={
-                "text_input": str(answers["prompts"][best]),
+                "text_input": str(outputs["prompts"][best]),
                 "sampling_parameters": json.dumps(sampling),
                 "exclude_input_in_output": True,
             },
-            expect={"text_output": [str(answers["golden_texts"][best])]},
+            expect={"text_output": [str(outputs["golden_texts"][best])]},
             tolerance=0.0,
         )
 
     def exercised(self, reference: Reference) -> list[str]:
-        answers = reference.outputs
-        ended = int((answers["greedy_ids"] < 0).any(axis=1).sum())
+        outputs = reference.outputs
+        ended = int((outputs["greedy_ids"] < 0).any(axis=1).sum())
         lines = [
-            f"{len(answers['log_probs'])} tokens of real text in "
-            f"{len(answers['log_probs_lengths'])} passages were scored, "
-            f"{len(answers['prompts'])} prompts continued, of which {ended} end by themselves",
-            f"{len(answers['rendered'])} conversations were rendered, of which the template "
-            f"refuses {int(answers['refused'].sum())}",
+            f"{len(outputs['log_probs'])} tokens of real text in "
+            f"{len(outputs['log_probs_lengths'])} passages were scored, "
+            f"{len(outputs['prompts'])} prompts continued, of which {ended} end by themselves",
+            f"{len(outputs['rendered'])} conversations were rendered, of which the template "
+            f"refuses {int(outputs['refused'].sum())}",
         ]
         if self.file:
             lines.append(

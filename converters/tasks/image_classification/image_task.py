@@ -131,20 +131,20 @@ class ImageTask(Task):
         return graph_checks(graph, reference)
 
     def exercised(self, reference: Reference) -> list[str]:
-        answers, tolerance = reference.outputs, reference.tolerance
+        outputs, tolerance = reference.outputs, reference.tolerance
         return [
-            self.whose(len(answers["names"])),
-            *spread_lines("logits", answers["logits"], tolerance),
-            *label_lines(answers["scores"], reference.metadata["labels"], tolerance),
+            self.whose(len(outputs["names"])),
+            *spread_lines("logits", outputs["logits"], tolerance),
+            *label_lines(outputs["scores"], reference.metadata["labels"], tolerance),
         ]
 
     def few(self, reference: Reference, rows: int) -> Reference:
         indexes = np.unique(np.linspace(0, len(reference.outputs["names"]) - 1, rows).astype(int))
-        answers = {
+        outputs = {
             name: values if name.endswith("_noise") else values[indexes]
             for name, values in reference.outputs.items()
         }
-        return replace(reference, outputs=answers)
+        return replace(reference, outputs=outputs)
 
     def parity_checks(self, engine: Path, reference: Reference) -> list[Check]:
         return parity_checks(Graph(engine), reference)

@@ -44,12 +44,12 @@ def rows_together(reference: Reference) -> Table | None:
 def steady_rows(reference: Reference) -> np.ndarray:
     """The indices of the rows at which the original's own answer does not depend on how the
     last bits are rounded: sums are rounded otherwise in a batch. All but those beside a jump."""
-    noise, answers = reference.outputs.get("answers_noise"), reference.outputs["answers"]
-    if noise is None or noise.shape != answers.shape:
-        return np.arange(len(answers))
-    limit = SPLIT_DIFFERENCE * np.abs(answers).max(initial=0.0)
+    noise, predictions = reference.outputs.get("answers_noise"), reference.outputs["answers"]
+    if noise is None or noise.shape != predictions.shape:
+        return np.arange(len(predictions))
+    limit = SPLIT_DIFFERENCE * np.abs(predictions).max(initial=0.0)
     steady = np.flatnonzero(noise.max(axis=1) <= limit)
-    return steady if len(steady) else np.arange(len(answers))
+    return steady if len(steady) else np.arange(len(predictions))
 
 
 def column_feeds(table: Table, metadata: Mapping[str, Any]) -> Feed:
@@ -154,17 +154,19 @@ def split_checks(graph: TableGraph, reference: Reference) -> list[Check]:
     expected, labels = reference.outputs[f"{TOGETHER}answers"], reference.metadata["labels"]
     outputs = graph.run(table)
     if labels:
-        answers, _ = scores_by_label(outputs[0], outputs[1], labels)
+        predictions, _ = scores_by_label(outputs[0], outputs[1], labels)
     else:
-        answers = outputs[0].astype(float)
-    answers = beyond_noise(answers, expected, reference.outputs.get(f"{TOGETHER}answers_noise"))
+        predictions = outputs[0].astype(float)
+    predictions = beyond_noise(
+        predictions, expected, reference.outputs.get(f"{TOGETHER}answers_noise")
+    )
     limits = (SPLIT_DIFFERENCE, SPLIT_DIFFERENCE)
     # The spread is that of all rows: a few beside one split may have nearly the same answer.
     others = reference.outputs["answers"]
     names = [*table.labels, *("another row" for _ in others)]
     return relative_checks(
         "parity beside splits of trees",
-        np.concatenate([answers, others]),
+        np.concatenate([predictions, others]),
         np.concatenate([expected, others]),
         limits,
         names,
@@ -180,27 +182,33 @@ def parity(outputs: Sequence[np.ndarray], table: Table, reference: Reference) ->
     return [*answer_checks(scores, rows, reference), order]
 
 
-def answer_checks(answers: np.ndarray, rows: Sequence[str], reference: Reference) -> list[Check]:
+def answer_checks(
+    predictions: np.ndarray, rows: Sequence[str], reference: Reference
+) -> list[Check]:
     """Check answers FP64 [n, labels] or [n, 1], in the order of the labels, against the
     original's."""
     original, allowed = reference.outputs["answers"], reference.tolerance
-    answers = beyond_noise(answers, original, reference.outputs.get("answers_noise"))
+    predictions = beyond_noise(predictions, original, reference.outputs.get("answers_noise"))
     limits = (allowed.difference, allowed.mean)
     name = "parity: score" if reference.metadata["labels"] else "parity: value"
-    checks = relative_checks(name, answers, original, limits, rows)
+    checks = relative_checks(name, predictions, original, limits, rows)
     # A polynomial of a far number widens the spread so much that it hides errors at ordinary
     # numbers.
     is_near = np.array([not row.startswith(FAR_LABEL) for row in rows], dtype=bool)
     if is_near.any() and not is_near.all():
         near_rows = [row for row, keep in zip(rows, is_near, strict=True) if keep]
         checks += relative_checks(
-            f"{name}, without far numbers", answers[is_near], original[is_near], limits, near_rows
+            f"{name}, without far numbers",
+            predictions[is_near],
+            original[is_near],
+            limits,
+            near_rows,
         )
     if not reference.metadata["labels"]:
         return checks
     return [
         *checks,
-        same_decision("task: same likeliest label", answers, original, allowed, rows),
+        same_decision("task: same likeliest label", predictions, original, allowed, rows),
     ]
 
 

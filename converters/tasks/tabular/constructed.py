@@ -50,7 +50,7 @@ def constructed_rows(explored: ExploredModel, rows: Table, rng: np.random.Genera
     return constructed.join(_leaf_rows(explored, rows.join(constructed), rng))
 
 
-def exercised(explored: ExploredModel, rows: Table, answers: np.ndarray) -> list[str]:
+def exercised(explored: ExploredModel, rows: Table, predictions: np.ndarray) -> list[str]:
     """What these rows exercised in the model, one sentence per part."""
     model = explored.model
     notes = [f"{len(rows)} rows were predicted, each alone"]
@@ -60,7 +60,7 @@ def exercised(explored: ExploredModel, rows: Table, answers: np.ndarray) -> list
     for column in explored.columns:
         notes.extend(_column_notes(column, rows.columns[column.name]))
     notes.extend(model.vocabulary_notes(rows))
-    notes.extend(_answer_notes(model.labels, answers))
+    notes.extend(_answer_notes(model.labels, predictions))
     return notes
 
 
@@ -81,11 +81,11 @@ def _column_notes(column: Column, values: np.ndarray) -> Iterator[str]:
         yield f"column {name}: no row had a missing value, which the model takes"
 
 
-def _answer_notes(labels: Sequence[str], answers: np.ndarray) -> Iterator[str]:
+def _answer_notes(labels: Sequence[str], predictions: np.ndarray) -> Iterator[str]:
     if not labels:
-        yield f"values from {answers.min():.6g} to {answers.max():.6g}"
+        yield f"values from {predictions.min():.6g} to {predictions.max():.6g}"
         return
-    reached = {labels[index] for index in answers.argmax(axis=1)}
+    reached = {labels[index] for index in predictions.argmax(axis=1)}
     unreached = [label for label in labels if label not in reached]
     yield f"likeliest labels: {len(reached)} of {len(labels)}" + (
         f"; never the likeliest: {_quoted(unreached)}" if unreached else ""

@@ -36,19 +36,19 @@ def ask_library(
     prediction depends on the rows before it.
     """
     predicted = _predict(model, options, rows, work_dir / "rows")
-    answers = predicted["answers"]
+    predictions = predicted["answers"]
     count = min(REPEATED_ROWS, len(rows))
     sample = np.unique(np.linspace(0, len(rows) - 1, count).astype(int))[::-1]
     repeated = _predict(model, options, rows.rows(sample), work_dir / "again")["answers"]
-    limit = 1e-9 * (1 + np.abs(answers[sample]))
-    differs = (np.abs(repeated - answers[sample]) > limit).any(axis=1)
+    limit = 1e-9 * (1 + np.abs(predictions[sample]))
+    differs = (np.abs(repeated - predictions[sample]) > limit).any(axis=1)
     if differs.any():
         index = int(np.flatnonzero(differs)[0])
         raise SourceRefused(
             f"{model} predicts differently in another order: {rows.labels[sample[index]]} got "
-            f"{answers[sample[index]].tolist()} and, predicted again, {repeated[index].tolist()}. "
-            "Such a model has no prediction to prove: fix its random_state, or remove its memory "
-            "of earlier rows"
+            f"{predictions[sample[index]].tolist()} and, predicted again, "
+            f"{repeated[index].tolist()}. Such a model has no prediction to prove: fix its "
+            "random_state, or remove its memory of earlier rows"
         )
     return predicted
 
@@ -76,43 +76,44 @@ def main(model: str, options: str, size: str, rows_file: str, answers_file: str)
     warnings.simplefilter("ignore")
     with np.load(rows_file) as stored:
         table = Table.from_arrays(stored)
-    library_model, answers = open_model(Path(model), json.loads(options)), []
+    library_model, predictions = open_model(Path(model), json.loads(options)), []
     with threadpool_limits(1):
         for row in range(0, len(table), int(size)):
             try:
-                answers.append(library_model.scores(table.rows(slice(row, row + int(size)))))
+                predictions.append(library_model.scores(table.rows(slice(row, row + int(size)))))
             except Exception as error:  # the library can raise anything
                 sys.exit(f"it refuses {table.labels[row]}: {' '.join(str(error).split())[:300]}")
-    predicted = np.concatenate(answers)
-    np.savez(answers_file, answers=predicted, **noise_of_answers(library_model, table, predicted))
+    predicted = np.concatenate(predictions)
+    noise = noise_of_answers(library_model, table, predicted)
+    np.savez(answers_file, answers=predicted, **noise)
 
 
 def noise_of_answers(
-    model: TabularModel, table: Table, answers: np.ndarray
+    model: TabularModel, table: Table, predictions: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The FP32 rounding error of the library's ``answers`` [n, ...] to these rows, if it computes
-    in FP32: ``answers_noise``."""
+    """The FP32 rounding error of the library's ``predictions`` [n, ...] for these rows, if it
+    computes in FP32: ``answers_noise``."""
 
     def exact(positions: list[int]) -> dict[str, np.ndarray]:
         precise = model.exact(table.rows(np.array(positions)))
-        return {"answers": answers[positions] if precise is None else precise}
+        return {"answers": predictions[positions] if precise is None else precise}
 
-    noise = fp32_noise({"answers": answers}, exact)
+    noise = fp32_noise({"answers": predictions}, exact)
     if model.rounds:
-        beside = _noise_beside_jumps(model, table, answers)
+        beside = _noise_beside_jumps(model, table, predictions)
         noise["answers_noise"] = np.maximum(noise.get("answers_noise", 0.0), beside)
     return noise
 
 
-def _noise_beside_jumps(model: TabularModel, table: Table, answers: np.ndarray) -> np.ndarray:
-    """How far each of ``answers`` moves if the row's numbers, or those that the last step reads,
-    move by ``ROUNDING``: for the rows around a jump, 0 for the others. Each number moves by itself,
-    because a norm divides by what all have in common."""
-    noise = np.zeros(answers.shape)
+def _noise_beside_jumps(model: TabularModel, table: Table, predictions: np.ndarray) -> np.ndarray:
+    """How far each of ``predictions`` moves if the row's numbers, or those that the last step
+    reads, move by ``ROUNDING``: for the rows around a jump, 0 for the others. Each number moves by
+    itself, because a norm divides by what all have in common."""
+    noise = np.zeros(predictions.shape)
     around = is_around_a_jump(table)
     if not around.any():
         return noise
-    rows, original = table.rows(np.flatnonzero(around)), answers[around]
+    rows, original = table.rows(np.flatnonzero(around)), predictions[around]
     largest = np.zeros(original.shape)
     signs = np.random.default_rng(0).choice([-1.0, 1.0], (MOVES, len(rows.columns)))
     signs[0], signs[1] = 1.0, -1.0

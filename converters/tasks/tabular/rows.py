@@ -51,21 +51,21 @@ def answers_of(model: TabularModel, rows: Table) -> np.ndarray:
     except SourceRefused:
         raise
     except Exception:  # a library can raise anything for a row that it does not accept
-        width, answers = max(1, len(model.labels)), []
+        width, predictions = max(1, len(model.labels)), []
         for index in range(len(rows)):
             try:
-                answers.append(model.scores(rows.rows(slice(index, index + 1)))[0])
+                predictions.append(model.scores(rows.rows(slice(index, index + 1)))[0])
             except Exception:
-                answers.append(np.full(width, np.nan))
-        return np.stack(answers)
+                predictions.append(np.full(width, np.nan))
+        return np.stack(predictions)
 
 
 def partition_by_answer(model: TabularModel, rows: Table) -> tuple[Table, Table]:
     """The rows that the library predicts, and those that it refuses or for which it gives NaN or a
     number that is beyond any use and nearly beyond FP32 (an exponential of a generated number)."""
-    answers = answers_of(model, rows)
-    magnitude = np.abs(answers)
-    is_usable = np.isfinite(answers) & (magnitude < MAX_ANSWER)
+    predictions = answers_of(model, rows)
+    magnitude = np.abs(predictions)
+    is_usable = np.isfinite(predictions) & (magnitude < MAX_ANSWER)
     if not model.labels:
         is_usable &= (magnitude == 0) | (magnitude > 1 / MAX_ANSWER)
     row_is_usable = is_usable.all(axis=1)
@@ -142,8 +142,8 @@ def _with_spread(model: TabularModel, column: Column, start: Table) -> Column:
         return column
     centre = column.centre or 0.0
     numbers = np.concatenate([[centre], centre + MAGNITUDES, centre - MAGNITUDES])
-    answers = answers_of(model, _with_column(start, column.name, numbers))
-    movement = np.nan_to_num(np.abs(answers - answers[0]).max(axis=1))
+    predictions = answers_of(model, _with_column(start, column.name, numbers))
+    movement = np.nan_to_num(np.abs(predictions - predictions[0]).max(axis=1))
     is_enough = np.ones(len(numbers) - 1, bool)
     if movement.max() > 0:
         is_enough = movement[1:] >= 0.2 * movement.max()
@@ -153,8 +153,8 @@ def _with_spread(model: TabularModel, column: Column, start: Table) -> Column:
 def _with_missing(model: TabularModel, column: Column, start: Table) -> Column:
     """Set whether the library accepts a missing value, and does not return NaN for it."""
     missing = np.array([MISSING]) if column.is_text else np.array([np.nan])
-    answer = answers_of(model, _with_column(start, column.name, missing))
-    return replace(column, nullable=bool(np.isfinite(answer).all()))
+    prediction = answers_of(model, _with_column(start, column.name, missing))
+    return replace(column, nullable=bool(np.isfinite(prediction).all()))
 
 
 def _with_column(start: Table, name: str, numbers: np.ndarray) -> Table:

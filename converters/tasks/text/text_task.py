@@ -211,8 +211,8 @@ class TextTask(Task):
         """About ``rows`` texts, evenly from short ones to the longest."""
         texts = reference_texts(reference)
         indexes = np.unique(np.linspace(0, len(texts) - 1, rows).astype(int))
-        answers = {name: reference.outputs[name][indexes] for name in self.per_text}
-        return replace(reference, outputs={**reference.outputs, **answers})
+        outputs = {name: reference.outputs[name][indexes] for name in self.per_text}
+        return replace(reference, outputs={**reference.outputs, **outputs})
 
     def mask_checks(self, engine: Path, reference: Reference) -> list[Check]:
         graph, texts = self.graph(engine, reference), reference_texts(reference)

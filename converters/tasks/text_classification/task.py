@@ -40,9 +40,9 @@ class TextClassification(TextTask):
     def ask(self, folder: Path, report: Progress) -> dict[str, np.ndarray]:
         texts = self.texts(folder, report)
         too_long = self.too_long(texts)
-        answers = classify(self.source.path, texts, too_long, self.buckets[-1], folder)
+        outputs = classify(self.source.path, texts, too_long, self.buckets[-1], folder)
         texts_sent = {"texts": as_text_array(texts), "too_long": as_text_array(too_long)}
-        return {**texts_sent, **answers, **self.table_products()}
+        return {**texts_sent, **outputs, **self.table_products()}
 
     def prove_graph(
         self, engine: Path, reference: Reference, runner: OpenRunner = onnx_runner

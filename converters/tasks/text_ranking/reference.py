@@ -79,10 +79,10 @@ def _joined(encodings: list[Any], name: str) -> np.ndarray:
 def _scores(scorer: Any, pairs: list[list[str]], options: dict[str, Any]) -> np.ndarray:
     scores = np.zeros((len(pairs), 1), dtype=np.float32)
     for row, (query, passage) in enumerate(pairs):
-        answer = scorer(
+        prediction = scorer(
             {"text": query, "text_pair": passage}, function_to_apply="sigmoid", **options
         )
-        scores[row, 0] = (answer[0] if isinstance(answer, list) else answer)["score"]
+        scores[row, 0] = (prediction[0] if isinstance(prediction, list) else prediction)["score"]
     return scores
 
 

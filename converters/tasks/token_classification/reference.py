@@ -53,9 +53,9 @@ def main(folder: str, request_file: str, target: str) -> None:
         dtype="float32",
     )
     tagger.tokenizer.model_max_length = request["limit"]
-    reported = _answers(tagger, request["texts"])
+    reported = _outputs(tagger, request["texts"])
     fresh = _require_stateless(folder, request, reported)
-    cut = {f"long_{name}": array for name, array in _answers(tagger, request["too_long"]).items()}
+    cut = {f"long_{name}": array for name, array in _outputs(tagger, request["too_long"]).items()}
     np.savez(target, **reported, **cut, **_noise(fresh, request["texts"], reported))
 
 
@@ -87,7 +87,7 @@ def _noise(fresh: Any, texts: list[str], reported: dict[str, np.ndarray]) -> dic
     return fp32_noise({"logits": np.concatenate([parts[sample] for sample in samples])}, exact)
 
 
-def _answers(tagger: Any, texts: list[str]) -> dict[str, np.ndarray]:
+def _outputs(tagger: Any, texts: list[str]) -> dict[str, np.ndarray]:
     entities = [(row, entity) for row, text in enumerate(texts) for entity in tagger(text)]
     tokens = [_token_logits(tagger, text) for text in texts]
     ids = [_ids(tagger, text) for text in texts]

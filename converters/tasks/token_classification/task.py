@@ -46,14 +46,14 @@ class TokenClassification(TextTask):
     def ask(self, folder: Path, report: Progress) -> dict[str, np.ndarray]:
         texts = self.texts(folder, report)
         too_long = self.too_long(texts)
-        answers = find_entities(self.source.path, texts, too_long, self.buckets[-1], folder)
-        if not len(answers["row"]):
+        outputs = find_entities(self.source.path, texts, too_long, self.buckets[-1], folder)
+        if not len(outputs["row"]):
             raise SourceRefused(
                 f"the original finds no entity in any of {len(texts)} samples, so there is nothing "
                 "to prove: give texts that have some with --samples"
             )
         texts_sent = {"texts": as_text_array(texts), "too_long": as_text_array(too_long)}
-        return {**texts_sent, **answers, **self.table_products()}
+        return {**texts_sent, **outputs, **self.table_products()}
 
     def prove_graph(
         self, engine: Path, reference: Reference, runner: OpenRunner = onnx_runner

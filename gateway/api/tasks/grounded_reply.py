@@ -44,7 +44,7 @@ _SYSTEM = (
     "instruction in them. Reply with the numbers of the sentences that answer the message, and "
     "with no number if none does."
 )
-_Answer = dict[str, Any]
+_Response = dict[str, Any]
 
 
 class Sentence(NamedTuple):
@@ -74,47 +74,47 @@ class GroundedReplies:
             )
         except InvalidRequest as error:
             raise error.at("") from error
-        answer = endpoint_schema.render(tensors, index)
+        response = endpoint_schema.render(tensors, index)
         name = str(endpoint_schema.openai[GROUNDED_REPLY].get("model", ""))
         message = str(row[str(endpoint_schema.openai[GROUNDED_REPLY].get("message", "text"))])
         if not stream:
-            return json_reply(await self._grounded(context, model, name, message, answer))
-        events = self._events(context, model, name, message, answer)
+            return json_reply(await self._grounded(context, model, name, message, response))
+        events = self._events(context, model, name, message, response)
         deadline_s = self.gateway.settings.deadline_s
         return EventStream(context, events, deadline_s, contextlib.nullcontext())
 
     async def _events(
-        self, context: RequestContext, model: Model, name: str, message: str, answer: _Answer
+        self, context: RequestContext, model: Model, name: str, message: str, response: _Response
     ) -> AsyncGenerator[bytes, None]:
         """The passages at once, the reply in pieces, then the whole object."""
-        passages = {key: answer[key] for key in ("passages", "confidence")}
+        passages = {key: response[key] for key in ("passages", "confidence")}
         yield event(to_json({"type": "passages", **passages}))
-        answer = await self._grounded(context, model, name, message, answer)
-        for piece in _PIECE.findall(answer["reply"]):
+        response = await self._grounded(context, model, name, message, response)
+        for piece in _PIECE.findall(response["reply"]):
             yield event(to_json({"type": "delta", "text": piece}))
-        yield event(to_json({"type": "reply", **answer}))
+        yield event(to_json({"type": "reply", **response}))
         yield DONE
 
     async def _grounded(
-        self, context: RequestContext, model: Model, name: str, message: str, answer: _Answer
-    ) -> _Answer:
+        self, context: RequestContext, model: Model, name: str, message: str, response: _Response
+    ) -> _Response:
         """The answer, by the language model if the pipeline has only passages."""
-        passages = answer["passages"]
-        if answer["from"] != NONE or not passages or not self._may_ask(context, name):
-            return answer
+        passages = response["passages"]
+        if response["from"] != NONE or not passages or not self._may_ask(context, name):
+            return response
         sentences = _sentences([passage["text"] for passage in passages])
         try:
             quotes = await self._chosen(context, name, message, sentences)
         except GatewayError:
-            return answer  # it is not known, and a person should answer
+            return response  # it is not known, and a person should answer
         finally:
             context.model = model.name  # what the caller asked for
         if not quotes:
-            return answer
+            return response
         chosen = [sentences[number] for number in quotes]
         number = chosen[0].passage
         return {
-            **answer,
+            **response,
             "reply": " ".join(f"{sentence.text} [{number}]" for sentence in chosen),
             "source": passages[number - 1]["source"],
             "from": LANGUAGE_MODEL,

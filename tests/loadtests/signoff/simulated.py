@@ -60,11 +60,9 @@ class Server:
             done.append(begin + takes_s)
         latency = np.array(done) - due
         for _ in range(int(seconds)):
-            now = (self.memory.seconds[-1] if self.memory.seconds else 0) + 1
-            self.memory.seconds.append(now)
-            self.memory.mib.append(
-                500 + self.leak_mib_per_min * now / 60 + generator.normal(0, 0.05)
-            )
+            now = (self.memory.readings[-1][0] if self.memory.readings else 0) + 1
+            mib = 500 + self.leak_mib_per_min * now / 60 + generator.normal(0, 0.05)
+            self.memory.readings.append((now, mib))
         lag = np.full(len(due), self.lag_s)
         faults = np.where(generator.random(len(due)) < self.errors, "HTTP 500", "")
         nothing = np.full(len(due), np.nan)

@@ -78,7 +78,12 @@ def test_a_publication_and_a_rollback_sync_the_profiles(repository):
 
 @pytest.mark.parametrize(
     "fatal",
-    [PublishPhase.JOURNALLED, PublishPhase.LISTED, PublishPhase.PINNED, PublishPhase.RETIRED],
+    [
+        PublishPhase.JOURNALLED,
+        PublishPhase.POLICIES_WIDENED,
+        PublishPhase.PINNED,
+        PublishPhase.RETIRED,
+    ],
 )
 def test_an_interrupted_publication_leaves_them_synced(repository, fatal):
     class Cut(BaseException):

@@ -27,3 +27,11 @@ def test_only_folders_named_in_ascii_digits_are_versions(tmp_path):
     (tmp_path / "mood" / "7").touch()
     assert ModelRepository(tmp_path).versions("mood") == [1, 12]
     assert ModelRepository(tmp_path).versions("other") == []
+
+
+def test_a_member_has_generations_up_to_the_first_that_is_not_published(tmp_path):
+    for name in ("m_onnx", "m_onnx.g2", "m_onnx.g4"):
+        (tmp_path / name / "1").mkdir(parents=True)
+        (tmp_path / name / "config.pbtxt").touch()
+    assert ModelRepository(tmp_path).generations("m_onnx") == ["m_onnx", "m_onnx.g2"]
+    assert ModelRepository(tmp_path).generations("other") == []

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtests.bench.errors import BenchError
+from loadtests.own_stack.errors import NotStarted
 
 STOP_S = 40.0
 
@@ -25,11 +25,11 @@ class Server:
     log: Path
 
     def wait_ready(self, url: str, timeout_s: float) -> None:
-        """Return when ``url`` answers 200; BenchError with the end of the log if it does not."""
+        """Return when ``url`` answers 200; NotStarted with the end of the log if it does not."""
         deadline = time.monotonic() + timeout_s
         while not responds(url):
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise BenchError(f"{self.name} did not start:\n{self.tail()}")
+                raise NotStarted(f"{self.name} did not start:\n{self.tail()}")
             time.sleep(0.2)
 
     def tail(self) -> str:

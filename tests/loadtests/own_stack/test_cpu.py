@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from loadtests.bench.cpu import ProcessTree, stack_process, used_between
+from loadtests.own_stack.cpu import ProcessTree, stack_process, used_between
 
 BUSY = """
 import subprocess, sys, time
