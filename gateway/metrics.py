@@ -1,5 +1,9 @@
-"""Metrics for the operator. Labels are routes, models and codes that exist: never a client's own
-text, never a key or a principal."""
+"""Metrics for the operator (docs/metrics.md). Labels are APIs, models and codes that exist: never a
+client's own text, never a key or a principal.
+
+What OpenTelemetry's conventions for generative AI have a name for has that name, in Prometheus'
+spelling, with their buckets.
+"""
 
 import contextlib
 import os
@@ -10,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import prometheus_client as prometheus
 from prometheus_client import multiprocess
@@ -26,12 +30,48 @@ if TYPE_CHECKING:
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 PREFIX, LOCK = "tidegate-metrics-", "lock"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-CHILDREN = 10_000  # time series of one worker; new ones beyond that are counted as 'other'
+# The buckets that the conventions ask for: seconds, and tokens.
+GEN_AI_REQUEST_SECONDS = tuple(0.01 * 2**power for power in range(14))
+GEN_AI_FIRST_TOKEN_SECONDS = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1),
+    *(0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+)
+GEN_AI_TOKEN_SECONDS = (*(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5),)
+GEN_AI_TOKENS = tuple(4**power for power in range(14))
+GEN_AI_OPERATIONS = {
+    "/v1/chat/completions": "chat",
+    "/v1/responses": "chat",
+    "/v1/completions": "text_completion",
+    "/v1/embeddings": "embeddings",
+}
+GEN_AI_LABELS = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
+PROVIDER = "tidegate"
+CHILDREN = 10_000  # kinds of requests of one worker; new ones beyond that are counted as 'other'
+LABEL_VALUES = 1_000  # models that have time series of their own; the rest are 'other'
 LATEST = 500  # requests to a model whose durations its latency is computed from
+OTHER = "other"
 FEWEST = 20  # fewer say nothing of a percentile
 
 
-_Child = tuple[prometheus.Counter, prometheus.Histogram]
+# Otherwise each counter and histogram has a time series with the time of its first event.
+prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class _Child(NamedTuple):
+    """The time series of one kind of request."""
+
+    requests: prometheus.Counter
+    seconds: prometheus.Histogram
+    queue: prometheus.Histogram
+    upstream: prometheus.Histogram
+
+
+class _GenAiChild(NamedTuple):
+    duration: prometheus.Histogram
+    first_token: prometheus.Histogram
+    each_token: prometheus.Histogram
+    input_tokens: prometheus.Histogram
+    output_tokens: prometheus.Histogram
 
 
 @dataclass
@@ -51,12 +91,42 @@ class Metrics:
         self._requests = prometheus.Counter(
             "tidegate_requests", "Requests answered.", labels, registry=self.registry
         )
-        self._seconds = prometheus.Histogram(
+        self._seconds = self._histogram(
             "tidegate_request_seconds",
             "From the first byte of the request to the end of its response.",
-            ("action", "model"),
-            buckets=SECONDS,
-            registry=self.registry,
+            ("api", "model", "status"),
+        )
+        self._queue = self._histogram(
+            "tidegate_queue_seconds",
+            "From the first byte of the request until it was sent to a replica.",
+            ("api", "model"),
+        )
+        self._upstream = self._histogram(
+            "tidegate_upstream_seconds", "At the replica, network included.", ("api", "model")
+        )
+        self._gen_ai_duration = self._histogram(
+            "gen_ai_server_request_duration_seconds",
+            "To the last byte or token of the response.",
+            (*GEN_AI_LABELS, "error_type"),
+            GEN_AI_REQUEST_SECONDS,
+        )
+        self._gen_ai_first_token = self._histogram(
+            "gen_ai_server_time_to_first_token_seconds",
+            "To the first token of successful responses.",
+            GEN_AI_LABELS,
+            GEN_AI_FIRST_TOKEN_SECONDS,
+        )
+        self._gen_ai_each_token = self._histogram(
+            "gen_ai_server_time_per_output_token_seconds",
+            "For each token after the first, in successful responses.",
+            GEN_AI_LABELS,
+            GEN_AI_TOKEN_SECONDS,
+        )
+        self._gen_ai_tokens = self._histogram(
+            "gen_ai_client_token_usage",
+            "Tokens of a request, as the model counts them.",
+            (*GEN_AI_LABELS, "gen_ai_token_type"),
+            GEN_AI_TOKENS,
         )
         self._restarts = prometheus.Counter(
             "tidegate_background_restarts",
@@ -98,7 +168,9 @@ class Metrics:
             multiprocess_mode="livemax",
         )
         self._addresses: set[str] = set()
-        self._children: dict[tuple[str, str, int], _Child] = {}
+        self._children: dict[tuple[str, str, str, int], _Child] = {}
+        self._gen_ai_children: dict[tuple[str, str, int], _GenAiChild] = {}
+        self._models: set[str] = set()  # those that have time series of their own
         self._answered: dict[str, _Answered] = {}
 
     def restarted(self, task: str) -> None:
@@ -117,16 +189,42 @@ class Metrics:
         model = context.model
         if model and model not in catalogue.models:
             model = "unknown"
-        requests, seconds = self._child(context.action or "none", model, status)
-        requests.inc()
+        child = self._child(context.action or "none", context.api, model, status)
+        child.requests.inc()
         duration = time.perf_counter() - context.started
-        seconds.observe(duration)
+        child.seconds.observe(duration)
+        if context.sent_at:
+            child.queue.observe(context.sent_at - context.started)
+            child.upstream.observe(context.upstream_s)
+        operation = GEN_AI_OPERATIONS.get(context.route)
+        if operation:
+            self._record_gen_ai(context, operation, model, status, duration)
         if context.action == "infer" and status < 400 and model in catalogue.models:
             versions = catalogue.models[model].versions
             latest = self._answered.get(model)
             if latest is None or latest.versions != versions:
                 latest = self._answered[model] = _Answered(versions)
             latest.durations.append(duration)
+
+    def _record_gen_ai(
+        self, context: RequestContext, operation: str, model: str, status: int, duration: float
+    ) -> None:
+        child = self._gen_ai_child(operation, model, status)
+        child.duration.observe(duration)
+        tokens = context.tokens
+        inputs = tokens.input_tokens if tokens else None
+        outputs = tokens.output_tokens if tokens else None
+        if inputs is not None:
+            child.input_tokens.observe(inputs)
+        if outputs is not None:
+            child.output_tokens.observe(outputs)
+        if status >= 400 or not context.first_response_at:
+            return
+        child.first_token.observe(context.first_response_at - context.started)
+        if outputs is not None and outputs > 1:
+            ended_at = context.sent_at + context.upstream_s
+            each_s = (ended_at - context.first_response_at) / (outputs - 1)
+            child.each_token.observe(max(0.0, each_s))
 
     def latest_durations(self, model: str, versions: tuple[str, ...]) -> list[float]:
         """Of the latest requests that this worker had answered by these versions, in seconds,
@@ -161,18 +259,51 @@ class Metrics:
         watcher_metrics = watcher_file.read_bytes() if watcher_file.is_file() else b""
         return prometheus.generate_latest(registry) + watcher_metrics
 
-    def _child(self, action: str, model: str, status: int) -> _Child:
-        key = (action, model, status)
+    def _histogram(
+        self,
+        name: str,
+        documentation: str,
+        labels: Sequence[str],
+        buckets: Sequence[float] = SECONDS,
+    ) -> prometheus.Histogram:
+        return prometheus.Histogram(
+            name, documentation, labels, buckets=buckets, registry=self.registry
+        )
+
+    def _child(self, action: str, api: str, model: str, status: int) -> _Child:
+        key = (action, api, model, status)
         child = self._children.get(key)
         if child is None:
             if len(self._children) >= CHILDREN:
-                action = model = "other"
-            child = (
+                action = model = OTHER
+            model = self._label(model)
+            child = self._children[key] = _Child(
                 self._requests.labels(action, model, str(status)),
-                self._seconds.labels(action, model),
+                self._seconds.labels(api, model, f"{status // 100}xx"),
+                self._queue.labels(api, model),
+                self._upstream.labels(api, model),
             )
-            self._children[key] = child
         return child
+
+    def _gen_ai_child(self, operation: str, model: str, status: int) -> _GenAiChild:
+        key = (operation, model, status)
+        child = self._gen_ai_children.get(key)
+        if child is None:
+            labels = (operation, PROVIDER, self._label(model))
+            child = self._gen_ai_children[key] = _GenAiChild(
+                self._gen_ai_duration.labels(*labels, "" if status < 400 else str(status)),
+                self._gen_ai_first_token.labels(*labels),
+                self._gen_ai_each_token.labels(*labels),
+                self._gen_ai_tokens.labels(*labels, "input"),
+                self._gen_ai_tokens.labels(*labels, "output"),
+            )
+        return child
+
+    def _label(self, model: str) -> str:
+        if model not in self._models and len(self._models) >= LABEL_VALUES:
+            return OTHER
+        self._models.add(model)
+        return model
 
 
 @contextlib.contextmanager
