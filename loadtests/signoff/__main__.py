@@ -57,6 +57,7 @@ from loadtests.signoff.requests import TIMEOUT_S, Target  # noqa: E402
 from loadtests.signoff.samples import Samples, milliseconds  # noqa: E402
 from loadtests.signoff.scaling import Scaling, fit  # noqa: E402
 from loadtests.signoff.slo import Slo, SloError, read_slos, require_burst_fits  # noqa: E402
+from loadtests.signoff.steps import Steps, read_statistics  # noqa: E402
 from loadtests.signoff.tenants import Tenant, read_keys  # noqa: E402
 from loadtests.signoff.trace import Trace, read_trace  # noqa: E402
 from loadtests.texts import CorpusMissing  # noqa: E402
@@ -90,7 +91,7 @@ def main(options: Options) -> int:
             replica = replica_of(options.allow_kill) if options.allow_kill else None
             sources = {name: target.source(served[name], slo.apis) for name, slo in slos.items()}
             replay = target.replay(trace, sources) if trace else None
-            is_whole = _sign_off(options, results, sources, target.url, trace, replay)
+            is_whole = _sign_off(options, results, sources, target, trace, replay)
             if replica and is_whole:
                 is_whole = _until_stopped(
                     lambda: _lose(options, results[0], sources[results[0].slo.pipeline], replica)
@@ -190,12 +191,13 @@ def _sign_off(
     options: Options,
     results: Sequence[Result],
     sources: Mapping[str, Source],
-    url: str,
+    target: Target,
     trace: Trace | None,
     replay: Source | None,
 ) -> bool:
     """Fill the results; False if it was stopped before its end."""
-    address = urlsplit(url)
+    address = urlsplit(target.url)
+    steps = Steps(partial(read_statistics, target.url, target.tenants[0].key))
     memory = Memory(server_process(address.hostname or "", address.port or 80))
     reader = gevent.spawn(_read_forever, memory)
     profile = PROFILES[options.profile]
@@ -204,10 +206,10 @@ def _sign_off(
     ]
     try:
         if trace and replay:
-            sign_off_replay(results, profile, loads, partial(_replay, trace, replay), memory)
+            sign_off_replay(results, profile, loads, partial(_replay, trace, replay), memory, steps)
             return True
         for result, load in zip(results, loads, strict=True):
-            sign_off(result, profile, load, memory, 0.0 if options.only_target else HIGHEST)
+            sign_off(result, profile, load, memory, steps, 0.0 if options.only_target else HIGHEST)
     except KeyboardInterrupt:
         click.echo("\nstopped: the report is partial, and unsigned", err=True)
         return False

@@ -19,6 +19,7 @@ from loadtests.signoff.samples import Line, Samples, holds, joined, lines
 from loadtests.signoff.scaling import Scaling
 from loadtests.signoff.slo import Slo
 from loadtests.signoff.steady import steady_from
+from loadtests.signoff.steps import Step, Steps
 
 
 class Load(Protocol):
@@ -120,6 +121,7 @@ class Result:
     overload: Overload | None = None
     scaling: Scaling | None = None
     killed: ReplicaKilled | None = None
+    steps: tuple[Step, ...] = ()  # of Triton, at the target
     trace: str = ""  # what was replayed, instead of loads at a rate
 
     @property
@@ -155,7 +157,9 @@ class NotMeasured(Exception):
     """The load generator was the bottleneck, again and again: the message says how."""
 
 
-def sign_off(result: Result, profile: Profile, load: Load, memory: Memory, highest: float) -> None:
+def sign_off(
+    result: Result, profile: Profile, load: Load, memory: Memory, steps: Steps, highest: float
+) -> None:
     """Fill ``result`` step by step, so that what is known is there if it is interrupted.
 
     ``highest`` is the highest rate to try, in requests per second; 0 to try none but the target.
@@ -176,7 +180,7 @@ def sign_off(result: Result, profile: Profile, load: Load, memory: Memory, highe
             window = load(rate, _window_s(profile, rate), "curve")
             if not window.fault(slo):
                 result.windows.append(window)
-    _hold_target(result, profile, load, memory)
+    _hold_target(result, profile, load, memory, steps)
     if not result.lines:
         return
     _conclude(result)
@@ -224,14 +228,17 @@ def sign_off_replay(
     loads: Sequence[Load],
     replay: Callable[[], Samples],
     memory: Memory,
+    steps: Steps,
 ) -> None:
     """Fill the result of each pipeline of a trace from one ``replay`` of it, whose requests have
     their ``pipeline`` as a label. ``loads`` warm the pipelines up."""
     for result, load in zip(results, loads, strict=True):
         result.is_steady = warm_up(result.slo, profile, load)
     memory.restart()
+    steps.restart()
     by_pipeline = replay().by("pipeline")
     for result in results:
+        result.steps = steps.so_far(result.slo.pipeline)
         own = by_pipeline.get(result.slo.pipeline)
         if own is None:  # it ended before its first request
             result.reason, result.advice = "no request was sent", LOAD_ELSEWHERE
@@ -294,7 +301,9 @@ def warm_up(slo: Slo, profile: Profile, load: Load) -> bool:
     return False
 
 
-def _hold_target(result: Result, profile: Profile, load: Load, memory: Memory) -> None:
+def _hold_target(
+    result: Result, profile: Profile, load: Load, memory: Memory, steps: Steps
+) -> None:
     """Load at the target until each line is decided, in at most ``LOOKS`` looks."""
     slo = result.slo
     rate, left_s = slo.tested_rate, slo.soak_s + profile.most_s
@@ -302,12 +311,14 @@ def _hold_target(result: Result, profile: Profile, load: Load, memory: Memory) -
     needed = _first_look(slo)
     parts: list[Samples] = []
     memory.restart()
+    steps.restart()
     for look in range(LOOKS):
         seconds = min(max(needed / rate, 0.0 if look else least_s), left_s)
         if seconds <= 0:
             break
         left_s -= seconds
         parts.append(load(rate, seconds, "target"))
+        result.steps = steps.so_far(slo.pipeline)
         if not _judge(result, parts, memory, LOOKS):
             return
         undecided = [line for line in result.lines if line.outcome is Outcome.UNDECIDED]

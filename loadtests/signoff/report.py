@@ -16,6 +16,7 @@ from loadtests.signoff.charts import Line, Mark, chart
 from loadtests.signoff.confidence import Outcome
 from loadtests.signoff.procedure import Result
 from loadtests.signoff.samples import Samples
+from loadtests.signoff.steps import Step
 from modelspec.machine import cpu_name, git_commit, usable_cores
 
 PERCENTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
@@ -85,6 +86,7 @@ def markdown(report: Json) -> str:
             "",
             _sentences(pipeline),
             generator(pipeline),
+            *_times_list(pipeline),
             *_tenants_table(pipeline),
             "",
         ]
@@ -99,6 +101,15 @@ def markdown(report: Json) -> str:
 def _sentences(pipeline: Json) -> str:
     said = [capacity(pipeline), scaling_sentence(pipeline), killed_sentence(pipeline)]
     return " ".join(filter(None, said))
+
+
+def _times_list(pipeline: Json) -> list[str]:
+    """Where the time goes."""
+    times, note = pipeline["where_the_time_goes_ms"], pipeline["where_the_time_goes_note"]
+    if not times and not note:
+        return []
+    rows = [f"- {name}: {ms:.2f} ms" for name, ms in times.items()]
+    return ["", "Where the mean request spends its time:" if rows else "", *rows, "", note]
 
 
 def _tenants_table(pipeline: Json) -> list[str]:
@@ -230,7 +241,8 @@ def _pipeline(result: Result) -> Json:
         "at_the_target": _samples(result.target) if result.target else None,
         "curve_ms": _curve(result.target) if result.target else [],
         "timeline": _timeline(result.target) if result.target else [],
-        "where_the_time_goes_ms": _times(result.target) if result.target else {},
+        "where_the_time_goes_ms": _times(result.target, result.steps) if result.target else {},
+        "where_the_time_goes_note": _times_note(result),
         "memory": _memory(result),
         "overload": _overload(result),
         "scaling": _scaling(result),
@@ -311,19 +323,44 @@ def _timeline(samples: Samples) -> list[Json]:
     return rows
 
 
-def _times(samples: Samples) -> dict[str, float]:
-    """Where the mean request spends its time, as far as the server says (Server-Timing)."""
-    gateway, upstream = samples.parts_s["gateway"], samples.parts_s["upstream"]
-    said = ~np.isnan(gateway) & ~np.isnan(upstream) & ~samples.failed
-    if not said.any():
+def _times(samples: Samples, steps: Sequence[Step]) -> dict[str, float]:
+    """Where the mean request that was answered spends its time: as far as the gateway says it
+    (Server-Timing), and Triton (its statistics)."""
+    good = ~samples.failed
+    if not good.any():
         return {}
-    rest = samples.latency_s[said] - samples.lag_s[said] - gateway[said] - upstream[said]
-    return {
-        "waiting to be sent": 1000 * float(samples.lag_s[said].mean()),
-        "client and network": 1000 * max(0.0, float(rest.mean())),
-        "gateway": 1000 * float(gateway[said].mean()),
-        "Triton: queue and compute": 1000 * float(upstream[said].mean()),
-    }
+    gateway, upstream = (samples.parts_s[part] for part in ("gateway", "upstream"))
+    said = good & ~np.isnan(gateway) & ~np.isnan(upstream)
+    inside_s = {f"queue: {step.model}": step.queue_s for step in steps}
+    inside_s |= {f"compute: {step.model}": step.compute_s for step in steps}
+    if said.any():
+        upstream_s = float(upstream[said].mean())
+        rest = samples.latency_s[said] - samples.lag_s[said] - gateway[said] - upstream[said]
+        parts_s = {
+            "waiting to be sent": float(samples.lag_s[said].mean()),
+            "client and network": float(rest.mean()),
+            "gateway": float(gateway[said].mean()),
+        }
+        left = "Triton: the rest" if steps else "Triton: queue and compute"
+    elif steps:  # a stream, or gRPC
+        parts_s = {"waiting to be sent": float(samples.lag_s[good].mean())}
+        upstream_s = float((samples.latency_s[good] - samples.lag_s[good]).mean())
+        left = "gateway, network and the rest"
+    else:
+        return {}
+    parts_s |= inside_s
+    parts_s[left] = upstream_s - sum(inside_s.values())
+    return {name: 1000 * max(0.0, seconds) for name, seconds in parts_s.items()}
+
+
+def _times_note(result: Result) -> str:
+    """What is missing of where the time goes, and why."""
+    if result.target is None or result.steps:
+        return ""
+    return (
+        "Triton's statistics could not be read, or have nothing of this pipeline: its queue and "
+        "compute stand together."
+    )
 
 
 def _scaling(result: Result) -> Json | None:

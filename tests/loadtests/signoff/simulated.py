@@ -9,6 +9,7 @@ import numpy as np
 from loadtests.signoff.arrivals import POISSON, Arrivals, Times
 from loadtests.signoff.memory import Memory
 from loadtests.signoff.samples import Samples
+from loadtests.signoff.steps import Steps
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Server:
     arrivals: Arrivals = POISSON
     phases: list[tuple[str, float]] = field(default_factory=list)
     memory: Memory = field(default_factory=lambda: Memory(None))
+    steps: Steps = field(default_factory=lambda: Steps(lambda: None))
     _seed: int = 0
 
     def load(

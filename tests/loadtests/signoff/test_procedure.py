@@ -18,7 +18,7 @@ P50, P99 = Limit("", 0.5, 0.03), Limit("", 0.99, 0.1)
 
 def signed(server, rate=50.0, limits=(P50, P99), highest=2000.0, **options):
     result = Result(Slo("x", rate, limits, **options))
-    sign_off(result, QUICK, server.load, server.memory, highest)
+    sign_off(result, QUICK, server.load, server.memory, server.steps, highest)
     return result
 
 
@@ -75,7 +75,7 @@ def test_the_knee_is_within_ten_percent_below_or_above_the_truth(slots, service_
     profile = PROFILES["full"]
     result = Result(Slo("x", 40.0, (P50, P99)))
     server = Server(slots, service_s, growth=growth)
-    sign_off(result, profile, server.load, server.memory, 2000.0)
+    sign_off(result, profile, server.load, server.memory, server.steps, 2000.0)
     truth = _truth(slots, service_s, growth)
     assert result.held == pytest.approx(truth, rel=0.1)
 

@@ -19,7 +19,7 @@ def _signed(**options):
     server = Server()
     limits = (Limit("", 0.9, 0.1),)
     result = Result(Slo("x", 50.0, limits, errors=0.01, **options))
-    sign_off(result, PROFILES["smoke"], server.load, server.memory, 0.0)
+    sign_off(result, PROFILES["smoke"], server.load, server.memory, server.steps, 0.0)
     assert result.outcome is Outcome.PASS, result.lines
     return result
 
@@ -67,7 +67,7 @@ def test_streams_are_reported_and_not_judged():
 def test_what_the_generator_spoiled_is_not_signed_by_a_kill_that_went_well():
     result = Result(Slo("x", 50.0, (Limit("", 0.9, 0.1),)))
     server = Server(lag_s=0.05)
-    sign_off(result, PROFILES["smoke"], server.load, server.memory, 0.0)
+    sign_off(result, PROFILES["smoke"], server.load, server.memory, server.steps, 0.0)
     assert _killed(result, failed_s=(0.0, 0.0)).outcome is Outcome.UNDECIDED
 
 

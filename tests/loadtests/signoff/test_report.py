@@ -15,6 +15,7 @@ from loadtests.signoff.procedure import PROFILES, Result, sign_off
 from loadtests.signoff.report import Circumstances, document, html, markdown, overall, write
 from loadtests.signoff.scaling import fit
 from loadtests.signoff.slo import Limit, Slo
+from loadtests.signoff.steps import Step
 from tests.loadtests.signoff.simulated import Server
 from tests.running import ROOT
 
@@ -36,7 +37,8 @@ def report_of(*servers):
     for name, server in zip(("first", "second"), servers, strict=False):
         limits = (Limit("", 0.5, 0.03), Limit("", 0.99, 0.1))
         result = Result(Slo(name, 50.0, limits, memory_mib_per_min=1.0))
-        sign_off(result, PROFILES["quick"], server.load, server.memory, 2000.0)
+        sign_off(result, PROFILES["quick"], server.load, server.memory, server.steps, 2000.0)
+        result.steps = (Step(f"{name}_pre", 0.0001, 0.001), Step(f"{name}_onnx", 0.002, 0.004))
         results.append(result)
     return document(results, CIRCUMSTANCES, ROOT)
 
@@ -83,6 +85,32 @@ def test_replicas_for_the_rate_are_read_from_the_fit_and_a_guess_is_called_one()
     (pipeline,) = document([far], CIRCUMSTANCES, ROOT)["pipelines"]
     assert pipeline["scaling"]["is_extrapolated"]
     assert "a guess" in markdown({**REPORT, "pipelines": [pipeline]})
+
+
+def test_the_time_of_a_request_is_split_into_gateway_queue_and_compute(report):
+    """Without Server-Timing, as in these, what is not of Triton's steps is one part."""
+    (first, _) = report["pipelines"]
+    times = first["where_the_time_goes_ms"]
+    assert list(times) == [
+        "waiting to be sent",
+        "queue: first_pre",
+        "queue: first_onnx",
+        "compute: first_pre",
+        "compute: first_onnx",
+        "gateway, network and the rest",
+    ]
+    assert times["compute: first_onnx"] == 4.0
+    assert not first["where_the_time_goes_note"]
+    assert "- compute: first_onnx: 4.00 ms" in markdown(report)
+
+
+def test_a_target_without_tritons_statistics_says_so(report):
+    server = Server()
+    result = Result(Slo("first", 50.0, (Limit("", 0.5, 0.03),)))
+    sign_off(result, PROFILES["smoke"], server.load, server.memory, server.steps, 0.0)
+    own = document([result], CIRCUMSTANCES, ROOT)
+    assert "statistics could not be read" in own["pipelines"][0]["where_the_time_goes_note"]
+    assert "statistics could not be read" in html(own)
 
 
 def test_what_was_stopped_early_is_unsigned_and_still_a_report(tmp_path):
@@ -146,6 +174,17 @@ def test_its_page_fits_a_desk_and_a_phone_light_and_dark(report, tmp_path):
             assert page.locator("svg").count() == 8
             assert page.locator("h1").inner_text() == "Capacity: NOT SIGNED"
             assert "<script>" in page.locator("pre").inner_text()
+            # Each part of the time has its place in the bar, and a name in its colour.
+            assert page.eval_on_selector_all(
+                ".bar",
+                "all => all.map(b => [...b.children]"
+                ".map(s => getComputedStyle(s).backgroundColor))",
+            ) == page.eval_on_selector_all(
+                ".parts",
+                "all => all.map(p => [...p.querySelectorAll('i')]"
+                ".map(i => getComputedStyle(i).backgroundColor))",
+            )
+            assert page.locator(".bar span").count() == 12
     assert asked == [page_file.as_uri()] * 2  # it loads nothing else
     assert not said
 

@@ -119,7 +119,7 @@ def _replayed(server, count=2000):
         return replace(samples, labels={"pipeline": names})
 
     loads = [server.load, server.load]
-    sign_off_replay(results, PROFILES["smoke"], loads, replay, server.memory)
+    sign_off_replay(results, PROFILES["smoke"], loads, replay, server.memory, server.steps)
     return results
 
 
