@@ -4,7 +4,6 @@ FastAPI's own layers (errors, telemetry) come after it, and only for routes that
 """
 
 import logging
-import time
 from collections.abc import Sequence
 
 from starlette.applications import Starlette
@@ -229,14 +228,11 @@ class _Response:
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
         context = self.context
-        total_ms = (time.perf_counter() - context.started) * 1e3
-        upstream_ms = context.upstream_s * 1e3
-        timing = f"gateway;dur={total_ms - upstream_ms:.2f}, upstream;dur={upstream_ms:.2f}"
         return [
             *context.limit_headers,
             *(self.cors.response_headers(context.headers) if self.cors else ()),
             (b"x-request-id", context.request_id.encode()),
-            (b"server-timing", timing.encode()),
+            (b"server-timing", context.server_timing().encode()),
         ]
 
 

@@ -172,6 +172,18 @@ class RequestContext:
         """How long a streaming model's first response took."""
         return self.first_response_at - self.started if self.first_response_at else None
 
+    def server_timing(self) -> str:
+        """``Server-Timing`` as of now, in milliseconds: the whole, and what of it passed before the
+        work was sent, upstream and here. Those of a gRPC stream's messages overlap: it has the
+        whole only."""
+        total_s, upstream_s = time.perf_counter() - self.started, self.upstream_s
+        total = f"total;dur={total_s * 1e3:.2f}"
+        if self.is_stream:
+            return total
+        queue = f"queue;dur={(self.sent_at - self.started) * 1e3:.2f}, " if self.sent_at else ""
+        gateway = f"gateway;dur={(total_s - upstream_s) * 1e3:.2f}"
+        return f"{gateway}, {queue}upstream;dur={upstream_s * 1e3:.2f}, {total}"
+
     def shorten_deadline(self, seconds: float | None) -> None:
         if seconds:
             self.deadline = min(self.deadline, self.started + seconds)

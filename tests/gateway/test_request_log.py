@@ -10,9 +10,8 @@ import threading
 
 import grpc
 import httpx
-import numpy as np
 import pytest
-from tritonclient.grpc import InferenceServerClient, InferInput, service_pb2
+from tritonclient.grpc import InferenceServerClient
 
 from gateway import request_log
 from gateway.http.request_context import ClientGone, RequestContext
@@ -20,10 +19,8 @@ from gateway.metrics import Metrics
 from gateway.policy.access import Access
 from gateway.policy.gateway_toml import NO_FILE
 from gateway.request_log import RequestLog
-from serving.triton.ports import free_ports
-from tests.gateway.fake_llm import llm_config, served_llm, wait_for, words
-from tests.gateway.fake_texts import EMBEDDING, FakeTexts
-from tests.gateway.fake_triton import FakeTriton, public
+from tests.gateway.every_api import V2_BODY, every_api, infer_input, llm_message
+from tests.gateway.fake_llm import wait_for, words
 
 SECRET = "velvet"  # in everything that is sent and answered
 FIELDS = [
@@ -33,25 +30,12 @@ FIELDS = [
 ]
 
 
-class _EveryModel(FakeTexts):
-    async def ModelInfer(self, request, context):  # noqa: N802 - its name in the protocol
-        if request.model_name != "p":
-            return await super().ModelInfer(request, context)
-        response = await FakeTriton.ModelInfer(self, request, context)
-        response.model_version = "1"
-        return response
-
-
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
     """A gateway with every API, its log, and the port of its gRPC API."""
     folder = tmp_path_factory.mktemp("log")
-    (grpc_port,) = free_ports(1)
-    fake = _EveryModel(llm_config(), public("p"), EMBEDDING)
-    fake.write = lambda prompt, sampling: words(f"a {SECRET} answer")
     log = folder / "requests.jsonl"
-    settings = {"request_log": str(log), "grpc_port": grpc_port}
-    with served_llm(folder, fake, settings) as served:
+    with every_api(folder, SECRET, request_log=str(log)) as (served, grpc_port):
         yield served, log, grpc_port
 
 
@@ -87,9 +71,6 @@ def client(running):
 
 def _headers(identifier: str) -> dict[str, str]:
     return {"x-request-id": identifier}
-
-
-V2_BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}
 
 
 def test_v2(running, client, line):
@@ -163,30 +144,15 @@ def test_refusals(client, line):
     assert (fields["status"], fields["api"], fields["route"]) == (404, "control", "")
 
 
-def _infer_input() -> list[InferInput]:
-    tensor = InferInput("x", [1], "FP32")
-    tensor.set_data_from_numpy(np.ones(1, np.float32))
-    return [tensor]
-
-
 def test_grpc_unary(running, line):
     served, _, port = running
     client = InferenceServerClient(f"127.0.0.1:{port}")
     headers = {"authorization": f"Bearer {served.key}", "x-request-id": "unary"}
-    client.infer("p", _infer_input(), headers=headers)
+    client.infer("p", infer_input(), headers=headers)
     fields = line('"unary"')
     assert (fields["api"], fields["route"], fields["status"]) == ("grpc", "ModelInfer", 200)
     assert fields["replica"] == f"127.0.0.1:{served.llm.port}"
     assert fields["total_ms"] >= fields["queue_ms"] + fields["upstream_ms"] > 0
-
-
-def _llm_message(name: str = "llm") -> service_pb2.ModelInferRequest:
-    message = service_pb2.ModelInferRequest(model_name=name)
-    texts = {"text_input": SECRET.encode(), "sampling_parameters": b'{"max_tokens": 5}'}
-    for tensor, text in texts.items():
-        message.inputs.add(name=tensor, datatype="BYTES", shape=[1])
-        message.raw_input_contents.append(len(text).to_bytes(4, "little") + text)
-    return message
 
 
 def test_each_message_of_a_grpc_stream_has_its_line(running):
@@ -198,7 +164,7 @@ def test_each_message_of_a_grpc_stream_has_its_line(running):
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             metadata = (("authorization", f"Bearer {served.key}"), ("x-request-id", "talk"))
-            messages = [_llm_message(), _llm_message("absent"), _llm_message()]
+            messages = [llm_message(SECRET), llm_message(SECRET, "absent"), llm_message(SECRET)]
             responses = stub.ModelStreamInfer(iter(messages), metadata=metadata)
             return len([response async for response in responses])
 
@@ -226,7 +192,7 @@ def test_a_client_that_leaves_a_grpc_stream_has_its_line(running, line, before_a
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             metadata = (("authorization", f"Bearer {served.key}"), ("x-request-id", identifier))
             before = len(served.llm.requests)
-            message = _llm_message()
+            message = llm_message(SECRET)
             message.raw_input_contents[1] = b"\x13\0\0\0" + b'{"max_tokens": 500}'
             call = stub.ModelStreamInfer(iter([message]), metadata=metadata)
             if before_a_response:

@@ -101,7 +101,7 @@ class Methods:
         fault = self.gateway.probes.get(model.name)
         if fault:
             return _bytes(service_pb2.ModelReadyResponse(ready=False))
-        response = await self.gateway.pool.describe("ModelReady", model.name, request.version)
+        response = await self.gateway.describe(context, "ModelReady", model.name, request.version)
         return _bytes(service_pb2.ModelReadyResponse(ready=response.ready))
 
     @needs("read")
@@ -118,7 +118,7 @@ class Methods:
         request = _named(data)
         if request.name:
             return await self._describe("ModelStatistics", context, request)
-        statistics = await self.gateway.pool.describe("ModelStatistics")
+        statistics = await self.gateway.describe(context, "ModelStatistics")
         readable = readable_statistics(self.gateway.catalogue, context, statistics)
         return _bytes(service_pb2.ModelStatisticsResponse(model_stats=readable))
 
@@ -126,7 +126,7 @@ class Methods:
         self, method: str, context: RequestContext, request: service_pb2.ModelMetadataRequest
     ) -> bytes:
         check_readable(self.gateway.catalogue, context, request.name, request.version)
-        response = await self.gateway.pool.describe(method, request.name, request.version)
+        response = await self.gateway.describe(context, method, request.name, request.version)
         if method == "ModelConfig":
             hide_paths(response.config)
         return _bytes(response)

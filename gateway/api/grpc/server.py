@@ -269,7 +269,7 @@ class GrpcServer:
             context.require(action)
             response = await work(context)
             await context.leave(None)
-            call.set_trailing_metadata(trailers(context.request_id))
+            call.set_trailing_metadata(trailers(context))
             status = status_of(context.fault, Api.V2) if context.fault else 200
             is_recorded = name == STREAM  # a stream records its messages and their errors itself
             return response
@@ -287,7 +287,7 @@ class GrpcServer:
         await call.abort(
             STATUS[fault.code],
             f"{shortened(fault.message)} (request {context.request_id})",
-            trailers(context.request_id, fault),
+            trailers(context, fault),
         )
         return None
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import grpc
 
 from gateway.errors import GatewayError
+from gateway.http.request_context import RequestContext
 from gateway.limits.limiter import LimitReached
 
 MAX_LENGTH = 1000  # characters of an error message
@@ -25,9 +26,9 @@ STATUS = {
 }
 
 
-def trailers(request_id: str, error: GatewayError | None = None) -> Metadata:
+def trailers(context: RequestContext, error: GatewayError | None = None) -> Metadata:
     """The trailing metadata of a response or an error."""
-    metadata = [("x-request-id", request_id)]
+    metadata = [("x-request-id", context.request_id), ("server-timing", context.server_timing())]
     if error:
         metadata.append(("tidegate-code", error.code))
         if error.retry_after_s is not None:

@@ -65,20 +65,20 @@ class GenerateApi:
     @needs("read")
     async def config(self, context: RequestContext) -> Reply:
         name, version = self._readable(context)
-        response = await self.gateway.pool.describe("ModelConfig", name, version)
+        response = await self.gateway.describe(context, "ModelConfig", name, version)
         hide_paths(response.config)
         return json_reply(plain(response.config))
 
     @needs("read")
     async def stats(self, context: RequestContext) -> Reply:
         name, version = self._readable(context)
-        response = await self.gateway.pool.describe("ModelStatistics", name, version)
+        response = await self.gateway.describe(context, "ModelStatistics", name, version)
         return json_reply(plain(response))
 
     @needs("read")
     async def every_stats(self, context: RequestContext) -> Reply:
         """The statistics of every model that the caller may read."""
-        response = await self.gateway.pool.describe("ModelStatistics")
+        response = await self.gateway.describe(context, "ModelStatistics")
         readable = readable_statistics(self.gateway.catalogue, context, response)
         return json_reply({"model_stats": [plain(statistics) for statistics in readable]})
 

@@ -10,6 +10,7 @@ from gateway.errors import GatewayError, InvalidRequest
 from gateway.models.catalogue import Model, TensorMeta
 from gateway.models.sequences import SequenceIds
 from gateway.render import TABLE
+from tests.gateway.request_contexts import context_of
 
 Request = service_pb2.ModelInferRequest
 INPUTS = {
@@ -171,7 +172,11 @@ def test_an_invalid_sequence_id(request_, ids):
 
 def test_every_error_has_a_status():
     assert STATUS.keys() == TABLE.keys()
-    assert dict(trailers("id", GatewayError("text", retry_after_s=2))) == {
+    headers = [(b"x-request-id", b"id")]
+    context = context_of({"type": "http", "path": "/", "headers": headers}, None)
+    metadata = dict(trailers(context, GatewayError("text", retry_after_s=2)))
+    assert metadata.pop("server-timing").startswith("gateway;dur=")
+    assert metadata == {
         "x-request-id": "id",
         "tidegate-code": "internal",
         "retry-after": "2",
