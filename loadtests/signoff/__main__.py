@@ -28,10 +28,19 @@ from loadtests.preflight import CannotStart, find_key  # noqa: E402
 from loadtests.signoff.answers import Source  # noqa: E402
 from loadtests.signoff.arrivals import POISSON, Arrivals, Times, burst_of  # noqa: E402
 from loadtests.signoff.confidence import Outcome  # noqa: E402
+from loadtests.signoff.cross_check import (  # noqa: E402
+    CONNECTIONS,
+    ROWS,
+    CrossCheck,
+    NotCompared,
+    find_perf_analyzer,
+    perf_analyzer,
+)
+from loadtests.signoff.cross_check import Client as Compared  # noqa: E402
 from loadtests.signoff.memory import Memory, server_process  # noqa: E402
-from loadtests.signoff.open_loop import run  # noqa: E402
+from loadtests.signoff.open_loop import run, run_closed  # noqa: E402
 from loadtests.signoff.options import Options  # noqa: E402
-from loadtests.signoff.preflight import require_writable  # noqa: E402
+from loadtests.signoff.preflight import Pipeline, require_writable  # noqa: E402
 from loadtests.signoff.procedure import (  # noqa: E402
     PROFILES,
     NotMeasured,
@@ -83,6 +92,7 @@ def main(options: Options) -> int:
             trace = read_trace(options.trace, options.speed, options.pipelines)
         slos = _chosen(options, trace)
         require_writable(options.out)
+        tool = find_perf_analyzer(ROOT) if options.cross_check else None
         results = [Result(slo, trace=str(trace or "")) for slo in slos.values()]
         timeout_s = max(TIMEOUT_S, *(1.2 * slo.widest_s for slo in slos.values()))
         with _target(options, list(slos), timeout_s) as target:
@@ -92,6 +102,11 @@ def main(options: Options) -> int:
             sources = {name: target.source(served[name], slo.apis) for name, slo in slos.items()}
             replay = target.replay(trace, sources) if trace else None
             is_whole = _sign_off(options, results, sources, target, trace, replay)
+            for result in results:
+                pipeline = served[result.slo.pipeline]
+                if tool and is_whole:
+                    step = partial(_cross_check, result, target, pipeline, tool, options.profile)
+                    is_whole = _until_stopped(step)
             if replica and is_whole:
                 is_whole = _until_stopped(
                     lambda: _lose(options, results[0], sources[results[0].slo.pipeline], replica)
@@ -265,6 +280,32 @@ def _lose(options: Options, result: Result, source: Source, replica: Replica) ->
     finally:
         killer.kill()
     judge_kill(result, samples, BEFORE_KILL_S, ready_again_s[0])
+
+
+def _cross_check(
+    result: Result, target: Target, pipeline: Pipeline, tool: Path, profile: str
+) -> None:
+    """A closed loop over V2: this generator, perf_analyzer, and this generator once more."""
+    seconds = max(PROFILES[profile].window_s, 5.0)
+    click.echo(f"{pipeline.name}: comparing with perf_analyzer ...", err=True)
+    key = target.tenants[0].key
+    try:
+        source = replace(target, tenants=(Tenant("", key),)).source(pipeline, {"v2": 1.0})
+        ours = [_closed(source, seconds)]
+        data = target.rows(pipeline, ROWS)
+        theirs = perf_analyzer(tool, target.url, key, pipeline.name, data, seconds)
+        ours.append(_closed(source, seconds))
+        result.cross_check = CrossCheck(theirs, tuple(ours))
+    except (NotCompared, CannotStart) as error:
+        result.cross_check = CrossCheck(why=str(error))
+
+
+def _closed(source: Source, seconds: float) -> Compared:
+    samples = run_closed(source, CONNECTIONS, seconds)
+    if samples.failed.any():
+        fault, count = samples.errors.most_common(1)[0]
+        raise NotCompared(f"{count} of {samples.requests} requests failed: {fault}")
+    return Compared(samples.rate, 1000 * (samples.percentile_s(0.5) or 0.0), samples.cpu)
 
 
 def _scaling(options: Options, slo: Slo) -> Scaling | None:

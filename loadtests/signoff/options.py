@@ -22,7 +22,8 @@ class Options:
     (loadtests/signoff/tenants.py), None for one caller.
     ``trace`` is replayed instead of loads at a rate, ``speed`` times as fast as it was recorded.
     ``kill_replica`` kills one of two replicas of a stack of its own, ``allow_kill`` is the process
-    id of a replica of the target that may be killed, 0 for none."""
+    id of a replica of the target that may be killed, 0 for none.
+    ``cross_check`` compares with perf_analyzer."""
 
     pipelines: tuple[str, ...]
     target: str
@@ -41,6 +42,7 @@ class Options:
     speed: float = 1.0
     kill_replica: bool = False
     allow_kill: int = 0
+    cross_check: bool = False
 
     def to_argument(self) -> str:
         return json.dumps(asdict(self), default=str)

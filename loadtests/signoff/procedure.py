@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from loadtests.signoff.confidence import CONFIDENCE, Outcome, requests_needed
+from loadtests.signoff.cross_check import CrossCheck
 from loadtests.signoff.knee import Knee, search
 from loadtests.signoff.memory import Drift, Memory, drift
 from loadtests.signoff.samples import Line, Samples, holds, joined, lines
@@ -122,6 +123,7 @@ class Result:
     scaling: Scaling | None = None
     killed: ReplicaKilled | None = None
     steps: tuple[Step, ...] = ()  # of Triton, at the target
+    cross_check: CrossCheck | None = None
     trace: str = ""  # what was replayed, instead of loads at a rate
 
     @property

@@ -5,7 +5,7 @@ The page and the summary are made of the JSON alone, so that they can be made ag
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from loadtests.signoff.charts import Line, Mark, chart
 from loadtests.signoff.confidence import Outcome
+from loadtests.signoff.cross_check import CrossCheck
 from loadtests.signoff.procedure import Result
 from loadtests.signoff.samples import Samples
 from loadtests.signoff.steps import Step
@@ -100,6 +101,7 @@ def markdown(report: Json) -> str:
 
 def _sentences(pipeline: Json) -> str:
     said = [capacity(pipeline), scaling_sentence(pipeline), killed_sentence(pipeline)]
+    said.append((pipeline["cross_check"] or {}).get("sentence", ""))
     return " ".join(filter(None, said))
 
 
@@ -247,6 +249,7 @@ def _pipeline(result: Result) -> Json:
         "overload": _overload(result),
         "scaling": _scaling(result),
         "replica_killed": _killed(result),
+        "cross_check": _cross_check(result.cross_check),
     }
 
 
@@ -450,6 +453,17 @@ def killed_sentence(pipeline: Json) -> str:
         f"requests failed{f' ({errors})' * bool(errors)}, latency was within the limits {within}, "
         f"and {back}."
     )
+
+
+def _cross_check(check: CrossCheck | None) -> Json | None:
+    if check is None:
+        return None
+    return {
+        "sentence": str(check),
+        "perf_analyzer": asdict(check.theirs) if check.theirs else None,
+        "this_generator": [asdict(own) for own in check.ours],
+        "ratio": check.ratio,
+    }
 
 
 _NAMED = (1, 20, 50, 80, 95, 99, 99.9)  # of the curve's percentiles, those that fit an axis

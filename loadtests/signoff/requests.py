@@ -57,6 +57,24 @@ class Target:
         found = [pipeline_of(self.url, name, own.key, own.whose) for own in self.tenants]
         return found[0]
 
+    def rows(self, pipeline: Pipeline, count: int) -> str:
+        """The tensors of so many requests, as perf_analyzer's ``--input-data`` has them."""
+        texts = Texts()
+        rows = [
+            {
+                name: {
+                    "content": [
+                        value.decode() if isinstance(value, bytes) else value
+                        for value in array.ravel().tolist()
+                    ],
+                    "shape": list(array.shape[1:]),
+                }
+                for name, array in _tensors(pipeline, texts).items()
+            }
+            for _ in range(count)
+        ]
+        return json.dumps({"data": rows})
+
     def source(self, pipeline: Pipeline, apis: Mapping[str, float]) -> "Spread | Mix":
         """The requests of all tenants. One of each tenant and API has been sent: CannotStart if it
         was refused."""

@@ -4,9 +4,11 @@ and after a stretch of load."""
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from loadtests.preflight import CannotStart, fetch
+from modelspec.names import Role, role_of
 
 _COMPUTE = ("compute_input", "compute_infer", "compute_output")
 
@@ -75,13 +77,13 @@ def steps_between(pipeline: str, before: Statistics, after: Statistics) -> tuple
     # An ensemble does nothing itself; its own times are those of its steps once more.
     return tuple(
         Step(name, done[name].queue_ns / requests / 1e9, done[name].compute_ns / requests / 1e9)
-        for name in sorted(members, key=_place) or [pipeline]
+        for name in sorted(members, key=partial(_place, pipeline)) or [pipeline]
     )
 
 
-def _place(model: str) -> int:
+def _place(pipeline: str, model: str) -> int:
     """Of a step's model among the others: before the engine, the engine, and after it."""
-    return {"pre": 0, "post": 2}.get(model.rpartition("_")[2], 1)
+    return {Role.PRE: 0, Role.POST: 2}.get(role_of(pipeline, model) or Role.ENGINE, 1)
 
 
 def read_statistics(url: str, key: str) -> Statistics | None:

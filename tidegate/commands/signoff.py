@@ -111,6 +111,12 @@ from tidegate.commands.output import print_json
     help="Kill this replica of the --target: the process id of a tritonserver on this machine.",
 )
 @click.option(
+    "--cross-check",
+    is_flag=True,
+    help="Also run a closed loop over V2 with NVIDIA's perf_analyzer (`make clients` installs it) "
+    "and with this generator, and say by how much they differ.",
+)
+@click.option(
     "--scale-to",
     type=click.IntRange(1, 16),
     default=1,
@@ -142,6 +148,7 @@ def command(
     speed: float | None,
     kill_replica: bool,
     allow_kill: int | None,
+    cross_check: bool,
     scale_to: int,
     out: Path,
     as_json: bool,
@@ -202,6 +209,7 @@ def command(
             speed or 1.0,
             kill_replica or (profile == "full" and not (target or only_target or trace)),
             allow_kill or 0,
+            cross_check,
         )
     )
 

@@ -39,9 +39,9 @@ def test_each_step_of_an_ensemble_per_request_of_the_pipeline():
 
 
 def test_steps_stand_in_the_order_in_which_a_request_meets_them():
-    done = {f"x{step}": Totals(1, MS, MS) for step in ("", "_onnx", "_post", "_pre")}
+    done = {f"x{step}": Totals(1, MS, MS) for step in ("", "_onnx", "_post", "_pre.g2")}
     steps = steps_between("x", {}, done)
-    assert [step.model for step in steps] == ["x_pre", "x_onnx", "x_post"]
+    assert [step.model for step in steps] == ["x_pre.g2", "x_onnx", "x_post"]
 
 
 def test_a_model_without_steps_is_its_own():

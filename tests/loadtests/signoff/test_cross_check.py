@@ -1,0 +1,95 @@
+"""The comparison with perf_analyzer: what it says of two clients' figures."""
+
+import sys
+
+import pytest
+
+from loadtests.preflight import CannotStart
+from loadtests.signoff.answers import Answer, Prepared
+from loadtests.signoff.cross_check import (
+    Client,
+    CrossCheck,
+    NotCompared,
+    figures_of,
+    find_perf_analyzer,
+    perf_analyzer,
+)
+from loadtests.signoff.open_loop import run_closed
+
+CSV = """\
+Concurrency,Inferences/Second,Client Send,p50 latency,p90 latency
+4,123.5,17,8100,9000
+"""
+
+
+def _ours(*rates, cpu=0.1):
+    return tuple(Client(rate, 8.0, cpu) for rate in rates)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "said"),
+    [
+        (Client(100, 8, 0.1), _ours(95, 105), "ratio 1.00, within 15%."),
+        (Client(100, 8, 0.1), _ours(80, 80), "own two runs|so the cause is unknown"),
+        (Client(100, 8, 0.1), _ours(60, 90), "own two runs differ by 50%, so the machine varies"),
+        (Client(100, 8, 0.1), _ours(70, 71, cpu=0.9), "itself used 90% of a core"),
+        (Client(100, 8, 0.8), _ours(130, 131), "perf_analyzer itself used 80% of a core"),
+    ],
+)
+def test_it_says_the_ratio_and_why_they_differ(theirs, ours, said):
+    check = CrossCheck(theirs, ours)
+    assert any(part in str(check) for part in said.split("|")), str(check)
+    assert "perf_analyzer 100/s (p50 8 ms)" in str(check)
+
+
+def test_what_could_not_be_compared_says_why():
+    assert str(CrossCheck(why="it ended with 1")) == (
+        "Not checked against perf_analyzer: it ended with 1."
+    )
+    assert CrossCheck(why="x").ratio is None
+
+
+def test_its_figures_are_read_and_what_is_none_is_refused():
+    assert figures_of(CSV) == (123.5, 8.1)
+    for text in ("", "Concurrency\n4\n", CSV.replace("8100", "fast")):
+        with pytest.raises(NotCompared, match="cannot be read"):
+            figures_of(text)
+
+
+def test_without_perf_analyzer_it_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CannotStart, match="run `make clients`"):
+        find_perf_analyzer(tmp_path)
+
+
+def test_a_client_that_ends_badly_is_quoted(tmp_path):
+    tool = tmp_path / "perf_analyzer"
+    tool.write_text(f"#!{sys.executable}\nraise SystemExit('no such model')\n")
+    tool.chmod(0o755)
+    with pytest.raises(NotCompared, match="ended with 1: no such model"):
+        perf_analyzer(tool, "http://127.0.0.1:9", "", "x", "{}", 0.1)
+
+
+def test_a_closed_loop_keeps_so_many_under_way():
+    under_way, most, count = 0, 0, 0
+
+    class Slow:
+        def prepare(self):
+            def send():
+                nonlocal under_way, most, count
+                import gevent
+
+                under_way += 1
+                most = max(most, under_way)
+                gevent.sleep(0.01)
+                under_way -= 1
+                count += 1
+                return Answer("" if count % 2 else "HTTP 500", {})
+
+            return Prepared(send)
+
+    samples = run_closed(Slow(), 3, 0.2)
+    assert most == 3
+    assert samples.requests == count
+    assert samples.failed.sum() == count // 2
+    assert samples.latency_s.min() >= 0.009
