@@ -122,6 +122,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await gateway.access_control.close()
         if gateway.request_log:
             await asyncio.to_thread(gateway.request_log.close)
+        if gateway.tracing:
+            await asyncio.to_thread(gateway.tracing.close)
 
 
 class Listener(Protocol):

@@ -33,6 +33,7 @@ from gateway.models.v2_request import V2Request
 from gateway.render import Reply
 from gateway.settings import Settings
 from gateway.supervision import Supervisor
+from gateway.upstream import trace_context
 from gateway.upstream.balancing import Health
 from gateway.upstream.catalogue_reader import CatalogueReader
 from gateway.upstream.replicas import Replica, ReplicaPool, lost
@@ -41,6 +42,7 @@ from gateway.upstream.triton_errors import request_id
 
 if TYPE_CHECKING:
     from gateway.request_log import RequestLog
+    from gateway.tracing import Tracing
 
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -74,6 +76,7 @@ class Gateway:
             lambda address: Upstream(address, settings.triton_key_file), settings.max_inflight
         )
         self.request_log = _request_log(settings.request_log, self.metrics)
+        self.tracing = _tracing(settings.otlp_endpoint, settings.trace_ratio)
         self.follow_policy()
 
     def finished(self, context: RequestContext, status: int) -> None:
@@ -81,6 +84,8 @@ class Gateway:
         self.metrics.record(context, status, self.catalogue)
         if self.request_log:
             self.request_log.note(context, status)
+        if context.spans:
+            context.spans.end(context, status)
 
     def follow_policy(self) -> None:
         """Use the replicas that gateway.toml lists or, if it lists none, those of the settings."""
@@ -96,6 +101,14 @@ class Gateway:
         context = RequestContext(scope, receive, access, settings.body_limit_bytes, deadline_s)
         # Each request runs in its own task, and therefore in its own contextvars context.
         request_id.set(context.request_id)
+        metadata = None
+        if trace_context.TRACEPARENT in context.headers:
+            metadata = trace_context.read(context.scope["headers"])
+            context.trace_id = trace_context.trace_id(metadata) if metadata else ""
+        trace_context.upstream_metadata.set(metadata)
+        if self.tracing:
+            context.spans = spans = self.tracing.begin(metadata)
+            context.trace_id = spans.trace_id
         context.body_timeout_s = settings.body_timeout_s
         context.memory_budget = self.memory_budget
         return context
@@ -391,6 +404,14 @@ def _request_log(target: str, metrics: Metrics) -> "RequestLog | None":
     from gateway.request_log import RequestLog
 
     return RequestLog(target, metrics.log_lines_dropped)
+
+
+def _tracing(endpoint: str, ratio: float) -> "Tracing | None":
+    if not endpoint:
+        return None
+    from gateway.tracing import Tracing
+
+    return Tracing(endpoint, ratio)
 
 
 async def _infer_batch(context: RequestContext, upstream: Upstream, batch: Batch) -> Tensors:

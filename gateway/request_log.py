@@ -51,6 +51,7 @@ class Line(NamedTuple):
     first_token_s: float | None
     input_tokens: int | None
     output_tokens: int | None
+    trace_id: str
 
     def document(self) -> bytes:
         """The line, with its end. Texts are cut and escaped: a client cannot begin a line."""
@@ -66,6 +67,7 @@ class Line(NamedTuple):
             "first_token_ms": _ms(self.first_token_s),
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,
+            "trace_id": self.trace_id,
         }
         return orjson.dumps(fields) + b"\n"
 
@@ -89,6 +91,7 @@ def line_of(context: RequestContext, status: int) -> Line:
         context.first_response_s,
         tokens.input_tokens if tokens else None,
         tokens.output_tokens if tokens else None,
+        context.trace_id,
     )
 
 

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ class Settings:
     state_folder: Path = Path(".tidegate")
     # One line of JSON per request: 'stdout', or a file; '': none.
     request_log: str = ""
+    # The OpenTelemetry collector (OTLP/HTTP) that gets traces, such as
+    # http://127.0.0.1:4318/v1/traces; '': none. Needs the extra 'otel'.
+    otlp_endpoint: str = ""
+    # The share of requests that are traced if their callers have not decided that.
+    trace_ratio: float = 0.01
     # The Redis that counts limits for all workers and gateways; '': each process counts separately.
     redis_url: str = ""
     # How many gateways share the limits: each grants its share while Redis is unavailable.
@@ -143,6 +149,10 @@ class Settings:
             )
         for origin in self.cors_origins:
             _check_origin(origin)
+        if not 0 <= self.trace_ratio <= 1:
+            raise SettingsError("TIDEGATE_TRACE_RATIO must be from 0 to 1")
+        if self.otlp_endpoint:
+            _check_otlp(self.otlp_endpoint)
         if not self.replicas:
             raise SettingsError("TIDEGATE_REPLICAS is empty: set at least one HOST:GRPC_PORT")
         for replica in self.replicas:
@@ -180,6 +190,24 @@ def _check_replica(replica: str) -> None:
         require_replica(replica)
     except ValueError as error:
         raise SettingsError(f"TIDEGATE_REPLICAS: {error}") from None
+
+
+def _check_otlp(endpoint: str) -> None:
+    if not endpoint.startswith(("http://", "https://")):
+        raise SettingsError(
+            f"TIDEGATE_OTLP_ENDPOINT={endpoint!r} must be a URL, such as "
+            "http://127.0.0.1:4318/v1/traces"
+        )
+    try:
+        is_installed = find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+        is_installed &= find_spec("opentelemetry.sdk") is not None
+    except ModuleNotFoundError:  # a package above it
+        is_installed = False
+    if not is_installed:
+        raise SettingsError(
+            "TIDEGATE_OTLP_ENDPOINT needs OpenTelemetry's SDK: install it with "
+            "pip install -c constraints.txt -e '.[otel]'"
+        )
 
 
 def _check_origin(origin: str) -> None:

@@ -28,7 +28,7 @@ MADE = re.compile(r"NAME|VERSION|\.\.\.|\*|\bmy\b|[A-Z]{3}")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # What a page names and other programs define: perf_analyzer's and curl's flags, NVIDIA's example
 # clients, the sampling parameters of vLLM, options of Triton's, ONNX's, gRPC's and the Hub's.
-FOREIGN_FLAGS = {"--help", "--dyna", "--request-compression-algorithm", "--http2"}
+FOREIGN_FLAGS = {"--help", "--dyna", "--request-compression-algorithm", "--http2", "--trace-config"}
 FOREIGN_NAMES = {
     "simple_grpc_custom_repeat",
     "stop_token_ids",

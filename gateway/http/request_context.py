@@ -74,6 +74,14 @@ class Tokens(Protocol):
     def output_tokens(self) -> int | None: ...
 
 
+class Spans(Protocol):
+    """A request's spans (``gateway.tracing``)."""
+
+    def sent(self, replica: str) -> None: ...
+
+    def end(self, context: "RequestContext", status: int) -> None: ...
+
+
 class ClientGone(Exception):
     """The client closed the connection: there is nobody to respond to."""
 
@@ -105,6 +113,8 @@ class RequestContext:
     first_response_at: float = 0.0  # when a streaming model's first response came
     upstream_s: float = 0.0
     tokens: Tokens | None = None
+    trace_id: str = ""  # of the caller's trace, or of ours
+    spans: Spans | None = None  # None: it is not traced
     # A gRPC stream: each of its messages is a request of its own, and counted as one.
     is_stream: bool = False
     body_timeout_s: float = 30.0  # the longest wait for the next bytes of the body
@@ -160,6 +170,8 @@ class RequestContext:
         self.replica = replica
         if not self.sent_at:
             self.sent_at = time.perf_counter()
+        if self.spans:
+            self.spans.sent(replica)
 
     @property
     def queue_s(self) -> float | None:

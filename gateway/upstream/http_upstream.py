@@ -18,6 +18,7 @@ import orjson
 from gateway.errors import GatewayError
 from gateway.models.v2_request import V2Request, not_finite
 from gateway.render import Reply
+from gateway.upstream.trace_context import upstream_metadata
 from gateway.upstream.triton_errors import WORDS, to_gateway_error, translate
 from gateway.upstream.triton_http import Response, TritonHttp
 from modelspec.address import host_and_port
@@ -109,10 +110,15 @@ def encode(request: V2Request) -> bytes:
     raw = [tensor.raw for tensor in request.tensors]
     head = (
         f"{_path(request.model, request.version)}"
-        f"Inference-Header-Content-Length: {len(header)}\r\n"
+        f"{_trace_headers()}Inference-Header-Content-Length: {len(header)}\r\n"
         f"Content-Length: {len(header) + sum(map(len, raw))}\r\n\r\n"
     )
     return b"".join((head.encode(), header, *raw))
+
+
+def _trace_headers() -> str:
+    metadata = upstream_metadata.get()
+    return "".join(f"{name}: {value}\r\n" for name, value in metadata) if metadata else ""
 
 
 @lru_cache(1024)

@@ -19,6 +19,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from gateway.errors import UpstreamError
 from gateway.upstream.balancing import Health
 from gateway.upstream.stream_call import BOUND_S, EMPTY_FINAL, FINAL, StreamCall, StreamEnds
+from gateway.upstream.trace_context import upstream_metadata
 from gateway.upstream.triton_errors import to_gateway_error, translate, translated
 from gateway.upstream.unary_call import UnaryCalls
 
@@ -98,7 +99,8 @@ class Upstream:
         now at the latest. A gRPC deadline would be a cancel amid responses: it is set much later,
         for what has not ended by then."""
         timeout_s += BOUND_S
-        return StreamCall(self.stream_ends, self.stub.ModelStreamInfer(timeout=timeout_s))
+        call = self.stub.ModelStreamInfer(timeout=timeout_s, metadata=upstream_metadata.get())
+        return StreamCall(self.stream_ends, call)
 
     async def stream(
         self,

@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 
 import grpc
 
+from gateway.upstream.trace_context import upstream_metadata
 from gateway.upstream.triton_errors import to_gateway_error
 
 GRACE_S = 0.1
@@ -37,7 +38,9 @@ class UnaryCalls(Generic[Request, Response]):
         """Triton's response. Raises a GatewayError, DeadlineExceeded after ``timeout_s``.
         Cancelling the awaiting task ends the call in Triton, ``GRACE_S`` later at the earliest."""
         loop = asyncio.get_running_loop()
-        call = self._method(request, timeout=timeout_s + LATE_S)
+        metadata = upstream_metadata.get()
+        options = {"metadata": metadata} if metadata else {}
+        call = self._method(request, timeout=timeout_s + LATE_S, **options)
         ended: asyncio.Future[bool] = loop.create_future()
         call.add_done_callback(lambda _: _set(ended, True))
         timer = loop.call_later(timeout_s, _set, ended, False)

@@ -29,10 +29,11 @@ OPTIONAL = {
     "gateway.models.text_binding",
     "gateway.policy.canary",
     "gateway.request_log",
+    "gateway.tracing",
     "gateway.upstream.http_upstream",
 }
 # Needed by those only, or, like pydantic.v1, by none.
-LIBRARIES = ("redis", "jwt", "httpx", "jinja2", "cryptography", "pydantic.v1")
+LIBRARIES = ("redis", "jwt", "httpx", "jinja2", "cryptography", "pydantic.v1", "opentelemetry.sdk")
 OPENED = """
 import asyncio, json, os, sys
 from gateway.app import from_environment

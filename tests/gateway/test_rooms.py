@@ -12,7 +12,17 @@ ORDER = [
     *("errors", "render", "settings", "supervision", "listening", "heartbeat", "lazy_timer"),
     "draining",
     *("limits", "policy", "identity", "http", "models", "upstream", "metrics", "audit", "access"),
-    *("workers", "logs", "request_log", "core", "background", "middleware", "api", "app"),
+    *(
+        "workers",
+        "logs",
+        "request_log",
+        "tracing",
+        "core",
+        "background",
+        "middleware",
+        "api",
+        "app",
+    ),
     "__main__",
 ]
 APIS = ["openapi", "event_streams", "admin", "v2", "openai", "tasks", "grpc"]

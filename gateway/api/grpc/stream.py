@@ -55,6 +55,7 @@ from gateway.models.metering import Meter
 from gateway.render import CLIENT_LEFT, Api, status_of
 from gateway.upstream.server import Upstream, end_stream
 from gateway.upstream.stream_call import EMPTY_FINAL, FINAL, StreamCall
+from gateway.upstream.trace_context import upstream_metadata
 from gateway.upstream.triton_errors import translate
 
 log = logging.getLogger("gateway")
@@ -292,7 +293,9 @@ class InferStream:
             await self._leave_upstream()
         if self._call is None:
             self._upstream, self._is_decoupled = upstream, decoupled
-            self._call = StreamCall(upstream.stream_ends, upstream.channel.stream_stream(METHOD)())
+            open_stream = upstream.channel.stream_stream(METHOD)
+            opened = open_stream(metadata=upstream_metadata.get())
+            self._call = StreamCall(upstream.stream_ends, opened)
             self._reader = asyncio.create_task(self._read(self._call))
         return self._call
 
