@@ -18,10 +18,12 @@ from gateway.http.request_context import RequestContext
 from gateway.limits.limiter import HEARTBEAT_S
 from gateway.models.catalogue import Model
 from gateway.supervision import STALL_S, every
+from gateway.upstream.admission import MEASURE_S, FairQueue
 from gateway.upstream.balancing import Health
 from gateway.upstream.replicas import CHECK_S, Replica
 from gateway.upstream.server import Upstream
 from gateway.upstream.triton_errors import request_id
+from gateway.upstream.triton_times import TritonTimes
 from modelspec.golden import LEAST_PROBE_S, probe_time_s
 from modelspec.probe import Probe, ProbeResponse
 
@@ -67,6 +69,7 @@ class Background:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         self._probes: dict[tuple[str, str], _Probe] = {}
+        self._triton_times = TritonTimes()
 
     def start(self) -> None:
         """Run the loops until the supervisor is closed."""
@@ -76,6 +79,7 @@ class Background:
         self._repeat("limits", HEARTBEAT_S, access_control.limiter.heartbeat)
         self._repeat("replicas", CHECK_S, self.check_replicas)
         self._repeat("catalogue", settings.refresh_s, self.refresh_catalogue)
+        self._repeat("turns", MEASURE_S, self.adjust_limits)
         self._repeat("probes", settings.probe_s, self.probe, self._cancel_probes)
 
     def _repeat(
@@ -103,6 +107,25 @@ class Background:
         await gateway.pool.check()
         gateway.metrics.show_replicas(gateway.pool.replicas)
         gateway.open_sequences.sweep()
+
+    async def adjust_limits(self) -> None:
+        """Let each model have as many requests at a time as Triton's own queue suggests."""
+        gateway = self.gateway
+        busy = [(name, queue) for name, queue in gateway.queues.items() if queue.peak > 1]
+        await asyncio.gather(*(self._adjust_limit(name, queue) for name, queue in busy))
+        gateway.metrics.show_queues(gateway.queues)
+        for name in [name for name in gateway.queues if name not in gateway.catalogue.models]:
+            if not gateway.queues[name].in_flight:
+                del gateway.queues[name]
+                gateway.metrics.forget_queue(name)
+
+    async def _adjust_limit(self, name: str, queue: FairQueue) -> None:
+        model = self.gateway.catalogue.models.get(name)
+        replicas = self._replicas_of(name)
+        if model is None or not replicas:
+            return
+        steps = model.steps or (name,)
+        queue.measured(len(replicas), *await self._triton_times.since_last(replicas, steps))
 
     async def refresh_catalogue(self) -> None:
         gateway = self.gateway

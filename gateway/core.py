@@ -34,6 +34,8 @@ from gateway.render import Reply
 from gateway.settings import Settings
 from gateway.supervision import Supervisor
 from gateway.upstream import trace_context
+from gateway.upstream.admission import SMALL_BYTES as SMALLEST_REQUEST
+from gateway.upstream.admission import FairQueue, Turn
 from gateway.upstream.balancing import Health
 from gateway.upstream.catalogue_reader import CatalogueReader
 from gateway.upstream.replicas import Replica, ReplicaPool, lost
@@ -75,6 +77,7 @@ class Gateway:
         self.pool = ReplicaPool(
             lambda address: Upstream(address, settings.triton_key_file), settings.max_inflight
         )
+        self.queues: dict[str, FairQueue] = {}  # of the models that were asked
         self.request_log = _request_log(settings.request_log, self.metrics)
         self.tracing = _tracing(settings.otlp_endpoint, settings.trace_ratio)
         self.follow_policy()
@@ -173,6 +176,26 @@ class Gateway:
     def _is_healthy(self, name: str) -> bool:
         return name in self.catalogue.models and not self.probes.get(name, "not probed")
 
+    async def turn(self, context: RequestContext, model: Model, serving: str) -> Turn:
+        """A turn at the pipeline that is ``serving`` the model, once tenants have had theirs; leave
+        it when Triton has answered. A decoupled model has a queue of its own, and a sequence a
+        slot, so neither waits here.
+
+        Raises QuotaExceeded, NoCapacity or DeadlineExceeded as ``FairQueue.enter`` does.
+        """
+        if model.decoupled or model.sequences is not None:
+            return Turn(None)
+        queue = self.queues.get(serving)
+        if queue is None:
+            queue = self.queues[serving] = FairQueue(max(1, len(self.pool.replicas)))
+        turn = queue.try_enter()
+        if turn is not None:
+            return turn
+        weight = self.access_control.policy.current.rules.weight(context.tenant)
+        cost = max(SMALLEST_REQUEST, context.body_bytes) / weight
+        work = queue.enter(context.tenant, cost, context.remaining_s())
+        return await context.while_connected(work)
+
     def permit(
         self,
         context: RequestContext,
@@ -205,9 +228,10 @@ class Gateway:
         if step_of(message) is not None:
             with self.permit(context, model, message) as upstream:
                 return await work(upstream)
-        return await self.pool.call(
-            message.model_name, message.model_version, work, may_repeat=model.may_repeat
-        )
+        with await self.turn(context, model, message.model_name):
+            return await self.pool.call(
+                message.model_name, message.model_version, work, may_repeat=model.may_repeat
+            )
 
     @contextmanager
     def _sequence_permit(
@@ -311,12 +335,13 @@ class Gateway:
             context.version = reply.version
             return reply
 
-        try:
-            return await self.pool.call(
-                request.model, request.version, send, may_repeat=model.may_repeat
-            )
-        except _OverGrpc:
-            return None
+        with await self.turn(context, model, request.model):
+            try:
+                return await self.pool.call(
+                    request.model, request.version, send, may_repeat=model.may_repeat
+                )
+            except _OverGrpc:
+                return None
 
     async def infer_rows(
         self,
@@ -330,9 +355,12 @@ class Gateway:
         admission = await context.enter(self.access_control.admit(context, model))
         serving = self.serving(context, model)
         row_batches = await self.work(context, batches, model, endpoint_schema, rows)
-        inference = self._infer_batches(context, row_batches, serving, may_repeat=model.may_repeat)
-        admission.started()  # nothing waits here: what is refused has missed no deadline
-        results = await _timed(context, inference)
+        with await self.turn(context, model, serving):
+            inference = self._infer_batches(
+                context, row_batches, serving, may_repeat=model.may_repeat
+            )
+            admission.started()
+            results = await _timed(context, inference)
         if model.counts_tokens:
             context.tokens = count_tokens(model, results)
         meter = self.access_control.meter(context, admission, model)
@@ -358,10 +386,16 @@ class Gateway:
         context.remaining_s()  # raises if there is none
         pending = deque(row_batches)
 
-        async def send_pending(upstream: Upstream, under_way: deque[Batch]) -> None:
+        queue = self.queues.get(serving)
+
+        async def send_pending(
+            upstream: Upstream, under_way: deque[Batch], *, is_first: bool
+        ) -> None:
             """``under_way`` holds the batch that is being sent, also after an error."""
             while under_way or pending:
                 if not under_way:
+                    if not is_first and queue and queue.waiting:
+                        return  # others have a right to this turn
                     under_way.append(pending.popleft())
                 batch = under_way[0]
                 batch.message.model_name = serving
@@ -371,26 +405,31 @@ class Gateway:
                 for index, row_index in enumerate(batch.row_indices):
                     results[row_index] = tensors, index
 
-        async def worker() -> NoCapacity | None:
-            try:
-                permit = self.pool.permit(serving)
-            except NoCapacity as error:
-                return error
-            under_way: deque[Batch] = deque(maxlen=1)
-            try:
-                with permit as upstream:
-                    await send_pending(upstream, under_way)
-            except ReplicaLost as error:
-                with self.pool.second_permit(permit, error, may_repeat=may_repeat) as upstream:
-                    await send_pending(upstream, under_way)
-            return None
+        async def worker(*, is_first: bool) -> None:
+            """The first has the request's turn; the others take part if nobody waits for one."""
+            turn = queue.try_enter() if queue and not is_first else Turn(None)
+            if turn is None:
+                return
+            with turn:
+                try:
+                    permit = self.pool.permit(serving)
+                except NoCapacity:
+                    if is_first:
+                        raise
+                    return
+                under_way: deque[Batch] = deque(maxlen=1)
+                try:
+                    with permit as upstream:
+                        await send_pending(upstream, under_way, is_first=is_first)
+                except ReplicaLost as error:
+                    with self.pool.second_permit(permit, error, may_repeat=may_repeat) as upstream:
+                        await send_pending(upstream, under_way, is_first=is_first)
 
         if len(row_batches) == 1:
-            refusals = [await worker()]
+            await worker(is_first=True)
         else:
-            refusals = await _gather([worker() for _ in row_batches[: self._window]])
-        if refusals[0] and all(refusals):
-            raise refusals[0]
+            workers = range(min(len(row_batches), self._window))
+            await _gather([worker(is_first=number == 0) for number in workers])
         return [results[row_index] for row_index in range(len(results))]
 
     @property

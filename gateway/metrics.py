@@ -11,8 +11,9 @@ import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,6 +25,7 @@ from modelspec.files import lock
 
 if TYPE_CHECKING:
     from gateway.models.catalogue import Catalogue
+    from gateway.upstream.admission import FairQueue
     from gateway.upstream.replicas import Replica
 
 # The folder through which workers share their metrics; the client library reads it on import.
@@ -167,6 +169,20 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode="livemax",
         )
+        self._waiting = prometheus.Gauge(
+            "tidegate_model_waiting_requests",
+            "Requests that wait in the gateway for their turn at the model.",
+            ("model",),
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
+        self._limit = prometheus.Gauge(
+            "tidegate_model_request_limit",
+            "How many requests for the model are sent to Triton at a time.",
+            ("model",),
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
         self._addresses: set[str] = set()
         self._children: dict[tuple[str, str, str, int], _Child] = {}
         self._gen_ai_children: dict[tuple[str, str, int], _GenAiChild] = {}
@@ -248,6 +264,20 @@ class Metrics:
             self._healthy.labels(replica.address).set(not replica.reason)
             self._inflight.labels(replica.address).set(replica.inflight)
             self._ejected.labels(replica.address).set(len(replica.ejected()))
+
+    def show_queues(self, queues: "Mapping[str, FairQueue]") -> None:
+        """Set the gauges of the models that were asked (of ``LABEL_VALUES`` at most)."""
+        for model, queue in islice(queues.items(), LABEL_VALUES):
+            self._waiting.labels(model).set(queue.waiting)
+            self._limit.labels(model).set(queue.limit.value)
+
+    def forget_queue(self, model: str) -> None:
+        for gauge in (self._waiting, self._limit):
+            if SHARED_FOLDER in os.environ:
+                gauge.labels(model).set(0)  # entries cannot be removed from the shared files
+            else:
+                with contextlib.suppress(KeyError):
+                    gauge.remove(model)
 
     def page(self, watcher_file: Path) -> bytes:
         """The text for Prometheus: the metrics of all workers, if they share a folder, and then

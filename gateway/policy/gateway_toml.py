@@ -60,9 +60,11 @@ class _Table(BaseModel):
 
 
 class Tenant(_Table):
-    """The models that the tenant as a whole may use."""
+    """The models that the tenant as a whole may use, and its share of a busy one."""
 
     models: list[Glob]
+    # Twice the weight is twice the share, while other tenants wait for the same model.
+    weight: Annotated[float, Field(gt=0, le=1000, strict=False)] = 1.0
 
 
 class Role(_Table):
@@ -140,6 +142,11 @@ class Rules(_Table):
     def role(self, name: str) -> Role | None:
         """The file's role, else the built-in one; ``admin`` cannot be redefined."""
         return self.roles.get(name) or {"user": USER_ROLE, "admin": ADMIN_ROLE}.get(name)
+
+    def weight(self, tenant: str) -> float:
+        """The tenant's share of a busy model, relative to the others'."""
+        listed = self.tenants.get(tenant)
+        return listed.weight if listed else 1.0
 
     def unknown(self, tenant: str | None, roles: Iterable[str]) -> list[str]:
         """A message for each of these that is not defined."""

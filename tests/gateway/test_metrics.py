@@ -15,6 +15,7 @@ from gateway import metrics as module
 from gateway.metrics import Metrics
 from gateway.models.catalogue import Catalogue
 from gateway.models.rows import RowTokens
+from gateway.upstream.admission import FairQueue
 from serving.health.events import Events
 from tests.gateway.echo_app import echo_model
 from tests.gateway.request_contexts import context_of
@@ -71,6 +72,7 @@ def test_every_metric_is_in_the_table_and_no_other(tmp_path):
     metrics.audit_trouble("lost", 1)
     metrics.log_lines_dropped(1)
     metrics.show_replicas([_Replica()])
+    metrics.show_queues({"m": FairQueue(1)})
     events = Events(tmp_path)
     events.add("healed", "m")
     actual = {}

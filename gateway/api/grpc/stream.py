@@ -256,6 +256,8 @@ class InferStream:
             if message.meter:
                 request_token_counts(parts, message.meter)
             with contextlib.ExitStack() as permit:
+                turn = await self.gateway.turn(message.context, model, parts.header.model_name)
+                permit.enter_context(turn)
                 upstream = permit.enter_context(self._permit(message, parts))
                 message.context.sent_to(upstream.address)
                 call = await self._call_to(upstream, model.decoupled)

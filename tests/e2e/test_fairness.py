@@ -1,0 +1,86 @@
+"""One tenant floods a model: another one's few requests are answered nearly as soon as on an idle
+model, and none of them is refused."""
+
+import collections
+import sys
+import time
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.back_to_back import back_to_back
+from tests.e2e.grpc_models import ONE
+from tests.e2e.pair import Pair, Running
+from tests.running import wait_until
+
+# y is x, after 20 ms.
+MODEL = """
+import time
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        time.sleep(0.02)
+        x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+        return pb_utils.InferenceResponse([pb_utils.Tensor("y", x)])
+"""
+FLOOD = 100  # connections that call back to back
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory):
+    home = tmp_path_factory.mktemp("fairness")
+    pair = Pair(home, {"plain": (MODEL, ONE + "instance_group { count: 2 kind: KIND_CPU }\n")})
+    running = None
+    try:
+        pair.start(0)
+        running = Running(pair, pair.addresses[:1])
+        wait_until(running.is_ready, 60, "the gateway is ready")
+        yield running
+    finally:
+        if running:
+            running.stop()
+        pair.stop(0)
+
+
+def _quiet(gateway, count):
+    """The seconds that each request of the other tenant took."""
+    seconds = []
+    with httpx.Client(base_url=gateway.client.base_url, timeout=20) as client:
+        for _ in range(count):
+            started = time.perf_counter()
+            response = gateway.ask(tenant="two", client=client)
+            seconds.append(time.perf_counter() - started)
+            assert response.status_code == 200, response.text
+            time.sleep(0.1)
+    return np.array(seconds)
+
+
+def test_a_flood_of_one_tenant_is_hardly_felt_by_another(gateway):
+    idle = _quiet(gateway, 20)
+    flood: collections.Counter[int]
+    with back_to_back(
+        lambda client: gateway.ask(client=client).status_code,
+        lambda: httpx.Client(base_url=gateway.client.base_url, timeout=20),
+        FLOOD,
+    ) as calls:
+        flood = calls.counts
+        wait_until(lambda: flood.total() > 300, 30, "the limit is found")
+        sent = flood.total()
+        started = time.perf_counter()
+        busy = _quiet(gateway, 40)
+        rate = (flood.total() - sent) / (time.perf_counter() - started)
+    flooding = FLOOD / rate  # seconds for each, by Little's law
+    sys.stdout.write(
+        f"idle p50 {1000 * np.median(idle):.0f} ms, p99 {1000 * np.quantile(idle, 0.99):.0f} ms; "
+        f"under a flood that waits {1000 * flooding:.0f} ms "
+        f"p50 {1000 * np.median(busy):.0f} ms, p99 {1000 * np.quantile(busy, 0.99):.0f} ms; "
+        f"{rate:.0f} requests/s of the flood; {dict(flood)}\n"
+    )
+    assert set(flood) == {200}
+    # In one queue it would wait as long as the flood does.
+    assert np.median(busy) < flooding / 5

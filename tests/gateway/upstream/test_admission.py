@@ -1,0 +1,176 @@
+"""Whose turn is next, how many have one at a time, and who is refused."""
+
+import asyncio
+import collections
+
+import numpy as np
+import pytest
+
+from gateway.errors import DeadlineExceeded, NoCapacity, QuotaExceeded
+from gateway.upstream.admission import (
+    LEAST,
+    MOST_WAITING,
+    QUEUE_SHARE,
+    START,
+    FairQueue,
+    Limit,
+)
+
+
+@pytest.fixture
+def queue():
+    queue = FairQueue(1)
+    queue.limit.value = 2
+    return queue
+
+
+async def _enter(queue, tenant="a", cost=1.0, timeout_s=5.0):
+    return queue.try_enter() or await queue.enter(tenant, cost, timeout_s)
+
+
+async def _served(queue, arrivals, cost=lambda tenant: 1.0):
+    """The tenants in the order in which they had their turns, each of which lasts one tick."""
+    order = []
+
+    async def request(tenant):
+        with await _enter(queue, tenant, cost(tenant)):
+            order.append(tenant)
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*(request(tenant) for tenant in arrivals))
+    assert (queue.in_flight, queue.waiting) == (0, 0)
+    return order
+
+
+async def test_nobody_waits_below_the_limit(queue):
+    first, second = queue.try_enter(), queue.try_enter()
+    assert first and second and queue.try_enter() is None
+    first.leave()
+    first.leave()  # once is enough
+    assert queue.in_flight == 1
+    assert queue.try_enter()
+
+
+async def test_one_that_sends_fifty_times_as_much_waits_for_itself_alone(queue):
+    order = await _served(queue, ["flood"] * 100 + ["quiet"] * 2)
+    assert order[2:6].count("quiet") == 2  # right after what was at the model already
+
+
+async def test_tenants_take_turns_by_what_they_sent_and_their_weights(queue):
+    queue.limit.value = 1
+    arrivals = ["a", *["a", "b", "c"] * 60]
+    # c's requests are three times as large, and b has twice the weight.
+    order = await _served(queue, arrivals, {"a": 1.0, "b": 0.5, "c": 3.0}.__getitem__)
+    first = collections.Counter(order[1:61])
+    assert first["b"] == pytest.approx(2 * first["a"], abs=2)
+    assert first["a"] == pytest.approx(3 * first["c"], abs=3)
+
+
+async def test_rest_is_not_saved_up(queue):
+    queue.limit.value = 1
+    await _served(queue, ["a"] * 50 + ["b"] * 50)
+    order = await _served(queue, ["a", *["a"] * 20, *["new"] * 20])
+    assert order[1:21].count("new") == pytest.approx(10, abs=1)
+
+
+async def test_a_turn_that_does_not_come_in_time(queue):
+    with await _enter(queue), await _enter(queue):
+        with pytest.raises(DeadlineExceeded, match="try again later"):
+            await _enter(queue, timeout_s=0.01)
+        assert queue.waiting == 0
+
+
+async def test_a_client_that_leaves_takes_no_turn_with_it(queue):
+    with await _enter(queue), await _enter(queue):
+        leaving = [asyncio.create_task(_enter(queue)) for _ in range(10)]
+        staying = asyncio.create_task(_enter(queue, "b"))
+        await asyncio.sleep(0)
+        for task in leaving:
+            task.cancel()
+    await asyncio.wait(leaving)
+    with await staying:
+        assert (queue.in_flight, queue.waiting) == (1, 0)
+
+
+async def test_a_turn_given_to_one_that_was_cancelled_at_that_moment_is_given_back(queue):
+    queue.limit.value = 1
+    turn = await _enter(queue)
+    task = asyncio.create_task(_enter(queue))
+    await asyncio.sleep(0)
+    turn.leave()
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert (queue.in_flight, queue.waiting) == (0, 0)
+
+
+async def test_a_full_queue_refuses_the_tenant_that_filled_it(queue):
+    tasks = [asyncio.create_task(_enter(queue, "flood")) for _ in range(MOST_WAITING + 2)]
+    await asyncio.sleep(0)
+    with pytest.raises(NoCapacity, match="the model is busy"):
+        await _enter(queue, "flood")
+    quiet = asyncio.create_task(_enter(queue, "quiet"))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    refused = [task for task in tasks if task.done() and task.exception()]
+    assert len(refused) == 1
+    assert isinstance(refused[0].exception(), QuotaExceeded)
+    assert refused[0].exception().retry_after_s >= 1
+    with pytest.raises(QuotaExceeded, match="your share"):
+        await _enter(queue, "flood")
+    for task in (*tasks, quiet):
+        task.cancel()
+    await asyncio.gather(*tasks, quiet, return_exceptions=True)
+    assert queue.waiting == 0
+
+
+async def test_what_would_come_too_late_is_refused_at_once(queue):
+    queue._interval_s = 0.1
+    tasks = [asyncio.create_task(_enter(queue, "flood", timeout_s=60)) for _ in range(102)]
+    await asyncio.sleep(0)
+    with pytest.raises(NoCapacity) as caught:
+        await _enter(queue, "flood", timeout_s=5)
+    assert caught.value.retry_after_s == 10
+    quiet = asyncio.create_task(_enter(queue, "quiet", timeout_s=5))  # its turn comes in time
+    await asyncio.sleep(0)
+    assert not quiet.done()
+    for task in (*tasks, quiet):
+        task.cancel()
+    await asyncio.gather(*tasks, quiet, return_exceptions=True)
+
+
+def _model(limit, demand, instances, seconds):
+    """Queue and compute seconds of a model whose instances each work on one request at a time."""
+    at_once = min(demand, limit.value)
+    return at_once, max(0.0, at_once / instances - 1) * seconds, seconds
+
+
+@pytest.mark.parametrize("instances", [1, 2, 8, 40])
+@pytest.mark.parametrize("seconds", [0.003, 0.02, 1.0])
+def test_the_limit_keeps_the_instances_busy_and_the_queue_short(instances, seconds):
+    limit = Limit(1)
+    for _ in range(30):
+        limit.adjust(*_model(limit, 500, instances, seconds))
+    assert max(LEAST, instances) <= limit.value
+    assert limit.value <= max(LEAST, np.ceil((1 + QUEUE_SHARE) * instances) + 1)
+
+
+def test_a_bad_hour_is_not_taken_for_the_rule():
+    """envoy #38338: a limit that was found under load stayed."""
+    limit = Limit(1)
+    for _ in range(20):
+        limit.adjust(*_model(limit, 500, 2, 0.5))
+    assert limit.value <= 4
+    steps = 0
+    while limit.value < 32:  # more instances were added
+        limit.adjust(*_model(limit, 500, 64, 0.01))
+        steps += 1
+    assert steps <= 10
+
+
+def test_nothing_is_learnt_while_nothing_is_measured():
+    limit = Limit(2)
+    for peak in (1, 10, 500):
+        limit.adjust(peak, 0.0, 0.0)
+        limit.adjust(peak, 0.0, 0.01 if peak < limit.value else 0.0)
+    assert limit.value == 2 * START
