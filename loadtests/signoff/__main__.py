@@ -37,6 +37,12 @@ from loadtests.signoff.cross_check import (  # noqa: E402
     perf_analyzer,
 )
 from loadtests.signoff.cross_check import Client as Compared  # noqa: E402
+from loadtests.signoff.generators import (  # noqa: E402
+    REPLAY,
+    GeneratorLost,
+    Setup,
+    generators,
+)
 from loadtests.signoff.memory import Memory, server_process  # noqa: E402
 from loadtests.signoff.open_loop import run, run_closed  # noqa: E402
 from loadtests.signoff.options import Options  # noqa: E402
@@ -79,6 +85,8 @@ CANNOT_START = 3
 HIGHEST = 2_000.0  # requests per second: more than one core of this generator can send
 MEMORY_EVERY_S = 1.0
 BEFORE_KILL_S = 5.0
+# Sends when it is due, at a rate for so many seconds, and says how far it is: open_loop.run.
+Runner = Callable[[Times, float, float, Callable[[float], None]], Samples]
 
 
 def main(options: Options) -> int:
@@ -99,19 +107,19 @@ def main(options: Options) -> int:
             # Everything that can be refused is refused before the load.
             served = {name: target.pipeline(name) for name in slos}
             replica = replica_of(options.allow_kill) if options.allow_kill else None
-            sources = {name: target.source(served[name], slo.apis) for name, slo in slos.items()}
-            replay = target.replay(trace, sources) if trace else None
-            is_whole = _sign_off(options, results, sources, target, trace, replay)
-            for result in results:
-                pipeline = served[result.slo.pipeline]
-                if tool and is_whole:
-                    step = partial(_cross_check, result, target, pipeline, tool, options.profile)
-                    is_whole = _until_stopped(step)
-            if replica and is_whole:
+            with _runners(options, target, served, slos, trace) as runners:
                 is_whole = _until_stopped(
-                    lambda: _lose(options, results[0], sources[results[0].slo.pipeline], replica)
+                    partial(_sign_off, options, results, runners, target, trace)
                 )
-    except (SloError, CannotStart, CorpusMissing, NotStarted) as error:
+                for result in results:
+                    pipeline = served[result.slo.pipeline]
+                    if tool and is_whole:
+                        check = partial(_cross_check, result, target, pipeline, tool)
+                        is_whole = _until_stopped(partial(check, options.profile))
+                if replica and is_whole:
+                    runner = runners[results[0].slo.pipeline]
+                    is_whole = _until_stopped(partial(_lose, options, results[0], runner, replica))
+    except (SloError, CannotStart, CorpusMissing, NotStarted, GeneratorLost) as error:
         click.secho(f"tidegate: {error}", fg="red", err=True)
         return CANNOT_START
     except KeyboardInterrupt:
@@ -152,7 +160,7 @@ def _chosen(options: Options, trace: Trace | None) -> dict[str, Slo]:
             raise SloError(f"{options.objectives} has no [{name}]: it has {', '.join(slos)}")
     chosen = {name: slo for name, slo in slos.items() if name in names}
     if trace:
-        _require_replayable(trace)
+        _require_replayable(trace, options.generators)
         return {
             name: replace(slo, rate=trace.rate(name), headroom=0.0, arrivals=POISSON)
             for name, slo in chosen.items()
@@ -162,10 +170,11 @@ def _chosen(options: Options, trace: Trace | None) -> dict[str, Slo]:
         chosen = {name: replace(slo, arrivals=arrivals) for name, slo in chosen.items()}
     for name, slo in chosen.items():
         require_burst_fits(f"[{name}]", slo)
-        if slo.tested_rate > HIGHEST:
+        if slo.tested_rate > options.generators * HIGHEST:
             raise SloError(
-                f"[{name}]: {slo.tested_rate:g}/s is more than this load generator sends "
-                f"({HIGHEST:g}/s): sign off one replica, and read docs/capacity.md"
+                f"[{name}]: {slo.tested_rate:g}/s is more than a load generator sends "
+                f"({HIGHEST:g}/s): add --generators, or sign off one replica and read "
+                "docs/capacity.md"
             )
         seconds, most_s = needed_s(slo), slo.soak_s + PROFILES[options.profile].most_s
         if seconds > most_s:
@@ -178,12 +187,12 @@ def _chosen(options: Options, trace: Trace | None) -> dict[str, Slo]:
     return chosen
 
 
-def _require_replayable(trace: Trace) -> None:
+def _require_replayable(trace: Trace, generators: int) -> None:
     rate = len(trace.requests) / trace.duration_s
-    if rate > HIGHEST:
+    if rate > generators * HIGHEST:
         raise CannotStart(
             f"{trace.name} has {rate:.4g} requests a second at speed {trace.speed:g}, more than "
-            f"this load generator sends ({HIGHEST:g}/s): lower --speed"
+            f"a load generator sends ({HIGHEST:g}/s): lower --speed, or add --generators"
         )
 
 
@@ -202,35 +211,53 @@ def _target(options: Options, pipelines: list[str], timeout_s: float) -> Iterato
         yield Target(stack.gateway, stack.gateway_grpc, (Tenant("", stack.key),), timeout_s)
 
 
+@contextlib.contextmanager
+def _runners(
+    options: Options,
+    target: Target,
+    served: Mapping[str, Pipeline],
+    slos: Mapping[str, Slo],
+    trace: Trace | None = None,
+) -> Iterator[dict[str, Runner]]:
+    """What loads each pipeline, and what replays the trace. CannotStart for what is refused."""
+    own = {name: target.source(served[name], slo.apis) for name, slo in slos.items()}
+    sources: dict[str, Source] = {**own}
+    if trace:
+        sources[REPLAY] = target.replay(trace, own)
+    if options.generators == 1:
+        yield {name: partial(run, source) for name, source in sources.items()}
+        return
+    apis = {name: slo.apis for name, slo in slos.items()}
+    with generators(Setup(target, served, apis, trace), options.generators) as several:
+        yield {name: partial(several.run, name) for name in sources}
+
+
 def _sign_off(
     options: Options,
     results: Sequence[Result],
-    sources: Mapping[str, Source],
+    runners: Mapping[str, Runner],
     target: Target,
     trace: Trace | None,
-    replay: Source | None,
-) -> bool:
-    """Fill the results; False if it was stopped before its end."""
+) -> None:
+    """Fill the results."""
     address = urlsplit(target.url)
     steps = Steps(partial(read_statistics, target.url, target.tenants[0].key))
     memory = Memory(server_process(address.hostname or "", address.port or 80))
     reader = gevent.spawn(_read_forever, memory)
     profile = PROFILES[options.profile]
     loads = [
-        _Terminal(sources[result.slo.pipeline], result.slo, len(results) > 1) for result in results
+        _Terminal(runners[result.slo.pipeline], result.slo, len(results) > 1) for result in results
     ]
     try:
-        if trace and replay:
-            sign_off_replay(results, profile, loads, partial(_replay, trace, replay), memory, steps)
-            return True
+        if trace:
+            replay = partial(_replay, trace, runners[REPLAY])
+            sign_off_replay(results, profile, loads, replay, memory, steps)
+            return
+        highest = 0.0 if options.only_target else options.generators * HIGHEST
         for result, load in zip(results, loads, strict=True):
-            sign_off(result, profile, load, memory, steps, 0.0 if options.only_target else HIGHEST)
-    except KeyboardInterrupt:
-        click.echo("\nstopped: the report is partial, and unsigned", err=True)
-        return False
+            sign_off(result, profile, load, memory, steps, highest)
     finally:
         reader.kill()
-    return True
 
 
 def _until_stopped(step: Callable[[], None]) -> bool:
@@ -239,6 +266,9 @@ def _until_stopped(step: Callable[[], None]) -> bool:
         step()
     except KeyboardInterrupt:
         click.echo("\nstopped: the report is partial, and unsigned", err=True)
+        return False
+    except GeneratorLost as error:
+        click.echo(f"\n{error}: the report is partial, and unsigned", err=True)
         return False
     return True
 
@@ -254,17 +284,18 @@ def _lose_one_of_two(options: Options, result: Result) -> None:
     try:
         with running(options.repository, [name], replicas=2) as stack:
             target = Target(stack.gateway, stack.gateway_grpc, (Tenant("", stack.key),))
-            source = target.source(target.pipeline(name), result.slo.apis)
+            served = {name: target.pipeline(name)}
             pids = stack.processes.pids("tritonserver")
-            _lose(options, result, source, replica_of(pids[-1]))
+            with _runners(options, target, served, {name: result.slo}) as runners:
+                _lose(options, result, runners[name], replica_of(pids[-1]))
     except (NotStarted, CannotStart) as error:
         click.echo(f"no replica was killed: {error}", err=True)
         not_killed(result, str(error))
 
 
-def _lose(options: Options, result: Result, source: Source, replica: Replica) -> None:
+def _lose(options: Options, result: Result, runner: Runner, replica: Replica) -> None:
     profile, rate = PROFILES[options.profile], result.slo.tested_rate
-    load = _Terminal(source, result.slo, is_one_of_many=True)
+    load = _Terminal(runner, result.slo, is_one_of_many=True)
     warm_up(result.slo, profile, load)
     ready_again_s: list[float | None] = []
 
@@ -316,9 +347,11 @@ def _scaling(options: Options, slo: Slo) -> Scaling | None:
             click.echo(f"{slo.pipeline}, replicas: {replicas} ...", err=True)
             with running(options.repository, [slo.pipeline], replicas=replicas) as stack:
                 target = Target(stack.gateway, stack.gateway_grpc, (Tenant("", stack.key),))
-                source = target.source(target.pipeline(slo.pipeline), slo.apis)
-                load = _Terminal(source, slo, is_one_of_many=True)
-                rate = highest_rate(slo, PROFILES[options.profile], load, HIGHEST)
+                served = {slo.pipeline: target.pipeline(slo.pipeline)}
+                with _runners(options, target, served, {slo.pipeline: slo}) as runners:
+                    load = _Terminal(runners[slo.pipeline], slo, is_one_of_many=True)
+                    highest = options.generators * HIGHEST
+                    rate = highest_rate(slo, PROFILES[options.profile], load, highest)
             if not rate:
                 break
             rates[replicas] = rate
@@ -336,8 +369,8 @@ def _read_forever(memory: Memory) -> None:
 class _Terminal:
     """Loads one pipeline, and says on stderr what it does."""
 
-    def __init__(self, source: Source, slo: Slo, is_one_of_many: bool) -> None:
-        self._source, self._arrivals, self._seed = source, slo.arrivals, 0
+    def __init__(self, runner: Runner, slo: Slo, is_one_of_many: bool) -> None:
+        self._runner, self._arrivals, self._seed = runner, slo.arrivals, 0
         self._name = f"{slo.pipeline}, " if is_one_of_many else ""
 
     def __call__(
@@ -345,15 +378,15 @@ class _Terminal:
     ) -> Samples:
         self._seed += 1
         due, whole_s = self._arrivals.schedule(rate, seconds, then, self._seed)
-        return _shown(self._source, f"{self._name}{phase}", due, rate, whole_s)
+        return _shown(self._runner, f"{self._name}{phase}", due, rate, whole_s)
 
 
-def _replay(trace: Trace, source: Source) -> Samples:
+def _replay(trace: Trace, runner: Runner) -> Samples:
     due = trace.due_s
-    return _shown(source, "replay", due, len(due) / trace.duration_s, trace.duration_s)
+    return _shown(runner, "replay", due, len(due) / trace.duration_s, trace.duration_s)
 
 
-def _shown(source: Source, name: str, due: Times, rate: float, seconds: float) -> Samples:
+def _shown(runner: Runner, name: str, due: Times, rate: float, seconds: float) -> Samples:
     """Load, and say what was measured; on a terminal with the time that is left."""
     title = f"{name}: {rate:.4g}/s"
     is_terminal = sys.stderr.isatty()
@@ -362,7 +395,7 @@ def _shown(source: Source, name: str, due: Times, rate: float, seconds: float) -
         if is_terminal:
             click.echo(f"\r{title}, {seconds - elapsed_s:.0f} s left  ", nl=False, err=True)
 
-    samples = run(source, due, rate, seconds, show)
+    samples = runner(due, rate, seconds, show)
     p99 = milliseconds(samples.percentile_s(0.99))
     failed = int(samples.failed.sum())
     line = f"{title} for {seconds:.0f} s: p99 {p99}, {failed} of {samples.requests} failed"

@@ -22,17 +22,19 @@ def run(
     rate: float,
     duration_s: float,
     progress: Callable[[float], None] = lambda elapsed_s: None,
+    began: float | None = None,
 ) -> Samples:
-    """Send one request at each of the times that are ``due``, in seconds from now, and wait for the
-    answers: ``duration_s`` in all, at ``rate`` requests per second in the mean. It ends early if it
-    is seconds late."""
+    """Send one request at each of the times that are ``due``, in seconds from now, or from when it
+    ``began`` (``time.perf_counter()``), and wait for the answers: ``duration_s`` in all, at
+    ``rate`` requests per second in the mean. It ends early if it is seconds late."""
     latency_s, lag_s = np.zeros(len(due)), np.zeros(len(due))
     faults = [""] * len(due)
     labels: list[Mapping[str, str]] = []
     parts_s = {part: np.full(len(due), np.nan) for part in PARTS}
     # Not bounded: what finds no free connection waits for one, and its wait counts.
     sent = gevent.pool.Group()
-    began, cpu_began = time.perf_counter(), time.process_time()
+    began = time.perf_counter() if began is None else began
+    cpu_began, woke = time.process_time(), time.perf_counter()
 
     def send(index: int, prepared: Prepared) -> None:
         lag_s[index] = time.perf_counter() - began - due[index]
@@ -57,7 +59,7 @@ def run(
             shown_s = at_s
             progress(float(at_s))
     sent.join()
-    elapsed_s = time.perf_counter() - began
+    elapsed_s = time.perf_counter() - woke
     cpu = (time.process_time() - cpu_began) / elapsed_s if elapsed_s else 0.0
     # A first token is measured from the time at which its request was meant to be sent, too.
     parts_s["first_token"] += lag_s

@@ -23,7 +23,7 @@ class Options:
     ``trace`` is replayed instead of loads at a rate, ``speed`` times as fast as it was recorded.
     ``kill_replica`` kills one of two replicas of a stack of its own, ``allow_kill`` is the process
     id of a replica of the target that may be killed, 0 for none.
-    ``cross_check`` compares with perf_analyzer."""
+    ``cross_check`` compares with perf_analyzer. ``generators`` are so many processes that load."""
 
     pipelines: tuple[str, ...]
     target: str
@@ -43,6 +43,7 @@ class Options:
     kill_replica: bool = False
     allow_kill: int = 0
     cross_check: bool = False
+    generators: int = 1
 
     def to_argument(self) -> str:
         return json.dumps(asdict(self), default=str)

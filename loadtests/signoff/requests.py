@@ -45,12 +45,14 @@ Sender = Callable[[], Callable[[], Answer]]
 @dataclass(frozen=True)
 class Target:
     """What is loaded, and as whom: each of the ``tenants`` has connections of its own. The only
-    one may have no name. The others are as in Client."""
+    one may have no name. The others are as in Client. ``first_text`` is where in the real texts
+    the requests begin."""
 
     url: str
     grpc_address: str
     tenants: tuple[Tenant, ...]
     timeout_s: float = TIMEOUT_S
+    first_text: int = 0
 
     def pipeline(self, name: str) -> Pipeline:
         """What the gateway says of a pipeline; CannotStart if a tenant may not use it."""
@@ -81,9 +83,9 @@ class Target:
         mixes: dict[Tenant, Mix] = {}
         for own in self.tenants:
             client = Client(self.url, own.key, self.grpc_address, self.timeout_s)
-            mixes[own] = client.senders(pipeline, apis)
+            mixes[own] = client.senders(pipeline, apis, self.first_text)
             mixes[own].try_each(own.whose)
-        return Spread(mixes) if self.tenants[0].name else mixes[self.tenants[0]]
+        return Spread(mixes, self.first_text) if self.tenants[0].name else mixes[self.tenants[0]]
 
     def replay(self, trace: Trace, sources: "Mapping[str, Spread | Mix]") -> Source:
         """The requests of a trace, in its order, from the ``source`` of each pipeline. CannotStart
@@ -108,12 +110,12 @@ class Client:
     grpc_address: str = ""
     timeout_s: float = TIMEOUT_S
 
-    def senders(self, pipeline: Pipeline, apis: Mapping[str, float]) -> "Mix":
+    def senders(self, pipeline: Pipeline, apis: Mapping[str, float], first_text: int = 0) -> "Mix":
         """What sends a pipeline's requests; CannotStart for an API that it does not offer."""
         weights = dict(apis) or {pipeline.default_api: 1.0}
-        texts = Texts()
+        texts = Texts(first_text)
         senders = {api: self._sender(api, pipeline, texts) for api in weights}
-        return Mix(senders, weights, texts)
+        return Mix(senders, weights, texts, first_text)
 
     def _http(self) -> HTTPClient:
         parts = urlsplit(self.url)
@@ -179,8 +181,8 @@ class Client:
 class Texts(Iterator[str]):
     """Real texts, or for the next request the one of a trace."""
 
-    def __init__(self) -> None:
-        self._real = endless(real_texts())
+    def __init__(self, first: int = 0) -> None:
+        self._real = itertools.islice(endless(real_texts()), first, None)
         self._said = ""
         self.max_tokens = CHAT_TOKENS
 
@@ -198,12 +200,16 @@ class Mix:
     """Requests of several APIs in their weights; the same order in each run."""
 
     def __init__(
-        self, senders: Mapping[str, Sender], weights: Mapping[str, float], texts: "Texts"
+        self,
+        senders: Mapping[str, Sender],
+        weights: Mapping[str, float],
+        texts: "Texts",
+        seed: int = 0,
     ) -> None:
         self.texts = texts
         self._senders = [(api, senders[api]) for api in weights]
         self._weights = list(weights.values())
-        self._random = random.Random(0)  # noqa: S311 - nothing secret
+        self._random = random.Random(seed)  # noqa: S311 - nothing secret
 
     def prepare(self) -> Prepared:
         ((api, sender),) = self._random.choices(self._senders, self._weights)
@@ -225,10 +231,10 @@ class Mix:
 class Spread:
     """Requests of several tenants in their weights; the same order in each run."""
 
-    def __init__(self, sources: Mapping[Tenant, Mix]) -> None:
+    def __init__(self, sources: Mapping[Tenant, Mix], seed: int = 0) -> None:
         self._sources = list(sources.items())
         self._weights = [tenant.weight for tenant in sources]
-        self._random = random.Random(1)  # noqa: S311 - nothing secret
+        self._random = random.Random(seed + 1)  # noqa: S311 - nothing secret
 
     def prepare(self) -> Prepared:
         ((tenant, source),) = self._random.choices(self._sources, self._weights)

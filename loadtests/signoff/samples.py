@@ -74,8 +74,8 @@ class Samples:
             return {}
         return {str(value): self.only(values == value) for value in np.unique(values)}
 
-    def only(self, chosen: npt.NDArray[np.bool_]) -> "Samples":
-        """Some of the requests of the same stretch."""
+    def only(self, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.intp]) -> "Samples":
+        """Some of the requests of the same stretch, by a mask or by their indices."""
         return Samples(
             self.rate,
             self.duration_s,
@@ -249,6 +249,30 @@ def joined(parts: Sequence[Samples]) -> Samples:
         {of: np.concatenate([part.labels[of] for part in parts]) for of in parts[0].labels},
         max(part.cpu for part in parts),
     )
+
+
+def merged(parts: Sequence[Samples], rate: float) -> Samples:
+    """One stretch that several generators sent at the same time, as one, at ``rate`` in all. If one
+    ended early, it ends there: what the others went on to send was not the whole load."""
+    end_s = min(part.duration_s for part in parts)
+    labels = sorted(set().union(*(part.labels for part in parts if part.requests)))
+    together = Samples(
+        rate,
+        end_s,
+        np.concatenate([part.due_s for part in parts]),
+        np.concatenate([part.latency_s for part in parts]),
+        np.concatenate([part.lag_s for part in parts]),
+        np.concatenate([part.faults for part in parts]),
+        {of: np.concatenate([part.parts_s[of] for part in parts]) for of in parts[0].parts_s},
+        {label: np.concatenate([_labels(part, label) for part in parts]) for label in labels},
+        max((part.cpu for part in parts if part.requests), default=0.0),
+    )
+    order = np.argsort(together.due_s, kind="stable")
+    return together.only(order[together.due_s[order] < end_s])
+
+
+def _labels(part: Samples, label: str) -> npt.NDArray[np.str_]:
+    return part.labels.get(label, np.zeros(part.requests, str))
 
 
 def milliseconds(seconds: float | None) -> str:

@@ -147,6 +147,20 @@ def test_a_tenant_without_rights_is_named_before_any_load(tmp_path):
     assert "warm-up" not in result.stderr
 
 
+@pytest.mark.parametrize("generators", [1, 2])
+def test_one_generator_and_two_come_to_the_same_verdict(tmp_path, generators):
+    (tmp_path / "keys").write_text("one 1 a\ntwo 1 b\n")
+    text = WIDE.replace("3s", "30s")
+    with planted("--slots", "8", "--errors", "0.3") as url:
+        arguments = ("--target", url, "--only-target", "--json", f"--keys={tmp_path / 'keys'}")
+        result = run(tmp_path, text, *arguments, f"--generators={generators}")
+    assert result.returncode == 1, result.stderr
+    (pipeline,) = json.loads(result.stdout)["pipelines"]
+    assert pipeline["reason"] == "p90, errors missed at 40/s"
+    assert sum(own["requests"] for own in pipeline["at_the_target"]["tenants"]) > 100
+    assert list(pipeline["at_the_target"]["errors"]) == ["HTTP 500"]
+
+
 def test_a_trace_is_replayed_for_its_tenants(tmp_path):
     rows = [
         {"at_s": at / 20, "pipeline": "planted", "characters": 200, "tenant": ("a", "b")[at % 2]}
@@ -157,7 +171,7 @@ def test_a_trace_is_replayed_for_its_tenants(tmp_path):
     with planted("--slots", "8") as url:
         arguments = (
             *("--target", url, "--json", f"--keys={tmp_path / 'keys'}", "--speed=2"),
-            f"--trace={tmp_path / 'trace'}",
+            *(f"--trace={tmp_path / 'trace'}", "--generators=2"),
         )
         result = run(tmp_path, WIDE, *arguments)
     assert result.returncode == 0, result.stderr
@@ -239,7 +253,7 @@ def test_a_trace_that_cannot_be_replayed_is_refused_with_its_line(tmp_path):
         ("[other]\nrate = '5/s'\np99 = '1s'", (), "does not serve other"),
         (WIDE, ("--pipeline", "nothing"), "has no [nothing]: it has planted"),
         (WIDE.replace("p90", "api = 'openai'\np90"), (), "not served at /v1/embeddings"),
-        (WIDE.replace("40/s", "9000/s"), (), "is more than this load generator sends"),
+        (WIDE.replace("40/s", "9000/s"), (), "is more than a load generator sends"),
         (WIDE + "errors = 0\n", (), "is not TOML"),
         (WIDE.replace("0.05", "0"), (), "errors = 0 is not a number from 0.0001 to 0.5"),
         (WIDE + "api = 'task'\ngap_p90 = '1s'\n", (), "add chat to its api"),

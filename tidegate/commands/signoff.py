@@ -117,6 +117,13 @@ from tidegate.commands.output import print_json
     "and with this generator, and say by how much they differ.",
 )
 @click.option(
+    "--generators",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Split the requests over this many processes: when one core is not enough.",
+)
+@click.option(
     "--scale-to",
     type=click.IntRange(1, 16),
     default=1,
@@ -149,6 +156,7 @@ def command(
     kill_replica: bool,
     allow_kill: int | None,
     cross_check: bool,
+    generators: int,
     scale_to: int,
     out: Path,
     as_json: bool,
@@ -210,6 +218,7 @@ def command(
             kill_replica or (profile == "full" and not (target or only_target or trace)),
             allow_kill or 0,
             cross_check,
+            generators,
         )
     )
 
