@@ -16,6 +16,7 @@ TRACEBACK = "TIDEGATE_TRACEBACK"
 VERBS = (
     "up",
     "status",
+    "top",
     "demo",
     "chat",
     "train",

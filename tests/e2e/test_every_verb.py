@@ -42,6 +42,7 @@ DONE, FAILED, WRONG_USAGE, NOTHING, STOPPED = ExitCode
 NOWHERE = {
     "up": (["nobody"], FAILED),
     "status": ([], NOTHING),
+    "top": (["--url", "http://127.0.0.1:1"], FAILED),
     "convert": (["./nothing.onnx", "--name", "m"], FAILED),
     "kb build": (["./nothing.csv"], FAILED),
     "prove": (["m", "--against", "./nothing"], FAILED),

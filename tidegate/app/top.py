@@ -1,0 +1,247 @@
+"""What ``tidegate top`` shows: the replicas and models of a running gateway, from two looks at its
+admin routes and its metrics."""
+
+import json
+import os
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import inf
+from typing import Any
+
+from serving.errors import ServingError
+from tidegate.app.claim import running_in
+from tidegate.app.paths import Paths
+
+TIMEOUT_S = 5.0
+ADMIN = "http://127.0.0.1:8082"
+NOT_MODELS = ("", "unknown", "other")  # labels of requests to no model in particular
+REQUESTS, SECONDS = "tidegate_requests_total", "tidegate_request_seconds_bucket"
+FIRST_TOKEN = "gen_ai_server_time_to_first_token_seconds_bucket"  # noqa: S105 - a metric
+TOKENS, INFLIGHT = "gen_ai_client_token_usage_sum", "tidegate_replica_inflight"
+Buckets = Mapping[float, float]  # upper bound in seconds -> how many took no longer
+Labels = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Replica:
+    """``ejected`` has the models whose requests it does not get -> the seconds until it is tried
+    again."""
+
+    address: str
+    health: str
+    inflight: int
+    ejected: Mapping[str, float]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """Of the requests between the two looks; None where there were none. ``errors`` is the share
+    that failed (5xx), ``refused`` that of 4xx; ``probe`` is what is wrong with its golden answer,
+    or ''."""
+
+    name: str
+    requests_per_s: float
+    p50_ms: float | None
+    p95_ms: float | None
+    errors: float | None
+    refused: float | None
+    first_token_p50_ms: float | None
+    tokens_per_s: float | None
+    probe: str
+
+
+@dataclass(frozen=True)
+class View:
+    gateway: str
+    seconds: float
+    requests_per_s: float
+    replicas: list[Replica] = field(default_factory=list)
+    models: list[Model] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at a gateway; ``samples`` are those of each metric, ``at`` is in seconds."""
+
+    at: float
+    replicas: Sequence[Mapping[str, Any]]
+    models: Sequence[Mapping[str, Any]]
+    samples: Mapping[str, Sequence[tuple[Labels, float]]]
+
+
+class Gateway:
+    """The operator's listener of a gateway."""
+
+    def __init__(self, url: str, key: str, certificate_file: str = "") -> None:
+        self.url, self._key = url.rstrip("/"), key
+        self._tls = None
+        if certificate_file:
+            # Our own gateway is trusted by its certificate, whatever the name in it.
+            self._tls = ssl.create_default_context(cafile=certificate_file)
+            self._tls.check_hostname = False
+            self._tls.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+
+    @classmethod
+    def of(cls, paths: Paths, url: str | None) -> "Gateway":
+        """That of ``url``, else of the stack that runs here. Raises ServingError without a key."""
+        running = running_in(paths.state)
+        key = os.environ.get("TIDEGATE_API_KEY", "")
+        if not key:
+            if not paths.dev_key.exists():
+                raise ServingError(f"no key at {paths.dev_key}: start the stack with `make up`")
+            key = paths.dev_key.read_text().strip()
+        if url or not running:
+            return cls(url or ADMIN, key)
+        return cls(running.admin, key, running.certificate_file)
+
+    def look(self) -> Look:
+        """Raises ServingError if it does not answer, or refuses the key."""
+        from prometheus_client.parser import text_string_to_metric_families
+
+        page = self._get("/metrics").decode()
+        samples: dict[str, list[tuple[Labels, float]]] = defaultdict(list)
+        for family in text_string_to_metric_families(page):
+            for sample in family.samples:
+                samples[sample.name].append((sample.labels, sample.value))
+        replicas = json.loads(self._get("/admin/replicas"))["replicas"]
+        models = json.loads(self._get("/admin/models"))["models"]
+        return Look(time.monotonic(), replicas, models, samples)
+
+    def _get(self, path: str) -> bytes:
+        request = urllib.request.Request(  # noqa: S310 - the user's own gateway
+            f"{self.url}{path}", headers={"Authorization": f"Bearer {self._key}"}
+        )
+        try:
+            with urllib.request.urlopen(  # noqa: S310
+                request, timeout=TIMEOUT_S, context=self._tls
+            ) as response:
+                body: bytes = response.read()
+                return body
+        except urllib.error.HTTPError as error:
+            raise ServingError(
+                f"{self.url}{path} answers {error.code}: the key needs a role with the action admin"
+            ) from error
+        except OSError as error:
+            raise ServingError(
+                f"no gateway answers at {self.url}: it is the operator's listener "
+                f"(TIDEGATE_ADMIN_PORT; {error})"
+            ) from error
+
+
+def compare(gateway: str, first: Look, second: Look) -> View:
+    """What happened between two looks at the same gateway."""
+    seconds = max(second.at - first.at, 1e-9)
+    probes = {str(model["name"]): str(model["probe"]) for model in second.models}
+    public = {str(model["name"]) for model in second.models if model["public"]}
+    requests = _changes(first, second, REQUESTS, ("model", "status"))
+    tokens = _changes(first, second, TOKENS, ("gen_ai_request_model", "gen_ai_token_type"))
+    asked = {model for (model, _), count in requests.items() if count} - set(NOT_MODELS)
+    models = []
+    for name in sorted(public | asked):
+        counts = {status: count for (model, status), count in requests.items() if model == name}
+        total = sum(counts.values())
+        took = _buckets(first, second, SECONDS, {"model": name, "status": "2xx"})
+        first_token = _buckets(first, second, FIRST_TOKEN, {"gen_ai_request_model": name})
+        written = tokens.get((name, "output"))
+        models.append(
+            Model(
+                name,
+                total / seconds,
+                _ms(quantile(took, 0.5)),
+                _ms(quantile(took, 0.95)),
+                _share(counts, "5", total),
+                _share(counts, "4", total),
+                _ms(quantile(first_token, 0.5)),
+                None if written is None else written / seconds,
+                probes.get(name, ""),
+            )
+        )
+    every = sum(requests.values()) / seconds
+    return View(gateway, seconds, every, list(_replicas(second)), models)
+
+
+def quantile(buckets: Buckets, share: float) -> float | None:
+    """The quantile of a histogram's cumulative buckets, as Prometheus' ``histogram_quantile``
+    estimates it: linear in a bucket, and the last bound for what is above it. None if it is empty.
+    """
+    bounds = sorted(buckets)
+    if not bounds or not buckets[bounds[-1]]:
+        return None
+    rank = share * buckets[bounds[-1]]
+    at = next(index for index, bound in enumerate(bounds) if buckets[bound] >= rank)
+    if bounds[at] == inf:
+        return bounds[at - 1] if at else None
+    low, below = (bounds[at - 1], buckets[bounds[at - 1]]) if at else (0.0, 0.0)
+    inside = buckets[bounds[at]] - below
+    return low + (bounds[at] - low) * ((rank - below) / inside if inside else 1.0)
+
+
+def views(gateway: Gateway, interval_s: float) -> Iterator[View]:
+    """A view every ``interval_s`` seconds. Raises ServingError if the gateway does not answer."""
+    first = gateway.look()
+    while True:
+        time.sleep(interval_s)
+        second = gateway.look()
+        yield compare(gateway.url, first, second)
+        first = second
+
+
+def _replicas(look: Look) -> Iterator[Replica]:
+    # The admin route knows the requests of the worker that answers it, the metric those of all.
+    inflight = {labels["replica"]: value for labels, value in look.samples.get(INFLIGHT, ())}
+    for replica in look.replicas:
+        address = str(replica["address"])
+        under_way = int(inflight.get(address, replica["inflight"]))
+        yield Replica(address, replica["health"], under_way, replica["ejected"], replica["reason"])
+
+
+def _changes(
+    first: Look, second: Look, metric: str, names: Sequence[str]
+) -> dict[tuple[str, ...], float]:
+    """By how much a counter has grown, by these labels. One that is smaller began anew: the
+    gateway was restarted."""
+    before, after = _totals(first, metric, names), _totals(second, metric, names)
+    return {
+        key: value - before.get(key, 0.0) if value >= before.get(key, 0.0) else value
+        for key, value in after.items()
+    }
+
+
+def _totals(look: Look, metric: str, names: Sequence[str]) -> dict[tuple[str, ...], float]:
+    totals: dict[tuple[str, ...], float] = defaultdict(float)
+    for labels, value in look.samples.get(metric, ()):
+        totals[tuple(labels.get(name, "") for name in names)] += value
+    return totals
+
+
+def _buckets(first: Look, second: Look, metric: str, wanted: Labels) -> Buckets:
+    """The cumulative buckets of what was observed between the looks, with these labels."""
+    changes = _changes(first, second, metric, (*wanted, "le"))
+    return {
+        float(key[-1]): count
+        for key, count in changes.items()
+        if key[:-1] == tuple(wanted.values())
+    }
+
+
+def _share(counts: Mapping[str, float], first_digit: str, total: float) -> float | None:
+    if not total:
+        return None
+    return sum(_matching(counts, first_digit)) / total
+
+
+def _matching(counts: Mapping[str, float], first_digit: str) -> Iterable[float]:
+    return (count for status, count in counts.items() if status.startswith(first_digit))
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1e3
