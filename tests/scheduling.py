@@ -54,6 +54,7 @@ SECONDS = {
         "e2e/test_hung_gateway": 100,
         "e2e/test_customer_service": 100,
         "e2e/test_incidents": 130,
+        "e2e/test_lost_streams": 60,
         "e2e/test_signoff": 90,
         "e2e/test_replicas": 90,
         "e2e/test_up_replicas": 60,

@@ -1,0 +1,188 @@
+"""A replica that is killed while it streams, and one that comes back under load; on two real
+Tritons. Each test says in its name whose incident it was."""
+
+import collections
+import json
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+
+from modelspec.golden import Golden
+from tests.back_to_back import back_to_back
+from tests.e2e.grpc_models import ONE
+from tests.e2e.pair import Pair, Running
+from tests.e2e.test_incidents import ENDPOINT
+from tests.running import wait_until
+
+# x responses, 100 ms apart, each with the server's pid; x + 0.5: the first one comes after 3 s.
+STREAM = """
+import os
+import time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        for request in requests:
+            x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy().item()
+            sender = request.get_response_sender()
+            if x % 1:
+                time.sleep(3)
+            for _ in range(int(x)):
+                y = np.array([GOLDEN or os.getppid()], np.float32)
+                sender.send(pb_utils.InferenceResponse([pb_utils.Tensor("y", y)]))
+                time.sleep(0.1)
+            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+"""
+# y is the pid of the server that answered, after 20 ms.
+PLAIN = """
+import os
+import time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        time.sleep(0.02 * len(requests))
+        y = np.array([os.getppid()], np.float32)
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", y)]) for _ in requests]
+"""
+DECOUPLED = ONE + "instance_group { count: 4 kind: KIND_CPU }\n"
+DECOUPLED += "model_transaction_policy { decoupled: true }\n"
+# With a golden sample a model says that it may be asked again.
+DECLARED = "".join(
+    f'parameters {{ key: "tidegate.{key}" value {{ string_value: {json.dumps(text)} }} }}\n'
+    for key, text in (
+        ("endpoint", ENDPOINT.to_json()),
+        ("golden", Golden({"x": 1}, {"y": [7]}, 0.01).to_json()),
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    models = {
+        "stream": (STREAM.replace("GOLDEN", "0"), DECOUPLED),
+        "pure": (STREAM.replace("GOLDEN", "7"), DECOUPLED + DECLARED),
+        "plain": (PLAIN, ONE + "instance_group { count: 2 kind: KIND_CPU }\n"),
+    }
+    pair = Pair(tmp_path_factory.mktemp("lost"), models)
+    try:
+        pair.heal()
+        yield pair
+    finally:
+        for index in (0, 1):
+            pair.stop(index)
+
+
+@pytest.fixture(scope="module")
+def gateway(pair):
+    running = Running(pair, pair.addresses, TIDEGATE_DEADLINE_S="15")
+    try:
+        wait_until(running.is_ready, 60, "the gateway is ready")
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture(autouse=True)
+def _both_are_up(pair, gateway):
+    pair.heal()
+    wait_until(lambda: gateway.health() == ["up", "up"], 60, "both are up")
+
+
+class _Stream:
+    """A stream of the V2 generate extension, read in a thread."""
+
+    def __init__(self, gateway: Running, model: str, x: float) -> None:
+        self.events: list[dict] = []
+        self.headers: dict[str, str] = {}
+        self.status = 0
+        self._thread = threading.Thread(target=self._read, args=(gateway, model, x))
+        self._thread.start()
+
+    def _read(self, gateway: Running, model: str, x: float) -> None:
+        url = f"{gateway.client.base_url}/v2/models/{model}/generate_stream"
+        headers = {**gateway.headers(), "X-Request-Id": "the-same"}
+        with httpx.stream("POST", url, json={"x": [x]}, headers=headers, timeout=30) as response:
+            self.status, self.headers = response.status_code, dict(response.headers)
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    self.events.append(json.loads(line.removeprefix("data: ")))
+
+    def join(self) -> None:
+        self._thread.join(40)
+        assert not self._thread.is_alive()
+
+
+def _kill_the_one_that_works(pair: Pair, gateway: Running) -> None:
+    busy = [replica["inflight"] for replica in gateway.replicas()]
+    assert sorted(busy) == [0, 1]
+    pair.kill(busy.index(1))
+
+
+def _is_under_way(gateway: Running) -> bool:
+    return sorted(replica["inflight"] for replica in gateway.replicas()) == [0, 1]
+
+
+def test_what_was_sent_is_not_sent_twice_when_the_stream_breaks(pair, gateway):
+    """hive #6541: a retry after the first token repeated the text; litellm #38610."""
+    stream = _Stream(gateway, "pure", 60)
+    wait_until(lambda: len(stream.events) >= 5, 20, "five responses")
+    _kill_the_one_that_works(pair, gateway)
+    stream.join()
+    *responses, last = stream.events
+    assert (stream.status, stream.headers["x-request-id"]) == (200, "the-same")
+    assert 5 <= len(responses) < 60
+    assert {response["y"] for response in responses} == {7.0}
+    assert last["error"].startswith("no server can take this now"), last
+
+
+@pytest.mark.parametrize(("model", "status"), [("pure", 200), ("stream", 503)])
+def test_before_its_first_byte_a_stream_moves_if_the_model_may_be_asked_again(
+    pair, gateway, model, status
+):
+    """litellm #40404: no other one was asked when a stream broke."""
+    stream = _Stream(gateway, model, 5.5)
+    wait_until(lambda: _is_under_way(gateway), 20, "it is under way")
+    _kill_the_one_that_works(pair, gateway)
+    stream.join()
+    assert stream.status == status
+    assert stream.headers["x-request-id"] == "the-same"
+    if status == 200:
+        assert [event["y"] for event in stream.events] == [7.0] * 5
+
+
+def test_one_that_comes_back_under_load_gets_its_share_gradually(pair, gateway):
+    """istio #46554, envoy #29008: a new backend was drowned."""
+
+    def ask(client: httpx.Client) -> float:
+        """The pid of the server that answered, or the negative status."""
+        response = gateway.ask(client=client)
+        if response.status_code != 200:
+            return -response.status_code
+        return response.json()["outputs"][0]["data"][0]
+
+    with back_to_back(
+        ask,
+        lambda: httpx.Client(base_url=gateway.client.base_url, timeout=20),
+        clients=3,
+    ) as calls:
+        wait_until(lambda: calls.sent > 100, 30, "a hundred answers")
+        pair.kill(1)
+        pair.start(1)
+        new = float(pair.pids()[1])
+        wait_until(lambda: gateway.health() == ["up", "up"], 60, "it is up")
+        wait_until(lambda: calls.counts[new] > 0, 30, "its first answer")
+        lost, shares = calls.counts.copy(), []
+        for _ in range(6):
+            before = calls.counts.copy()
+            time.sleep(2)
+            counts: collections.Counter[float] = calls.counts - before
+            shares.append(counts[new] / counts.total())
+    sys.stdout.write(f"its share, every two seconds: {[round(share, 2) for share in shares]}\n")
+    assert shares[0] < 0.35 < shares[-1]
+    assert all(count <= 0 for answer, count in (calls.counts - lost).items() if answer < 0)
