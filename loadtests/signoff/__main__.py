@@ -1,15 +1,29 @@
 """The load generator of ``tidegate signoff``: gevent patches its process."""
 
-from gevent import monkey
+import os
+import signal
+
+CANNOT_START = 3
+
+
+def _stop_early(*_: object) -> None:
+    """Ctrl-C while modules are imported, which takes a second or two."""
+    os.write(2, b"tidegate: stopped before any load\n")
+    os._exit(CANNOT_START)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, _stop_early)
+    signal.signal(signal.SIGTERM, _stop_early)
+
+from gevent import monkey  # noqa: E402
 
 monkey.patch_all()
 
 import contextlib  # noqa: E402
 import json  # noqa: E402
 import math  # noqa: E402
-import os  # noqa: E402
 import resource  # noqa: E402
-import signal  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable, Iterator, Mapping, Sequence  # noqa: E402
@@ -81,7 +95,6 @@ from loadtests.texts import CorpusMissing  # noqa: E402
 _, MOST_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
 ROOT = Path(__file__).parent.parent.parent
 EXIT_CODES = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.UNDECIDED: 2}
-CANNOT_START = 3
 HIGHEST = 2_000.0  # requests per second: more than one core of this generator can send
 MEMORY_EVERY_S = 1.0
 BEFORE_KILL_S = 5.0
@@ -91,7 +104,8 @@ Runner = Callable[[Times, float, float, Callable[[float], None]], Samples]
 
 def main(options: Options) -> int:
     """The exit code: 0 signed, 1 not, 2 undecided, 3 it could not start."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     resource.setrlimit(resource.RLIMIT_NOFILE, (MOST_FILES, MOST_FILES))
     began, clock = datetime.now(UTC), time.monotonic()
     try:
@@ -142,9 +156,12 @@ def main(options: Options) -> int:
         options.objectives.read_text(encoding="utf-8"),
     )
     report = document(results, circumstances, ROOT)
-    files = write(report, options.out)
     click.echo(json.dumps(report, indent=2) if options.as_json else markdown(report))
-    click.echo(f"{WORDS[report['verdict']]}: {', '.join(map(str, files))}", err=True)
+    try:
+        where = ", ".join(map(str, write(report, options.out)))
+    except OSError as error:  # the disk is full, or the folder went away: above is what there is
+        where = f"the report could not be written to {options.out}: {error.strerror}"
+    click.echo(f"{WORDS[report['verdict']]}: {where}", err=True)
     if not is_whole:
         return EXIT_CODES[Outcome.UNDECIDED]
     return EXIT_CODES[overall([result.outcome for result in results])]

@@ -79,10 +79,19 @@ class Generators:
         for index, process in enumerate(self._processes):
             order = Order(name, due[index::count], rate / count, duration_s, began)
             _send(process.stdin, order)
-        waiting = [gevent.spawn(receive, process.stdout) for process in self._processes]
-        while len(gevent.joinall(waiting, timeout=1.0)) < count:
-            progress(max(0.0, time.perf_counter() - began))
-        return merged([reader.get() for reader in waiting], rate)
+        waiting = [gevent.spawn(_receive, process.stdout) for process in self._processes]
+        try:
+            while len(gevent.joinall(waiting, timeout=1.0)) < count:
+                progress(max(0.0, time.perf_counter() - began))
+        finally:
+            gevent.killall(waiting)
+        parts: list[Samples] = []
+        for reader in waiting:
+            received = reader.value
+            if not isinstance(received, Samples):
+                raise GeneratorLost("a load generator ended early")
+            parts.append(received)
+        return merged(parts, rate)
 
 
 @contextmanager
@@ -109,6 +118,14 @@ def generators(setup: Setup, count: int) -> Iterator[Generators]:
             process.kill()
         for process in processes:
             process.wait()
+
+
+def _receive(file: Any) -> Any:
+    """As ``receive``, for a greenlet: what it raised would be printed."""
+    try:
+        return receive(file)
+    except GeneratorLost:
+        return None
 
 
 def _send(file: Any, message: object) -> None:
