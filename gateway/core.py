@@ -170,6 +170,7 @@ class Gateway:
         key = context.canary_key if route.per == "request" else context.principal.id
         from gateway.policy.canary import choose
 
+        context.canaries = tuple(route.weights)
         context.pipeline = choose(name, route.weights, key, self._is_healthy)
         return context.pipeline
 

@@ -130,6 +130,11 @@ class Metrics:
             (*GEN_AI_LABELS, "gen_ai_token_type"),
             GEN_AI_TOKENS,
         )
+        self._canary = self._histogram(
+            "tidegate_canary_seconds",
+            "Requests that a canary or the pipeline beside it answered.",
+            ("canary", "arm", "status"),
+        )
         self._restarts = prometheus.Counter(
             "tidegate_background_restarts",
             "Background tasks that had ended or stalled, and were restarted.",
@@ -212,6 +217,11 @@ class Metrics:
         if context.sent_at:
             child.queue.observe(context.sent_at - context.started)
             child.upstream.observe(context.upstream_s)
+            for canary in context.canaries:
+                if context.pipeline in (canary, model):
+                    arm = "canary" if context.pipeline == canary else "stable"
+                    labels = (self._label(canary), arm, f"{status // 100}xx")
+                    self._canary.labels(*labels).observe(duration)
         operation = GEN_AI_OPERATIONS.get(context.route)
         if operation:
             self._record_gen_ai(context, operation, model, status, duration)

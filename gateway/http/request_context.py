@@ -107,6 +107,7 @@ class RequestContext:
     api: str = ""  # as ``render.api_name`` says; 'grpc' for the gRPC API
     route: str = ""  # the template of the path, or the gRPC method
     pipeline: str = ""  # what serves the model: itself or a canary
+    canaries: Sequence[str] = ()  # those that it could have been sent to
     version: str = ""  # as the server says
     replica: str = ""  # the address of the latest that it was sent to
     sent_at: float = 0.0  # when it was first sent to a replica, as ``started``

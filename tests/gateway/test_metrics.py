@@ -68,6 +68,7 @@ def test_every_metric_is_in_the_table_and_no_other(tmp_path):
     }
     metrics = Metrics()
     _chat(metrics)
+    _chat(metrics, pipeline="echo_llm.v2", canaries=("echo_llm.v2",))
     metrics.restarted("a task")
     metrics.audit_trouble("lost", 1)
     metrics.log_lines_dropped(1)
@@ -107,6 +108,21 @@ def test_a_chat_is_measured_by_the_conventions():
     for kind, tokens in (("input", 100), ("output", 5)):
         assert total("gen_ai_client_token_usage", **CHAT, gen_ai_token_type=kind) == tokens
     assert total("gen_ai_server_request_duration_seconds", **CHAT, error_type="") > 2.9
+
+
+def test_while_a_canary_runs_its_requests_and_the_others_are_counted():
+    metrics = Metrics()
+    for pipeline, status, count in (("echo_llm", 200, 3), ("echo_llm.v2", 502, 2)):
+        for _ in range(count):
+            _chat(metrics, status=status, pipeline=pipeline, canaries=("echo_llm.v2",))
+    _chat(metrics, pipeline="echo_llm")  # no canary could have answered it
+
+    def count(arm: str, status: str) -> float | None:
+        labels = {"canary": "echo_llm.v2", "arm": arm, "status": status}
+        return metrics.registry.get_sample_value("tidegate_canary_seconds_count", labels)
+
+    assert (count("stable", "2xx"), count("canary", "5xx")) == (3, 2)
+    assert count("canary", "2xx") is count("stable", "5xx") is None
 
 
 def test_what_failed_has_a_duration_and_no_times_of_tokens():

@@ -1,11 +1,13 @@
 """``tidegate canary NAME``: send part of the traffic to another version."""
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from tidegate.app.paths import Paths
 from tidegate.app.signals import interrupt_on_sigterm
+from tidegate.commands.exit_code import ExitCode
 from tidegate.commands.options import (
     grace_option,
     json_option,
@@ -21,8 +23,18 @@ if TYPE_CHECKING:
 @click.command("canary", short_help="Send part of the traffic to another version")
 @click.argument("name")
 @click.option("--version", type=click.IntRange(1), help="Default: the newest that is not active.")
+@click.option("--weight", type=click.IntRange(0, 100), help="Percent; 0 ends the canary.")
 @click.option(
-    "--weight", type=click.IntRange(0, 100), required=True, help="Percent; 0 ends the canary."
+    "--verdict",
+    "wants_verdict",
+    is_flag=True,
+    help="Change nothing; say whether the canary that runs is as good: promote, roll back, or "
+    "undecided.",
+)
+@click.option(
+    "--url",
+    help="For --verdict, the gateway's operator's listener. Default: that of the stack running "
+    "here, else http://127.0.0.1:8082.",
 )
 @click.option(
     "--per",
@@ -39,7 +51,9 @@ if TYPE_CHECKING:
 def command(
     name: str,
     version: int | None,
-    weight: int,
+    weight: int | None,
+    wants_verdict: bool,
+    url: str | None,
     per: "Per | None",
     addresses: tuple[str, ...],
     grace_s: float,
@@ -51,17 +65,29 @@ def command(
     is written to the gateway.toml of each stack that serves the repository. One canary runs at a
     time. `tidegate promote NAME` ends it by moving everyone to it.
 
+    --verdict compares the requests that the canary answered with those of the version beside it,
+    as the gateway counted them since its start: failures (5xx) and latencies. It may be asked at
+    any time and as often as you like, and is wrong with a probability of at most 1 %. Exit codes: 0
+    promote, 1 roll back, 3 undecided.
+
     --json: pipeline, repository, canaries (name, version, percent, per), gone, served_by and
-    no_answer_from.
+    no_answer_from. With --verdict: canary, verdict, reason, stable_requests, canary_requests and
+    comparisons.
 
     \b
     tidegate canary text_embedding --weight 10
     tidegate canary text_embedding --weight 10 --per request
+    tidegate canary text_embedding --verdict
     tidegate canary text_embedding --weight 0
     """
     from tidegate.app.canaries import CanaryOptions, set_canary
 
     interrupt_on_sigterm()
+    if wants_verdict:
+        _verdict(name, url, as_json=as_json)
+        return
+    if weight is None:
+        raise click.UsageError("give --weight, or --verdict")
     options = CanaryOptions(name, weight, version, per)
     with progress(err=as_json) as report:
         change = set_canary(options, Paths.current(), report, grace_s, addresses)
@@ -70,3 +96,20 @@ def command(
         return
     for line in change.lines():
         click.echo(line)
+
+
+def _verdict(name: str, url: str | None, *, as_json: bool) -> None:
+    from tidegate.app.canary_verdict import arms, verdict
+    from tidegate.app.top import Gateway
+
+    canary, stable, own = arms(name, Gateway.of(Paths.current(), url).look())
+    found = verdict(stable, own)
+    if as_json:
+        print_json({"canary": canary, **found.as_dict()})
+    else:
+        colour = {"promote": "green", "roll back": "red"}.get(found.verdict, "yellow")
+        click.echo(f"{canary}: {click.style(found.verdict, fg=colour)}: {found.reason}")
+        requests = f"{found.canary_requests:,} requests, {found.stable_requests:,} beside it"
+        click.echo(f"  {requests}")
+    codes = {"promote": ExitCode.DONE, "roll back": ExitCode.FAILED}
+    sys.exit(codes.get(found.verdict, ExitCode.NOTHING))
