@@ -313,7 +313,11 @@ def _lose_one_of_two(options: Options, result: Result) -> None:
 def _lose(options: Options, result: Result, runner: Runner, replica: Replica) -> None:
     profile, rate = PROFILES[options.profile], result.slo.tested_rate
     load = _Terminal(runner, result.slo, is_one_of_many=True)
-    warm_up(result.slo, profile, load)
+    try:
+        warm_up(result.slo, profile, load)
+    except NotMeasured as fault:
+        not_killed(result, str(fault))
+        return
     ready_again_s: list[float | None] = []
 
     def lose() -> None:

@@ -16,7 +16,7 @@ from loadtests.signoff.confidence import CONFIDENCE, Outcome, requests_needed
 from loadtests.signoff.cross_check import CrossCheck
 from loadtests.signoff.knee import Knee, search
 from loadtests.signoff.memory import Drift, Memory, drift
-from loadtests.signoff.samples import Line, Samples, holds, joined, lines
+from loadtests.signoff.samples import NOBODY, Line, Samples, holds, joined, lines
 from loadtests.signoff.scaling import Scaling
 from loadtests.signoff.slo import Slo
 from loadtests.signoff.steady import steady_from
@@ -34,6 +34,7 @@ class Load(Protocol):
 
 LOOKS = 4  # how often the target's requests are counted before it stays undecided
 REPEATS = 3  # of a window in which the load generator was late
+SEE_WHY = "see why the servers ended, and start them again"
 LOAD_ELSEWHERE = "load from a machine that does nothing else"
 FIRST_MISSES = 10  # the first look has enough requests for so many misses
 CURVE = (0.1, 0.25, 0.5, 0.75, 0.9)  # of the highest rate
@@ -159,6 +160,13 @@ class NotMeasured(Exception):
     """The load generator was the bottleneck, again and again: the message says how."""
 
 
+class TargetGone(NotMeasured):
+    """Nobody listens at the target any more."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__(f"nobody listens at the target any more (seen at {rate:.4g}/s)")
+
+
 def sign_off(
     result: Result, profile: Profile, load: Load, memory: Memory, steps: Steps, highest: float
 ) -> None:
@@ -167,11 +175,19 @@ def sign_off(
     ``highest`` is the highest rate to try, in requests per second; 0 to try none but the target.
     """
     slo = result.slo
-    result.is_steady = warm_up(slo, profile, load)
+    try:
+        result.is_steady = warm_up(slo, profile, load)
+    except TargetGone as fault:
+        result.reason, result.advice = str(fault), SEE_WHY
+        return
     is_searched = highest > 0 and FEWEST_IN_A_WINDOW / slo.tested_rate <= LONGEST_WINDOW_S
     if is_searched:
         try:
             _search(result, profile, load, highest)
+        except TargetGone as fault:
+            result.search_ended = result.reason = str(fault)
+            result.advice = SEE_WHY
+            return
         except NotMeasured as fault:
             result.search_ended = str(fault)
             if not result.held:
@@ -235,7 +251,11 @@ def sign_off_replay(
     """Fill the result of each pipeline of a trace from one ``replay`` of it, whose requests have
     their ``pipeline`` as a label. ``loads`` warm the pipelines up."""
     for result, load in zip(results, loads, strict=True):
-        result.is_steady = warm_up(result.slo, profile, load)
+        try:
+            result.is_steady = warm_up(result.slo, profile, load)
+        except TargetGone as fault:
+            result.reason, result.advice = str(fault), SEE_WHY
+            return
     memory.restart()
     steps.restart()
     by_pipeline = replay().by("pipeline")
@@ -285,6 +305,8 @@ def _holds(result: Result, rate: float, seconds: float, load: Load) -> bool:
     fault = ""
     for _ in range(REPEATS):
         samples = load(rate, seconds, "search")
+        if samples.is_unanswered:
+            raise TargetGone(rate)
         fault = samples.fault(result.slo)
         if not fault:
             result.windows.append(samples)
@@ -293,11 +315,13 @@ def _holds(result: Result, rate: float, seconds: float, load: Load) -> bool:
 
 
 def warm_up(slo: Slo, profile: Profile, load: Load) -> bool:
-    """Whether latencies became steady, at half of the rate."""
+    """Whether latencies became steady, at half of the rate. Raises TargetGone."""
     rate = slo.tested_rate / 2
     for _ in range(profile.warm_ups):
         seconds = max(profile.warm_up_s, min(FEWEST_IN_A_WINDOW / rate, LONGEST_WINDOW_S))
         samples = load(rate, seconds, "warm-up")
+        if samples.is_unanswered:
+            raise TargetGone(rate)
         if samples.requests and steady_from(samples.latency_s.tolist()) < samples.requests:
             return True
     return False
@@ -425,6 +449,9 @@ def _longer(result: Result) -> str:
 def _advice(result: Result, missed: list[str]) -> str:
     """The first thing to change."""
     rate, held = result.slo.tested_rate, result.held
+    errors = result.target.errors.most_common(1) if result.target else []
+    if "errors" in missed and errors[0][0] in NOBODY:
+        return SEE_WHY
     if "memory" in missed:
         return "find what keeps memory: restart the servers one after the other until then"
     if "errors" in missed and _fails_at_any_rate(result):

@@ -1,5 +1,6 @@
 """One replica of the servers: killed, and waited for until it serves again."""
 
+import contextlib
 import http.client
 import os
 import signal
@@ -29,7 +30,8 @@ class Replica:
 
     def kill(self) -> None:
         """With SIGKILL, and returns when it has ended."""
-        os.kill(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(self.pid, signal.SIGKILL)
         while _runs(self.pid):
             time.sleep(POLL_S / 10)
 

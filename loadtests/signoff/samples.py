@@ -20,6 +20,9 @@ MOST_LAG, MOST_CPU = 0.05, 0.8
 BLOCK_S = 10.0
 
 
+NOBODY = {"ConnectionRefusedError", "gRPC StatusCode.UNAVAILABLE"}
+
+
 @dataclass(frozen=True)
 class Samples:
     """One value for each request, in the order in which they were to be sent. Times are in seconds:
@@ -48,6 +51,11 @@ class Samples:
     def failed(self) -> npt.NDArray[np.bool_]:
         failed: npt.NDArray[np.bool_] = self.faults != ""
         return failed
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether nobody listened any more: each request found that nobody takes it."""
+        return bool(self.requests) and set(self.faults.tolist()) <= NOBODY
 
     @property
     def errors(self) -> Counter[str]:

@@ -28,6 +28,7 @@ class Server:
     stall_every_s: float = 10.0
     lag_s: float = 0.0
     leak_mib_per_min: float = 0.0
+    ends_in: str = ""  # the phase in which it ends, and nobody takes its place
     arrivals: Arrivals = POISSON
     phases: list[tuple[str, float]] = field(default_factory=list)
     memory: Memory = field(default_factory=lambda: Memory(None))
@@ -67,6 +68,8 @@ class Server:
             self.memory.readings.append((now, mib))
         lag = np.full(len(due), self.lag_s)
         faults = np.where(generator.random(len(due)) < self.errors, "HTTP 500", "")
+        if self.ends_in and self.ends_in in {done for done, _ in self.phases}:
+            faults = np.full(len(due), "ConnectionRefusedError")
         nothing = np.full(len(due), np.nan)
         parts = dict.fromkeys(("first_token", "gap", "gateway", "upstream"), nothing)
         return Samples(rate, seconds, due, latency + lag, lag, faults, parts)

@@ -93,6 +93,22 @@ def _truth(slots, service_s, growth):
     return low
 
 
+@pytest.mark.parametrize("phase", ["warm-up", "search"])
+def test_a_target_that_ends_ends_the_sign_off_at_once(phase):
+    server = Server(ends_in=phase)
+    result = signed(server)
+    assert result.outcome is Outcome.UNDECIDED
+    assert "nobody listens at the target any more" in result.reason
+    assert server.phases[-1][0] == phase
+    assert result.advice == "see why the servers ended, and start them again"
+
+
+def test_a_target_that_ends_under_the_target_rate_is_not_signed():
+    result = signed(Server(ends_in="target"), highest=0.0)
+    assert result.outcome is Outcome.FAIL
+    assert result.advice == "see why the servers ended, and start them again"
+
+
 def test_a_generator_that_is_late_signs_nothing():
     result = signed(Server(lag_s=0.02))
     assert result.outcome is Outcome.UNDECIDED
