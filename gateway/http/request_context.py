@@ -176,8 +176,8 @@ class RequestContext:
 
     @property
     def queue_s(self) -> float | None:
-        """How long it took until the work was sent: its arrival, identity, checks, admission. None
-        if it was not sent."""
+        """How long it took until the work was sent: its arrival, identity, checks, admission, turn.
+        None if it was not sent."""
         return self.sent_at - self.started if self.sent_at else None
 
     @property
