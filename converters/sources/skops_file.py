@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import json
-import sys
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -36,7 +35,6 @@ FUNCTIONS = {
 }
 # What such a model stores beside classes.
 HISTOGRAM_CATEGORIES = {"functools.partial", "sklearn.utils.validation.check_array"}
-_TORCH_ADAPTER = "sklearn.externals.array_api_compat.torch"
 # Python's own types, which make_column_selector(dtype_include=object) stores.
 BUILTIN_CLASSES = {f"builtins.{name}" for name in ("object", "int", "float", "bool", "str")}
 SCHEMA, SCHEMA_LIMIT_BYTES = "schema.json", 512 * 1024 * 1024
@@ -45,7 +43,7 @@ SCHEMA, SCHEMA_LIMIT_BYTES = "schema.json", 512 * 1024 * 1024
 def load_skops(path: Path) -> tuple[Any, tuple[str, ...]]:
     """The object in the file, and scikit-learn's warnings about it; SourceRefused if the file is
     damaged or needs types other than those of scikit-learn, scipy, numpy, XGBoost and LightGBM."""
-    with _without_torch():
+    with _without_estimators():
         import skops.io
 
     _check_schema(path)
@@ -84,17 +82,18 @@ def load_skops(path: Path) -> tuple[Any, tuple[str, ...]]:
 
 
 @contextlib.contextmanager
-def _without_torch() -> Iterator[None]:
-    """skops asks scikit-learn for all its estimators, which imports all its packages, including the
-    adapter for torch's arrays and so torch: seconds in each process that opens a file."""
-    if _TORCH_ADAPTER in sys.modules:
-        yield
-        return
-    sys.modules[_TORCH_ADAPTER] = None  # type: ignore[assignment] # Python's marker for "not found"
+def _without_estimators() -> Iterator[None]:
+    """skops asks scikit-learn for all its estimators, to trust them, which imports all its packages
+    and even torch: seconds in each process that opens a file. Here ``_is_library_class`` decides
+    whom to trust."""
+    import sklearn.utils
+
+    all_estimators = sklearn.utils.all_estimators
+    sklearn.utils.all_estimators = list
     try:
         yield
     finally:
-        del sys.modules[_TORCH_ADAPTER]
+        sklearn.utils.all_estimators = all_estimators
 
 
 def _check_schema(path: Path) -> None:

@@ -23,6 +23,11 @@ KEY_HEADER = "tidegate-triton-key"
 GRPC_KEY_HEADER = f"triton-grpc-protocol-{KEY_HEADER}"
 LOAD_TIMEOUT_S = 300.0
 LOOK_S = 0.2
+# While a server starts, its port refuses connections: gRPC's own second would be lost after each.
+QUICK_RECONNECT = (
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 200),
+)
 # A model's states in the index, and the reason of a version that was unloaded.
 READY, UNAVAILABLE, UNLOADED = "READY", "UNAVAILABLE", "unloaded"
 # A reload may take this many times as long as the model's slowest load so far, and at least this
@@ -61,7 +66,7 @@ class TritonControl:
     ) -> None:
         self.address, self.load_timeout_s, self._loading = address, load_timeout_s, loading
         self._longest_load_s: dict[str, float] = {}  # by model; failed loads count too
-        self._channel = grpc.insecure_channel(address)
+        self._channel = grpc.insecure_channel(address, options=QUICK_RECONNECT)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._metadata = ((GRPC_KEY_HEADER, key),)
 

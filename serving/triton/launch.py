@@ -34,6 +34,7 @@ RESTRICTED_HTTP = "model-repository,shared-memory,trace,logging"
 RESTRICTED_GRPC = "model-repository,shared-memory,trace,logging"
 START_TIMEOUT_S = 60.0
 EXIT_TIMEOUT_S = 10
+STUBS_EXIT_S = 2.0
 # What a path may contain: Triton 2.51 starts Python processes with ``bash -c``, without quotes.
 PLAIN = re.compile(r"[A-Za-z0-9_@%+./-]+")
 
@@ -124,7 +125,7 @@ class TritonServer:
             if not gently:
                 self._process.kill()
             children.end(self._process, EXIT_TIMEOUT_S + 5)
-            _end(stubs)
+            _end(stubs, STUBS_EXIT_S if gently else 0)
             leftovers.remove(self._prefix)
             self._process = None
         if not self._is_restarting:
@@ -293,9 +294,27 @@ def _stubs(prefix: str) -> list[psutil.Process]:
     ]
 
 
-def _end(processes: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=2)
-    for process in alive:
+def _end(processes: list[psutil.Process], grace_s: float) -> None:
+    """Return once they have ended: killed, if they have not within ``grace_s`` seconds."""
+    for process in _alive(processes, grace_s):
         with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
             process.kill()
-    psutil.wait_procs(alive, timeout=5)
+    _alive(processes, 5)
+
+
+def _alive(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Those that still run after that time; [] as soon as none does. A zombie has ended, and holds
+    nothing, but whoever inherited it from a killed server may be slow to reap it."""
+    deadline = time.monotonic() + timeout_s
+    while processes := [process for process in processes if _runs(process)]:
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(0.01)
+    return processes
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

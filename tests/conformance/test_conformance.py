@@ -60,6 +60,7 @@ def triton(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tri
         with TritonServer(options) as server:
             server.control.load("llm")
             yield server
+            server.stop(gently=False)
 
 
 def test_it_conforms(triton, home):

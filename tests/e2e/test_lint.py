@@ -121,6 +121,7 @@ def test_an_error_is_what_triton_refuses_and_nothing_else(tmp_path):
         LaunchOptions(ModelRepository(repository), tmp_path, Ports(*free_ports(3)))
     ) as server:
         refused = {name for name in TRITON if not _loads(server, name)}
+        server.stop(gently=False)
     assert refused == {name for name, (_, loads) in TRITON.items() if not loads}
     assert faulty == refused
 

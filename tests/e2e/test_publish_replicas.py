@@ -33,6 +33,7 @@ def second(first):
     with TritonServer(LaunchOptions(options.repository, options.work_dir, ports)) as running:
         running.control.load(NAME)
         yield running
+        running.stop(gently=False)
 
 
 def test_both_servers_are_registered(first, second):

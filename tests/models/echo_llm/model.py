@@ -7,6 +7,7 @@ seconds before each token, ``[fail N]`` fails after N tokens, ``[die N]`` ends t
 ``[cancelled]`` say how many tokens were made and how many requests were found cancelled.
 """
 
+import itertools
 import json
 import os
 import random
@@ -18,8 +19,9 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 DELAY_S = 0.002
+MANY = 1_000_000  # tokens
 HANG_S = 3
-USER = re.compile(r".*<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)
+USER, END = "<|im_start|>user\n", "<|im_end|>"
 COMMAND = re.compile(r"\[(\w+)(?: ([\d.]+))?\] ?")
 TOKEN = re.compile(r"\s*\S+")
 
@@ -80,15 +82,22 @@ class Asked:
             name: _flag(request, f"return_{name}", False)
             for name in ("finish_reason", "num_input_tokens", "num_output_tokens")
         }
-        match = USER.match(self.prompt)
-        text = match.group(1) if match else self.prompt
+        text = self._last_user_text()
         self.commands = {name: float(value or 0) for name, value in COMMAND.findall(text)}
         self.words = COMMAND.sub("", text)
 
+    def _last_user_text(self):
+        """Of the last turn that has an end; the whole prompt if there is none."""
+        start = self.prompt.rfind(USER, 0, self.prompt.rfind(END) + 1)
+        if start < 0:
+            return self.prompt
+        start += len(USER)
+        return self.prompt[start : self.prompt.index(END, start)]
+
     def tokens(self, model):
         """(text, why it ends or "None"), each."""
-        words = self._said(model)
         most = int(self.sampling.get("max_tokens", 16))
+        words = self._said(model, most + 1)
         stops = [] if "overrun" in self.commands else self.sampling.get("stop", [])
         whole = "".join(words[:most])
         end = min((at for at in map(whole.find, stops) if at >= 0), default=len(whole))
@@ -101,11 +110,16 @@ class Asked:
             if at >= end:
                 return
 
-    def _said(self, model):
+    def _said(self, model, most):
+        """All its words, or at least the first ``most``."""
         if "made" in self.commands or "cancelled" in self.commands:
             return [str(model.made if "made" in self.commands else model.cancelled)]
+        is_shuffled = self.sampling.get("temperature", 0) > 0
+        if not is_shuffled and "repeat" not in self.commands and 0 < most <= MANY:
+            tokens = [match[0] for match in itertools.islice(TOKEN.finditer(self.words), most)]
+            return tokens or ["nothing"]
         tokens = TOKEN.findall(self.words) * int(self.commands.get("repeat", 1))
-        if self.sampling.get("temperature", 0) > 0:
+        if is_shuffled:
             random.Random(self.sampling.get("seed")).shuffle(tokens)  # noqa: S311 - no secret
         return tokens or ["nothing"]
 
@@ -122,12 +136,12 @@ class Asked:
         outputs = [_strings("text_output", text)]
         if self.returned["finish_reason"]:
             outputs.append(_strings("finish_reason", reason))
-        for name, value in (
-            ("num_input_tokens", len(TOKEN.findall(self.prompt))),
-            ("num_output_tokens", count),
+        for name, count_of in (
+            ("num_input_tokens", lambda: len(TOKEN.findall(self.prompt))),
+            ("num_output_tokens", lambda: count),
         ):
             if self.returned[name]:
-                outputs.append(pb_utils.Tensor(name, np.array([value], dtype=np.uint32)))
+                outputs.append(pb_utils.Tensor(name, np.array([count_of()], dtype=np.uint32)))
         return pb_utils.InferenceResponse(outputs)
 
 

@@ -81,6 +81,7 @@ def test_triton_agrees_with_the_corpus(tmp_path, monkeypatch):
         with ThreadPoolExecutor(3) as pool:
             refusals = list(pool.map(lambda case: _refusal(server, case), cases))
         reasons = _reasons(server.log_file)
+        server.stop(gently=False)
     mismatches = [
         (case, refusal or "loads")
         for case, refusal in zip(cases, refusals, strict=True)

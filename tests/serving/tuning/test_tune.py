@@ -150,6 +150,7 @@ def test_a_real_triton_serves_the_tuned_config(searched, written):
     with TritonServer(options) as server:
         server.control.load(NAME)
         served = {model: server.control.config(model) for model in MODELS}
+        server.stop(gently=False)
     assert setting_of(served) == written.winner.setting
     for config in served.values():
         measurement = json.loads(config.parameters[TUNED_PARAMETER].string_value)
