@@ -159,12 +159,11 @@ def test_there_is_no_import_cycle():
 
 
 # Installed by whoever uses them: the peers of the bench with make bench-peers and make bench-chat,
-# KServe's client, MLPerf's LoadGen and TensorRT by hand; Triton has triton_python_backend_utils.
+# KServe's client and TensorRT by hand; triton_python_backend_utils is Triton's own.
 NOT_INSTALLED = {
     "bentoml",
     "kserve",
     "litserve",
-    "mlperf_loadgen",
     "tensorrt",
     "triton_python_backend_utils",
     "xllamacpp",
