@@ -228,9 +228,12 @@ def test_odd_messages_are_answered_alike_over_each_api(served, text):
 @pytest.mark.parametrize(("text", "problem"), REFUSED.values(), ids=REFUSED)
 def test_what_no_pipeline_takes_is_refused_alike_over_each_api(served, text, problem):
     is_utf8 = problem != "not UTF-8"
-    body = json.dumps({"text": text.decode()}).encode() if is_utf8 else b'{"text": "%s"}' % text
-    response = served.post(f"/v1/{NAME}", content=body)
+    quoted = json.dumps(text.decode()).encode() if is_utf8 else b'"%s"' % text
+    response = served.post(f"/v1/{NAME}", content=b'{"text": %s}' % quoted)
     assert response.status_code == 422, response.text
+    tensor = b'{"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": [%s]}' % quoted
+    response = served.post(f"/v2/models/{NAME}/infer", content=b'{"inputs": [%s]}' % tensor)
+    assert response.status_code == 400, response.text
     for ask in (lambda: _over_v2(served, text, binary=True), lambda: _over_grpc(served, text)):
         with pytest.raises(InferenceServerException, match=problem) as refused:
             ask()
