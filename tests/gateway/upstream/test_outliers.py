@@ -43,7 +43,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def pool(clock):
-    pool = ReplicaPool(Connection, 100)
+    pool = ReplicaPool(Connection, 100, np.random.default_rng(0).random)
     pool.apply(["a:1", "b:1"])
     return pool
 
