@@ -55,8 +55,9 @@ check: $(VENV)/.dev ## Only the fast checks: lint, types
 format: $(VENV)/.dev ## Format the code
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-docs: $(VENV)/.dev ## Write docs/cli.md from the commands' own help
+docs: $(VENV)/.dev ## Write docs/cli.md from the commands' own help, docs/pipelines.md from the cards
 	@$(BIN)/python -m tidegate.cli_reference > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
+	@$(BIN)/python -m tidegate.card_page > docs/pipelines.md.new && mv docs/pipelines.md.new docs/pipelines.md
 
 demo: $(VENV)/.up ## Real sentences through the running stack
 	@$(BIN)/tidegate demo $(ARGS)
