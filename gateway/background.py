@@ -125,7 +125,8 @@ class Background:
         if model is None or not replicas:
             return
         steps = model.steps or (name,)
-        queue.measured(len(replicas), *await self._triton_times.since_last(replicas, steps))
+        queue_s, compute_s = await self._triton_times.since_last(replicas, steps)
+        queue.measured(len(replicas), queue_s, compute_s, batches=model.batches)
 
     async def refresh_catalogue(self) -> None:
         gateway = self.gateway

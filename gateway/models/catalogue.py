@@ -51,6 +51,7 @@ class Model:
     golden_fault: str = ""  # why the config's golden sample cannot be used
     canary_of: str = ""  # the public pipeline whose canary it is
     steps: tuple[str, ...] = ()  # the models that an ensemble's config names
+    batches: bool = False  # Triton gathers requests for it, or for one of its steps, into batches
     uses_http_upstream: bool = False  # plain requests go over the HTTP upstream
     sequences: SequenceSlots | None = None  # for a model that keeps state between requests
 
@@ -169,6 +170,7 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
         probe=probe,
         golden_fault=golden_fault,
         sequences=sequence_slots(config),
+        batches=config.HasField("dynamic_batching"),
         steps=tuple(step.model_name for step in config.ensemble_scheduling.step),
         uses_http_upstream=not declaration.is_cancellable
         and TOKENS not in outputs  # the HTTP upstream would not count its tokens

@@ -7,28 +7,42 @@ in ``gateway.toml``.
 
 How many are sent at a time follows from what Triton itself measured: by Little's law, requests in
 flight are throughput times the time that each spends there, so with more of them than keep the
-instances busy only the queue grows. The ``Limit`` is set so that a request waits in Triton about
-``QUEUE_SHARE`` of the time that it takes, which leaves a batch to be gathered while another one is
-worked on. It starts high and is never the latency of a quiet hour, so nothing is refused while
-it is found, and no bad hour is taken for the rule.
+instances busy only the queue grows. The ``Limit`` shrinks while a request waits in Triton for
+longer than its ``Waiting`` says, and grows while it waits for less and the limit holds others back.
+It starts high and does not come from the latency of a quiet hour, so nothing is refused while it is
+found, and no bad hour is taken for the rule.
 """
 
 import asyncio
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from gateway.errors import DeadlineExceeded, NoCapacity, QuotaExceeded
 
 START = 64  # requests for a model at a time, for each replica, before anything was measured
 LEAST = 2  # for each replica
-QUEUE_SHARE = 0.7  # of a request's own time: what it may wait in Triton
 QUEUE_FLOOR_S = 0.001  # a queue shorter than this is none
-GROWTH = 1.5  # in a step in which the limit held requests back, and Triton had next to no queue
+GROWTH = 1.25
 MOST_WAITING = 1024  # for a model
 NEW_SHARE = 0.2  # of the newest value in a moving average
 MEASURE_S = 0.5  # how often the limits should be adjusted
 SMALL_BYTES = 64  # what the smallest request counts as
+
+
+class Waiting(NamedTuple):
+    """How long a request may wait in Triton, as a share of the time that it is worked on: a limit
+    shrinks above ``most``, and grows below ``least``."""
+
+    most: float
+    least: float
+
+
+ONE_BY_ONE = Waiting(0.7, 0.35)
+# What arrives while a batch is worked on waits for up to the whole of its time, however small the
+# batches are; for longer only if they are as large as they may be, and more wait than one of them.
+IN_BATCHES = Waiting(1.2, 1.1)
 
 
 class Limit:
@@ -38,16 +52,16 @@ class Limit:
         self.least = LEAST * replicas
         self.value = START * replicas
 
-    def adjust(self, peak: int, queue_s: float, compute_s: float) -> None:
+    def adjust(self, peak: int, queue_s: float, compute_s: float, waiting: Waiting) -> None:
         """``peak`` requests were in flight since the last time, and each waited and was worked on
         for so long on average."""
         if queue_s + compute_s <= 0:
             return
-        aim_s = max(QUEUE_SHARE * compute_s, QUEUE_FLOOR_S)
-        if queue_s > aim_s:
-            wanted = peak * (aim_s + compute_s) / (queue_s + compute_s)
+        most_s = max(waiting.most * compute_s, QUEUE_FLOOR_S)
+        if queue_s > most_s:
+            wanted = peak * (most_s + compute_s) / (queue_s + compute_s)
             self.value = max(self.least, min(self.value, math.ceil(wanted)))
-        elif queue_s < aim_s / 2 and peak >= self.value:
+        elif queue_s <= most_s * waiting.least / waiting.most and peak >= self.value:
             self.value = math.ceil(self.value * GROWTH)
 
 
@@ -162,10 +176,13 @@ class FairQueue:
             self.peak = max(self.peak, self.in_flight)
             waiter.turn.set_result(None)
 
-    def measured(self, replicas: int, queue_s: float, compute_s: float) -> None:
-        """What so many replicas measured since the last time: seconds for each request."""
+    def measured(
+        self, replicas: int, queue_s: float, compute_s: float, *, batches: bool = False
+    ) -> None:
+        """What so many replicas measured since the last time: seconds for each request.
+        ``batches``: Triton gathers requests for the model into batches."""
         self.limit.least = LEAST * replicas
-        self.limit.adjust(self.peak, queue_s, compute_s)
+        self.limit.adjust(self.peak, queue_s, compute_s, IN_BATCHES if batches else ONE_BY_ONE)
         self.peak = self.in_flight
         self._tenants = {
             name: tenant

@@ -81,8 +81,7 @@ class CatalogueReader:
                 models[name] = entry.model
         self._entries = entries
         self.faults = {name: entry.fault for name, entry in entries.items() if entry.fault}
-        slots = {name: entry.slots for name, entry in entries.items()}
-        return {name: _with_slots_of_steps(model, slots) for name, model in models.items()}
+        return {name: _as_its_steps(model, entries) for name, model in models.items()}
 
     def _due(self, names: Iterable[str]) -> set[str]:
         """The models whose configs are read again although their versions are the same: a few at a
@@ -96,21 +95,23 @@ class CatalogueReader:
         """Raises NoCapacity or DeadlineExceeded if the server does not respond; a model's own fault
         is its entry's, and affects no other."""
         previous, config_bytes, slots = self._entries.get(name), b"", None
+        batches = False
         try:
             config = (await holder.upstream.describe("ModelConfig", name)).config
             self.read_at = time.monotonic()
             config_bytes = config.SerializeToString(deterministic=True)
             if previous and (previous.versions, previous.config) == (versions, config_bytes):
                 return previous
-            slots = sequence_slots(config)
+            slots, batches = sequence_slots(config), config.HasField("dynamic_batching")
             model = read_model(config, versions)
         except (NoCapacity, DeadlineExceeded):
             raise
         except DeclarationError as error:
-            return _Entry(versions, config_bytes, None, slots, error.problem)
+            return _Entry(versions, config_bytes, None, slots, batches, error.problem)
         except Exception as error:
-            return _Entry(versions, b"", None, slots, str(error) or type(error).__name__)
-        return _Entry(versions, config_bytes, model, slots, model.golden_fault if model else "")
+            return _Entry(versions, b"", None, slots, batches, str(error) or type(error).__name__)
+        fault = model.golden_fault if model else ""
+        return _Entry(versions, config_bytes, model, slots, batches, fault)
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ class _Entry:
     config: bytes
     model: Model | None
     slots: SequenceSlots | None
+    batches: bool
     fault: str
 
 
@@ -135,14 +137,16 @@ async def _read_index(replica: Replica) -> GatewayError | None:
     return None
 
 
-def _with_slots_of_steps(model: Model, slots: Mapping[str, SequenceSlots | None]) -> Model:
-    """An ensemble takes as many sequences as the step that takes the fewest."""
-    step_slots = [step for step in map(slots.get, model.steps) if step]
-    if not step_slots or model.sequences:
+def _as_its_steps(model: Model, entries: "Mapping[str, _Entry]") -> Model:
+    """An ensemble takes as many sequences as the step that takes the fewest, and gathers batches if
+    one of its steps does."""
+    steps = [entry for entry in map(entries.get, model.steps) if entry]
+    batches = model.batches or any(step.batches for step in steps)
+    sequences, step_slots = model.sequences, [step.slots for step in steps if step.slots]
+    if step_slots and not sequences:
+        sequences = SequenceSlots(
+            min(slots.at_once for slots in step_slots), max(slots.idle_s for slots in step_slots)
+        )
+    if (batches, sequences) == (model.batches, model.sequences):
         return model
-    return replace(
-        model,
-        sequences=SequenceSlots(
-            min(step.at_once for step in step_slots), max(step.idle_s for step in step_slots)
-        ),
-    )
+    return replace(model, batches=batches, sequences=sequences)

@@ -8,9 +8,10 @@ import pytest
 
 from gateway.errors import DeadlineExceeded, NoCapacity, QuotaExceeded
 from gateway.upstream.admission import (
+    IN_BATCHES,
     LEAST,
     MOST_WAITING,
-    QUEUE_SHARE,
+    ONE_BY_ONE,
     START,
     FairQueue,
     Limit,
@@ -142,7 +143,14 @@ async def test_what_would_come_too_late_is_refused_at_once(queue):
 def _model(limit, demand, instances, seconds):
     """Queue and compute seconds of a model whose instances each work on one request at a time."""
     at_once = min(demand, limit.value)
-    return at_once, max(0.0, at_once / instances - 1) * seconds, seconds
+    return at_once, max(0.0, at_once / instances - 1) * seconds, seconds, ONE_BY_ONE
+
+
+def _batching_model(limit, demand, most):
+    """The same of one instance that works on batches of up to ``most``, each for 20 ms."""
+    at_once = min(demand, limit.value)
+    waiting = at_once - min(at_once / 2, most)
+    return at_once, 0.02 * max(1.0, waiting / most), 0.02, IN_BATCHES
 
 
 @pytest.mark.parametrize("instances", [1, 2, 8, 40])
@@ -152,7 +160,25 @@ def test_the_limit_keeps_the_instances_busy_and_the_queue_short(instances, secon
     for _ in range(30):
         limit.adjust(*_model(limit, 500, instances, seconds))
     assert max(LEAST, instances) <= limit.value
-    assert limit.value <= max(LEAST, np.ceil((1 + QUEUE_SHARE) * instances) + 1)
+    assert limit.value <= max(LEAST, np.ceil((1 + ONE_BY_ONE.most) * instances) + 1)
+
+
+@pytest.mark.parametrize("most", [1, 8, 64, 200])
+def test_batches_are_full_and_no_more_than_about_two_are_at_the_model(most):
+    limit, values = Limit(1), []
+    for _ in range(60):
+        limit.adjust(*_batching_model(limit, 5000, most))
+        values.append(limit.value)
+    assert min(values[-20:]) >= 2 * most
+    assert max(values[-20:]) <= max(4, 3 * most)
+
+
+def test_what_needs_no_limit_is_not_limited():
+    """Batches are smaller than they might be, since no more is asked for."""
+    limit = Limit(1)
+    for _ in range(60):
+        limit.adjust(*_batching_model(limit, 32, 64))
+    assert limit.value == START
 
 
 def test_a_bad_hour_is_not_taken_for_the_rule():
@@ -171,6 +197,6 @@ def test_a_bad_hour_is_not_taken_for_the_rule():
 def test_nothing_is_learnt_while_nothing_is_measured():
     limit = Limit(2)
     for peak in (1, 10, 500):
-        limit.adjust(peak, 0.0, 0.0)
-        limit.adjust(peak, 0.0, 0.01 if peak < limit.value else 0.0)
+        limit.adjust(peak, 0.0, 0.0, ONE_BY_ONE)
+        limit.adjust(peak, 0.0, 0.01 if peak < limit.value else 0.0, IN_BATCHES)
     assert limit.value == 2 * START
