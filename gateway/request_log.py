@@ -22,14 +22,13 @@ from typing import NamedTuple
 import orjson
 
 from gateway.audit.log import json_value
-from gateway.http.request_context import RequestContext
+from gateway.http.request_context import LOGGED_CHARACTERS, RequestContext
 
 log = logging.getLogger("gateway")
 STDOUT = "stdout"
 FLUSH_S = 0.1
 MAX_WAITING = 20_000  # lines
 CLOSE_S = 2.0  # for what is still queued when the gateway ends
-MAX_TEXT = 128  # characters of a text that a client chose
 
 
 class Line(NamedTuple):
@@ -80,9 +79,9 @@ def line_of(context: RequestContext, status: int) -> Line:
         context.tenant,
         context.api,
         context.route,
-        context.model[:MAX_TEXT],
+        context.model[:LOGGED_CHARACTERS],
         context.pipeline,
-        context.version[:MAX_TEXT],
+        context.version[:LOGGED_CHARACTERS],
         context.replica,
         status,
         time.perf_counter() - context.started,

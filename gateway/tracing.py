@@ -21,12 +21,11 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, StatusCode
 from opentelemetry.trace.span import TraceFlags, TraceState
 
-from gateway.http.request_context import RequestContext
+from gateway.http.request_context import LOGGED_CHARACTERS, RequestContext
 from gateway.metrics import GEN_AI_OPERATIONS, PROVIDER
 from gateway.upstream.trace_context import Metadata, upstream_metadata
 
 SERVICE, GRPC_SERVICE = "tidegate", "inference.GRPCInferenceService"
-MAX_TEXT = 128  # characters of a text that a client chose
 CLOSE_S = 2.0  # for the spans that are not sent when the gateway ends
 
 
@@ -126,7 +125,7 @@ def _attributes(context: RequestContext, status: int) -> Mapping[str, Any]:
     attributes: dict[str, Any] = {
         "tidegate.request_id": context.request_id,
         "tidegate.tenant": context.tenant,
-        "tidegate.model": context.model[:MAX_TEXT],
+        "tidegate.model": context.model[:LOGGED_CHARACTERS],
         "tidegate.pipeline": context.pipeline,
         "tidegate.version": context.version,
     }
@@ -143,7 +142,7 @@ def _attributes(context: RequestContext, status: int) -> Mapping[str, Any]:
         attributes |= {
             "gen_ai.operation.name": operation,
             "gen_ai.provider.name": PROVIDER,
-            "gen_ai.request.model": context.model[:MAX_TEXT],
+            "gen_ai.request.model": context.model[:LOGGED_CHARACTERS],
         }
     if context.tokens:
         attributes |= {

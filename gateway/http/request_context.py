@@ -33,6 +33,7 @@ T = TypeVar("T")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 # Noticing a disconnect takes a call to ``receive``; most responses are ready before that pays off.
 DISCONNECT_WATCH_S = 0.02
+LOGGED_CHARACTERS = 128  # of a text that a client chose, in logs and spans
 TINY_BYTES = 1024  # smaller parts of a body are joined to the one before
 TIMER_S = 0.001  # the loop's timers may fire this much early
 

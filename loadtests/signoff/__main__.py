@@ -39,7 +39,6 @@ import gevent  # noqa: E402
 from loadtests.own_stack.errors import NotStarted  # noqa: E402
 from loadtests.own_stack.stack import running  # noqa: E402
 from loadtests.preflight import CannotStart, find_key  # noqa: E402
-from loadtests.signoff.answers import Source  # noqa: E402
 from loadtests.signoff.arrivals import POISSON, Arrivals, Times, burst_of  # noqa: E402
 from loadtests.signoff.confidence import Outcome  # noqa: E402
 from loadtests.signoff.cross_check import (  # noqa: E402
@@ -85,6 +84,7 @@ from loadtests.signoff.report import (  # noqa: E402
 from loadtests.signoff.requests import TIMEOUT_S, Target  # noqa: E402
 from loadtests.signoff.samples import Samples, milliseconds  # noqa: E402
 from loadtests.signoff.scaling import Scaling, fit  # noqa: E402
+from loadtests.signoff.sending import Source  # noqa: E402
 from loadtests.signoff.slo import Slo, SloError, read_slos, require_burst_fits  # noqa: E402
 from loadtests.signoff.steps import Steps, read_statistics  # noqa: E402
 from loadtests.signoff.tenants import Tenant, read_keys  # noqa: E402

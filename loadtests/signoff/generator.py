@@ -14,7 +14,6 @@ from typing import BinaryIO  # noqa: E402
 import gevent  # noqa: E402
 
 from loadtests.preflight import CannotStart  # noqa: E402
-from loadtests.signoff.answers import Source  # noqa: E402
 from loadtests.signoff.generators import (  # noqa: E402
     REPLAY,
     GeneratorLost,
@@ -23,6 +22,7 @@ from loadtests.signoff.generators import (  # noqa: E402
     receive,
 )
 from loadtests.signoff.open_loop import run  # noqa: E402
+from loadtests.signoff.sending import Source  # noqa: E402
 from loadtests.texts import CorpusMissing  # noqa: E402
 
 _, MOST_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -8,9 +8,9 @@ import gevent.pool
 import numpy as np
 import numpy.typing as npt
 
-from loadtests.signoff.answers import Prepared, Source
 from loadtests.signoff.arrivals import Times
 from loadtests.signoff.samples import Samples
+from loadtests.signoff.sending import Prepared, Source
 
 MOST_LATE_S = 3.0  # behind its own schedule: it never catches up
 PARTS = ("first_token", "gap", "gateway", "upstream")

@@ -21,8 +21,8 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
 from loadtests.preflight import CannotStart
-from loadtests.signoff.answers import Answer, Prepared, Source
 from loadtests.signoff.preflight import Pipeline, pipeline_of
+from loadtests.signoff.sending import Prepared, Response, Source
 from loadtests.signoff.tenants import Tenant
 from loadtests.signoff.trace import Recorded, Trace, text_of
 from loadtests.texts import endless, real_texts
@@ -39,7 +39,7 @@ _JSON_LENGTH = "Inference-Header-Content-Length"
 
 
 # Builds a request before it is due; what it returns sends it.
-Sender = Callable[[], Callable[[], Answer]]
+Sender = Callable[[], Callable[[], Response]]
 
 
 @dataclass(frozen=True)
@@ -158,20 +158,20 @@ class Client:
         )
         headers = {"authorization": f"Bearer {self.key}"} if self.key else None
 
-        def prepare() -> Callable[[], Answer]:
+        def prepare() -> Callable[[], Response]:
             tensors = []
             for name, array in _tensors(pipeline, texts).items():
                 tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
                 tensors.append(tensor.set_data_from_numpy(array))
 
-            def send() -> Answer:
+            def send() -> Response:
                 try:
                     client.infer(
                         pipeline.name, tensors, headers=headers, client_timeout=self.timeout_s
                     )
                 except InferenceServerException as error:
-                    return Answer(f"gRPC {error.status() or 'error'}", {})
-                return Answer("", {})
+                    return Response(f"gRPC {error.status() or 'error'}", {})
+                return Response("", {})
 
             return send
 
@@ -265,7 +265,7 @@ def _labelled(prepared: Prepared, **labels: str) -> Prepared:
 
 
 def _unary(http: HTTPClient, path: str, body: Callable[[], Mapping[str, Any]]) -> Sender:
-    def prepare() -> Callable[[], Answer]:
+    def prepare() -> Callable[[], Response]:
         content = json.dumps(body()).encode()
         return lambda: _post(http, path, content)
 
@@ -274,14 +274,14 @@ def _unary(http: HTTPClient, path: str, body: Callable[[], Mapping[str, Any]]) -
 
 def _post(
     http: HTTPClient, path: str, content: bytes, headers: Mapping[str, str] | None = None
-) -> Answer:
+) -> Response:
     try:
         response = http.post(path, body=content, headers=headers)
         response.read()
     except Exception as error:  # of the network, and of the client's parser
-        return Answer(type(error).__name__, {})
+        return Response(type(error).__name__, {})
     fault = "" if response.status_code == 200 else f"HTTP {response.status_code}"
-    return Answer(fault, _server_timing(response))
+    return Response(fault, _server_timing(response))
 
 
 def _server_timing(response: Any) -> dict[str, float]:
@@ -293,7 +293,7 @@ def _server_timing(response: Any) -> dict[str, float]:
 def _v2(http: HTTPClient, pipeline: Pipeline, texts: Iterator[str], *, is_binary: bool) -> Sender:
     path = f"/v2/models/{pipeline.name}/infer"
 
-    def prepare() -> Callable[[], Answer]:
+    def prepare() -> Callable[[], Response]:
         inputs, data = [], b""
         for name, array in _tensors(pipeline, texts).items():
             tensor = {
@@ -332,7 +332,7 @@ def _encoded(array: "np.ndarray[Any, Any]") -> bytes:
 def _chat(http: HTTPClient, pipeline: Pipeline, texts: Texts) -> Sender:
     pipeline.require_route("/v1/chat/completions")
 
-    def prepare() -> Callable[[], Answer]:
+    def prepare() -> Callable[[], Response]:
         content = json.dumps(
             {
                 "model": pipeline.name,
@@ -346,7 +346,7 @@ def _chat(http: HTTPClient, pipeline: Pipeline, texts: Texts) -> Sender:
     return prepare
 
 
-def _stream(http: HTTPClient, content: bytes) -> Answer:
+def _stream(http: HTTPClient, content: bytes) -> Response:
     """A streamed chat completion: when its first token came, and the mean time between two."""
     began = time.perf_counter()
     times: list[float] = []
@@ -354,7 +354,7 @@ def _stream(http: HTTPClient, content: bytes) -> Answer:
         response = http.post("/v1/chat/completions", body=content)
         if response.status_code != 200:
             response.read()
-            return Answer(f"HTTP {response.status_code}", _NEVER)
+            return Response(f"HTTP {response.status_code}", _NEVER)
         while line := response.readline(b"\n"):
             data = line.strip().removeprefix(b"data: ")
             if data == b"[DONE]":
@@ -363,18 +363,18 @@ def _stream(http: HTTPClient, content: bytes) -> Answer:
                 continue
             chunk = json.loads(data)
             if "error" in chunk:
-                return Answer("an error within the stream", _NEVER)
+                return Response("an error within the stream", _NEVER)
             if any(_has_token(choice) for choice in chunk.get("choices", ())):
                 times.append(time.perf_counter() - began)
         else:
-            return Answer("the stream ended early", _NEVER)
+            return Response("the stream ended early", _NEVER)
         response.read()  # the end of the message: then the connection serves the next request
     except Exception as error:  # of the network, and of the client's parser
-        return Answer(type(error).__name__, _NEVER)
+        return Response(type(error).__name__, _NEVER)
     if not times:
-        return Answer("the stream had no token", _NEVER)
+        return Response("the stream had no token", _NEVER)
     gap_s = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else math.nan
-    return Answer("", {"first_token": times[0], "gap": gap_s})
+    return Response("", {"first_token": times[0], "gap": gap_s})
 
 
 # A stream that failed misses each of its limits.

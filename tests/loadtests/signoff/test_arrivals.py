@@ -5,9 +5,9 @@ import time
 import numpy as np
 import pytest
 
-from loadtests.signoff.answers import Answer, Prepared
 from loadtests.signoff.arrivals import POISSON, Arrivals, Burst, burst_of
 from loadtests.signoff.open_loop import run
+from loadtests.signoff.sending import Prepared, Response
 from tests.loadtests.signoff.simulated import Server
 
 CONSTANT = Arrivals("constant")
@@ -66,7 +66,7 @@ class Blocking:
 
         def send():
             time.sleep(seconds)
-            return Answer("", {})
+            return Response("", {})
 
         return Prepared(send)
 

@@ -5,7 +5,6 @@ import sys
 import pytest
 
 from loadtests.preflight import CannotStart
-from loadtests.signoff.answers import Answer, Prepared
 from loadtests.signoff.cross_check import (
     Client,
     CrossCheck,
@@ -15,6 +14,7 @@ from loadtests.signoff.cross_check import (
     perf_analyzer,
 )
 from loadtests.signoff.open_loop import run_closed
+from loadtests.signoff.sending import Prepared, Response
 
 CSV = """\
 Concurrency,Inferences/Second,Client Send,p50 latency,p90 latency
@@ -84,7 +84,7 @@ def test_a_closed_loop_keeps_so_many_under_way():
                 gevent.sleep(0.01)
                 under_way -= 1
                 count += 1
-                return Answer("" if count % 2 else "HTTP 500", {})
+                return Response("" if count % 2 else "HTTP 500", {})
 
             return Prepared(send)
 

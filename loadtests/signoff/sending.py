@@ -6,8 +6,9 @@ from typing import Protocol
 
 
 @dataclass(frozen=True)
-class Answer:
-    """``fault`` is why the request counts as failed, or ''; ``parts_s`` as in Samples."""
+class Response:
+    """What became of a request: ``fault`` is why it counts as failed, or ''; ``parts_s`` as in
+    Samples."""
 
     fault: str
     parts_s: Mapping[str, float]
@@ -15,10 +16,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that was built before it is due: ``send`` sends it and waits for its answer.
+    """A request that was built before it is due: ``send`` sends it and waits for its response.
     ``labels`` say whose it is, as in Samples."""
 
-    send: Callable[[], Answer]
+    send: Callable[[], Response]
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
