@@ -142,8 +142,8 @@ def _request() -> dict[str, object]:
 
 
 def _field(kind: str, tensor: str, description: str = "") -> dict[str, object]:
-    described = {"description": description} if description else {}
-    return {"type": kind, **described, "x-tensor": tensor}
+    documentation = {"description": description} if description else {}
+    return {"type": kind, **documentation, "x-tensor": tensor}
 
 
 def _records(count: str | None, description: str, **fields: dict[str, object]) -> dict[str, object]:

@@ -160,7 +160,7 @@ def kept_pieces(
     characters: those of the ``words`` if they are given), of the single characters of no script
     (digits, punctuation, symbols, emoji), and of the likeliest tokens in ASCII."""
     bare = [piece.removeprefix(_METASPACE) for piece, _ in pieces]
-    wanted = {
+    indices = {
         index
         for index, piece in enumerate(bare)
         if (
@@ -173,7 +173,7 @@ def kept_pieces(
     latin.sort(key=lambda index: -pieces[index][1])
     letters = {index for index in latin if len(bare[index]) == 1}
     special = range(len(SPECIAL))
-    rest = (wanted | letters | {*latin[:LATIN_TOKENS]}) - {*special}
+    rest = (indices | letters | {*latin[:LATIN_TOKENS]}) - {*special}
     return [*special, *sorted(rest)]
 
 

@@ -145,8 +145,8 @@ class Rules(_Table):
 
     def weight(self, tenant: str) -> float:
         """The tenant's share of a busy model, relative to the others'."""
-        listed = self.tenants.get(tenant)
-        return listed.weight if listed else 1.0
+        table = self.tenants.get(tenant)
+        return table.weight if table else 1.0
 
     def unknown(self, tenant: str | None, roles: Iterable[str]) -> list[str]:
         """A message for each of these that is not defined."""

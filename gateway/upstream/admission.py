@@ -59,8 +59,8 @@ class Limit:
             return
         most_s = max(waiting.most * compute_s, QUEUE_FLOOR_S)
         if queue_s > most_s:
-            wanted = peak * (most_s + compute_s) / (queue_s + compute_s)
-            self.value = max(self.least, min(self.value, math.ceil(wanted)))
+            affordable = peak * (most_s + compute_s) / (queue_s + compute_s)
+            self.value = max(self.least, min(self.value, math.ceil(affordable)))
         elif queue_s <= most_s * waiting.least / waiting.most and peak >= self.value:
             self.value = math.ceil(self.value * GROWTH)
 

@@ -138,8 +138,8 @@ def to_reply(response: Response) -> Reply | None:
         raise _to_gateway_error(response)
     body, json_length = response.body, response.json_length
     _check_finite(body, len(body) if json_length is None else json_length)
-    found = _VERSION.search(body, 0, _HEAD_BYTES)
-    version = found[1].decode() if found else ""
+    match = _VERSION.search(body, 0, _HEAD_BYTES)
+    version = match[1].decode() if match else ""
     if json_length is None:
         return Reply(200, body, version=version)
     headers = [(b"inference-header-content-length", b"%d" % json_length)]

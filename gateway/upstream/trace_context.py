@@ -19,10 +19,10 @@ def read(headers: Iterable[tuple[bytes, bytes]]) -> Metadata | None:
     """The trace context in a request's headers, as metadata; None without a valid one. It is
     written anew: nothing else that a client wrote is in it."""
     parents = [value for name, value in headers if name == TRACEPARENT]
-    found = _TRACEPARENT.fullmatch(parents[0]) if len(parents) == 1 else None
-    if not found or (found[1] == b"00" and found[5]):
+    match = _TRACEPARENT.fullmatch(parents[0]) if len(parents) == 1 else None
+    if not match or (match[1] == b"00" and match[5]):
         return None
-    parent = b"-".join((b"00", found[2], found[3], found[4]))
+    parent = b"-".join((b"00", match[2], match[3], match[4]))
     metadata: Metadata = ((TRACEPARENT.decode(), parent.decode()),)
     state = b",".join(value for name, value in headers if name == TRACESTATE)
     if _TRACESTATE.fullmatch(state):

@@ -88,8 +88,8 @@ def _identity_binary(name: str, stack: BenchStack, through: Through, raw: bytes)
 
 
 def _binary_head(tensor: Mapping[str, object], n_bytes: int, binary_output: bool) -> bytes:
-    described = {**tensor, "parameters": {"binary_data_size": n_bytes}}
-    document = {"inputs": [described], "parameters": {"binary_data_output": binary_output}}
+    binary_tensor = {**tensor, "parameters": {"binary_data_size": n_bytes}}
+    document = {"inputs": [binary_tensor], "parameters": {"binary_data_output": binary_output}}
     return json.dumps(document).encode()
 
 

@@ -71,20 +71,20 @@ def _changes(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
             f"{name} was held at {before['rate_per_s']:g}/s and at {after['rate_per_s']:g}/s: "
             "sign off both at one rate"
         )
-    found = [_verdict(name, before, after)]
+    comparisons = [_verdict(name, before, after)]
     for title, key in _LATENCIES:
         pairs = list(zip(_blocks(before, key), _blocks(after, key), strict=False))
         if len(pairs) >= FEWEST_BLOCKS:
-            found.append(_latency(name, title, pairs))
-    found += [
+            comparisons.append(_latency(name, title, pairs))
+    comparisons += [
         _share(name, line["name"], line, other)
         for line in before["objectives"]
         for other in after["objectives"]
         if line["name"] == other["name"] and line["requests"] and other["requests"]
     ]
     if before["knee"] and after["knee"]:
-        found.append(_knee(name, before["knee"], after["knee"]))
-    return found
+        comparisons.append(_knee(name, before["knee"], after["knee"]))
+    return comparisons
 
 
 def _verdict(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Change:

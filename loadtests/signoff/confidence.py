@@ -90,13 +90,13 @@ def verdict(
         raise ValueError(f"{misses} of {requests} requests cannot have missed a limit")
     if not 0 < percentile < 1:
         raise ValueError(f"a percentile is between 0 and 1, not {percentile}")
-    each = 1 - (1 - confidence) / looks
-    if requests and requests >= requests_needed(misses, percentile, each):
+    look_confidence = 1 - (1 - confidence) / looks
+    if requests and requests >= requests_needed(misses, percentile, look_confidence):
         return Verdict(Outcome.PASS, requests, misses, percentile, confidence)
     # At least so many misses, if the limit only just held: improbable?
-    if misses and betainc(misses, requests - misses + 1, 1 - percentile) <= 1 - each:
+    if misses and betainc(misses, requests - misses + 1, 1 - percentile) <= 1 - look_confidence:
         return Verdict(Outcome.FAIL, requests, misses, percentile, confidence)
-    more = _more(requests, misses, percentile, each)
+    more = _more(requests, misses, percentile, look_confidence)
     return Verdict(Outcome.UNDECIDED, requests, misses, percentile, confidence, more)
 
 

@@ -80,10 +80,10 @@ class CrossCheck:
 def find_perf_analyzer(root: Path) -> Path:
     """The one of ``make clients``, else the one on PATH; CannotStart without either."""
     own = root / ".venv-clients/perf_analyzer/bin/perf_analyzer"
-    found = own if own.exists() else shutil.which("perf_analyzer")
-    if not found:
+    executable = own if own.exists() else shutil.which("perf_analyzer")
+    if not executable:
         raise CannotStart("there is no perf_analyzer to compare with: run `make clients`")
-    return Path(found)
+    return Path(executable)
 
 
 def perf_analyzer(tool: Path, url: str, key: str, model: str, data: str, seconds: float) -> Client:

@@ -285,14 +285,14 @@ def highest_rate(slo: Slo, profile: Profile, load: Load, highest: float) -> floa
 
 def _search(result: Result, profile: Profile, load: Load, highest: float) -> None:
     rate = result.slo.tested_rate
-    found = search(
+    knees = search(
         rate,
         lambda rate: _holds(result, rate, _window_s(profile, rate), load),
         precision=profile.precision,
         highest=highest,
         least=rate / 64,
     )
-    for knee in found:
+    for knee in knees:
         result.knee = knee
 
 
@@ -375,9 +375,9 @@ def _judge(result: Result, parts: list[Samples], memory: Memory, looks: int) -> 
 
 def _first_look(slo: Slo) -> int:
     """The requests that decide every line of a server that holds them well."""
-    each = 1 - (1 - CONFIDENCE) / LOOKS
-    counts = [requests_needed(FIRST_MISSES, limit.share, each) for limit in slo.limits]
-    return max([*counts, requests_needed(0, 1 - slo.errors, each)])
+    look_confidence = 1 - (1 - CONFIDENCE) / LOOKS
+    counts = [requests_needed(FIRST_MISSES, limit.share, look_confidence) for limit in slo.limits]
+    return max([*counts, requests_needed(0, 1 - slo.errors, look_confidence)])
 
 
 def _memory_line(growth: Drift | None, limit: float) -> Line:

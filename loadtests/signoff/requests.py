@@ -56,8 +56,8 @@ class Target:
 
     def pipeline(self, name: str) -> Pipeline:
         """What the gateway says of a pipeline; CannotStart if a tenant may not use it."""
-        found = [pipeline_of(self.url, name, own.key, own.whose) for own in self.tenants]
-        return found[0]
+        pipelines = [pipeline_of(self.url, name, own.key, own.whose) for own in self.tenants]
+        return pipelines[0]
 
     def rows(self, pipeline: Pipeline, count: int) -> str:
         """The tensors of so many requests, as perf_analyzer's ``--input-data`` has them."""
@@ -286,8 +286,8 @@ def _post(
 
 def _server_timing(response: Any) -> dict[str, float]:
     """Seconds, by the names that the server gives."""
-    found = _TIMING.findall(response.get("server-timing") or "")
-    return {name: float(ms) / 1000 for name, ms in found}
+    timings = _TIMING.findall(response.get("server-timing") or "")
+    return {name: float(ms) / 1000 for name, ms in timings}
 
 
 def _v2(http: HTTPClient, pipeline: Pipeline, texts: Iterator[str], *, is_binary: bool) -> Sender:

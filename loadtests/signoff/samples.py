@@ -222,12 +222,12 @@ def independent(missed: npt.NDArray[np.bool_], due_s: Vector) -> tuple[int, int]
         return requests, misses
     blocks = (due_s // BLOCK_S).astype(int)
     counts = np.bincount(blocks)
-    found = np.bincount(blocks, weights=missed)[counts > 0]
+    block_misses = np.bincount(blocks, weights=missed)[counts > 0]
     counts = counts[counts > 0]
     if len(counts) < 3:
         return requests, misses
     share = misses / requests
-    squares = (found - counts * share) ** 2 / (counts * share * (1 - share))
+    squares = (block_misses - counts * share) ** 2 / (counts * share * (1 - share))
     dispersion = max(1.0, float(squares.sum()) / (len(counts) - 1))
     return max(1, int(requests / dispersion)), max(1, round(misses / dispersion))
 

@@ -98,15 +98,15 @@ def read_statistics(url: str, key: str) -> Statistics | None:
 
 def totals_by_model(entries: Iterable[Mapping[str, Any]]) -> Statistics:
     """Of V2's ``model_stats``, in which each version of a model stands for itself."""
-    found: dict[str, Totals] = {}
+    by_model: dict[str, Totals] = {}
     for entry in entries:
-        totals, more = found.get(entry["name"], Totals()), _totals(entry)
-        found[entry["name"]] = Totals(
+        totals, more = by_model.get(entry["name"], Totals()), _totals(entry)
+        by_model[entry["name"]] = Totals(
             totals.requests + more.requests,
             totals.queue_ns + more.queue_ns,
             totals.compute_ns + more.compute_ns,
         )
-    return found
+    return by_model
 
 
 def _totals(entry: Mapping[str, Any]) -> Totals:

@@ -88,12 +88,12 @@ def read_trace(path: Path, speed: float, chosen: tuple[str, ...] = ()) -> Trace:
     if is_azure and len(chosen) > 1:
         raise CannotStart(f"{path} is of one pipeline: pass --pipeline once")
     if is_azure:
-        found = _azure(path, lines, chosen[0] if chosen else "chat")
+        recorded = _azure(path, lines, chosen[0] if chosen else "chat")
     else:
-        found = _json_lines(path, lines)
+        recorded = _json_lines(path, lines)
     requests = []
     before_s = 0.0
-    for request in found:
+    for request in recorded:
         if request.at_s < before_s:
             raise CannotStart(
                 f"{path}, line {request.line}: {request.at_s:g} s is before the request above it: "

@@ -92,13 +92,13 @@ def verdict(
         )
     ]
     for bound in bounds:
-        each = alpha / 4 / len(bounds)
+        bound_alpha = alpha / 4 / len(bounds)
         comparisons.append(
             Comparison(
                 f"took over {bound:g} s",
                 latency_margin,
-                interval(stable.slower[bound], stable.answered, each),
-                interval(canary.slower[bound], canary.answered, each),
+                interval(stable.slower[bound], stable.answered, bound_alpha),
+                interval(canary.slower[bound], canary.answered, bound_alpha),
             )
         )
     decision, reason = _decide(stable, canary, comparisons, least_requests)

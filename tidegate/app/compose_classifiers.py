@@ -52,12 +52,12 @@ class RoutedClassifiers:
         classifiers = [_classifier(repository, name, known) for name, known in reads.items()]
         cards = {name: _schema(repository, name).card for name in reads}
         golden = _golden(repository, classifiers[0])
-        listed = "; ".join(f"{name} ({', '.join(known)})" for name, known in reads.items())
+        known_languages = "; ".join(f"{name} ({', '.join(known)})" for name, known in reads.items())
         card = {
             **CARD,
             "language": list(dict.fromkeys(code for known in reads.values() for code in known)),
             "reads": reads,
-            "limits": LIMITS.format(reads=listed),
+            "limits": LIMITS.format(reads=known_languages),
             "members": cards,
         }
         return declare(NAME, classifiers, golden, card)

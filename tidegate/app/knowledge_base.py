@@ -225,7 +225,7 @@ def _scripts(entries: Sequence["Entry"]) -> Counter[str]:
         )
         for entry in entries
     )
-    return Counter(max(found, key=found.__getitem__) for found in scripts if found)
+    return Counter(max(letters, key=letters.__getitem__) for letters in scripts if letters)
 
 
 def _report_scripts(entries: Sequence["Entry"], embedding: Embedding, report: Progress) -> None:

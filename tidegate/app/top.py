@@ -223,13 +223,13 @@ def _totals(look: Look, metric: str, names: Sequence[str]) -> dict[tuple[str, ..
     return totals
 
 
-def _buckets(first: Look, second: Look, metric: str, wanted: Labels) -> Buckets:
+def _buckets(first: Look, second: Look, metric: str, selected: Labels) -> Buckets:
     """The cumulative buckets of what was observed between the looks, with these labels."""
-    changes = _changes(first, second, metric, (*wanted, "le"))
+    changes = _changes(first, second, metric, (*selected, "le"))
     return {
         float(key[-1]): count
         for key, count in changes.items()
-        if key[:-1] == tuple(wanted.values())
+        if key[:-1] == tuple(selected.values())
     }
 
 

@@ -103,13 +103,13 @@ def _verdict(name: str, url: str | None, *, as_json: bool) -> None:
     from tidegate.app.top import Gateway
 
     canary, stable, own = arms(name, Gateway.of(Paths.current(), url).look())
-    found = verdict(stable, own)
+    result = verdict(stable, own)
     if as_json:
-        print_json({"canary": canary, **found.as_dict()})
+        print_json({"canary": canary, **result.as_dict()})
     else:
-        colour = {"promote": "green", "roll back": "red"}.get(found.verdict, "yellow")
-        click.echo(f"{canary}: {click.style(found.verdict, fg=colour)}: {found.reason}")
-        requests = f"{found.canary_requests:,} requests, {found.stable_requests:,} beside it"
+        colour = {"promote": "green", "roll back": "red"}.get(result.verdict, "yellow")
+        click.echo(f"{canary}: {click.style(result.verdict, fg=colour)}: {result.reason}")
+        requests = f"{result.canary_requests:,} requests, {result.stable_requests:,} beside it"
         click.echo(f"  {requests}")
     codes = {"promote": ExitCode.DONE, "roll back": ExitCode.FAILED}
-    sys.exit(codes.get(found.verdict, ExitCode.NOTHING))
+    sys.exit(codes.get(result.verdict, ExitCode.NOTHING))

@@ -240,12 +240,12 @@ def compare(before: Path, after: Path, as_json: bool) -> None:
     from loadtests.signoff.compare import NotComparable, changes, read_report
 
     try:
-        found = changes(read_report(before), read_report(after))
+        compared = changes(read_report(before), read_report(after))
     except NotComparable as error:
         raise click.UsageError(str(error)) from None
     if as_json:
-        print_json([asdict(change) for change in found])
+        print_json([asdict(change) for change in compared])
     else:
-        for change in found:
+        for change in compared:
             click.secho(change.line(), fg="red" if change.is_regression else None)
-    sys.exit(ExitCode.FAILED if any(change.is_regression for change in found) else ExitCode.DONE)
+    sys.exit(ExitCode.FAILED if any(change.is_regression for change in compared) else ExitCode.DONE)

@@ -58,7 +58,7 @@ class CompletionsApi:
         """Served by what serves chat; only how a request and its response are written differs."""
         return await self._complete(context, "chat", "input", read_response, ResponsesWriter)
 
-    async def answer(self, context: RequestContext, body: _Body) -> str:
+    async def reply_text(self, context: RequestContext, body: _Body) -> str:
         """What a chat model answers to a request that a route of ours makes of its caller's; the
         caller's limits apply."""
         model, _, declaration = resolve_model(self.gateway, context, "chat", body)

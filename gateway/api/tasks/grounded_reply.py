@@ -159,7 +159,7 @@ class GroundedReplies:
             "max_tokens": MAX_TOKENS,
             "temperature": 0,
         }
-        text = await self._completions.answer(context, body)
+        text = await self._completions.reply_text(context, body)
         try:
             chosen = orjson.loads(text)["sentences"]
         except (orjson.JSONDecodeError, KeyError, TypeError):
