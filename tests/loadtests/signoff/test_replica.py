@@ -79,7 +79,9 @@ def test_a_kill_that_could_not_be_is_undecided():
 
 
 @pytest.mark.parametrize(
-    ("pid", "said"), [(os.getpid(), "is no replica"), (2**22 + 1, "there is no process")]
+    ("pid", "said"),
+    [(os.getpid(), "is no replica"), (2**22 + 1, "there is no process")],
+    ids=["our own", "none"],  # the same in each worker of a run
 )
 def test_only_a_replica_may_be_killed(pid, said):
     with pytest.raises(CannotStart, match=said):
