@@ -18,12 +18,12 @@ from gateway.http.request_context import RequestContext
 from gateway.limits.limiter import HEARTBEAT_S
 from gateway.models.catalogue import Model
 from gateway.supervision import STALL_S, every
-from gateway.upstream.admission import MEASURE_S, FairQueue
+from gateway.upstream.admission import BATCH_SHARE, MEASURE_S, ONE_BY_ONE, Waiting
 from gateway.upstream.balancing import Health
 from gateway.upstream.replicas import CHECK_S, Replica
 from gateway.upstream.server import Upstream
 from gateway.upstream.triton_errors import request_id
-from gateway.upstream.triton_times import TritonTimes
+from gateway.upstream.triton_times import TritonTimes, for_each_request
 from modelspec.golden import LEAST_PROBE_S, probe_time_s
 from modelspec.probe import Probe, ProbeResponse
 
@@ -111,22 +111,28 @@ class Background:
     async def adjust_limits(self) -> None:
         """Let each model have as many requests at a time as Triton's own queue suggests."""
         gateway = self.gateway
-        busy = [(name, queue) for name, queue in gateway.queues.items() if queue.peak > 1]
-        await asyncio.gather(*(self._adjust_limit(name, queue) for name, queue in busy))
+        busy = []
+        for name, queue in gateway.queues.items():
+            model, replicas = gateway.catalogue.models.get(name), self._replicas_of(name)
+            if queue.peak > 1 and model and replicas:
+                busy.append((queue, model, replicas))
+        wanted = [
+            (replica, step)
+            for _, model, replicas in busy
+            for step in model.steps or (model.name,)
+            for replica in replicas
+        ]
+        deltas = await self._triton_times.read(wanted, time.monotonic())
+        for queue, model, replicas in busy:
+            times_s = for_each_request(deltas, replicas, model.steps or (model.name,))
+            delay_s = model.batch_delay_s
+            waiting = ONE_BY_ONE if delay_s is None else Waiting(BATCH_SHARE, delay_s)
+            queue.measured(len(replicas), *times_s, waiting)
         gateway.metrics.show_queues(gateway.queues)
         for name in [name for name in gateway.queues if name not in gateway.catalogue.models]:
             if not gateway.queues[name].in_flight:
                 del gateway.queues[name]
                 gateway.metrics.forget_queue(name)
-
-    async def _adjust_limit(self, name: str, queue: FairQueue) -> None:
-        model = self.gateway.catalogue.models.get(name)
-        replicas = self._replicas_of(name)
-        if model is None or not replicas:
-            return
-        steps = model.steps or (name,)
-        queue_s, compute_s = await self._triton_times.since_last(replicas, steps)
-        queue.measured(len(replicas), queue_s, compute_s, batches=model.batches)
 
     async def refresh_catalogue(self) -> None:
         gateway = self.gateway

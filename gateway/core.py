@@ -34,7 +34,6 @@ from gateway.render import Reply
 from gateway.settings import Settings
 from gateway.supervision import Supervisor
 from gateway.upstream import trace_context
-from gateway.upstream.admission import SMALL_BYTES as SMALLEST_REQUEST
 from gateway.upstream.admission import FairQueue, Turn
 from gateway.upstream.balancing import Health
 from gateway.upstream.catalogue_reader import CatalogueReader
@@ -192,10 +191,12 @@ class Gateway:
         turn = queue.try_enter()
         if turn is not None:
             return turn
-        weight = self.access_control.policy.current.rules.weight(context.tenant)
-        cost = max(SMALLEST_REQUEST, context.body_bytes) / weight
-        work = queue.enter(context.tenant, cost, context.remaining_s())
+        self.pool.require(serving)  # nobody waits for a server that is not there
+        work = queue.enter(context.tenant, self._weight(context), context.remaining_s())
         return await context.while_connected(work)
+
+    def _weight(self, context: RequestContext) -> float:
+        return self.access_control.policy.current.rules.weight(context.tenant)
 
     def permit(
         self,
@@ -226,10 +227,10 @@ class Gateway:
     ) -> A:
         """The result of ``work`` with a permit as ``permit`` gives it. If the replica is lost, a
         request that belongs to no sequence is sent to another one, once."""
-        if step_of(message) is not None:
-            with self.permit(context, model, message) as upstream:
-                return await work(upstream)
         with await self.turn(context, model, message.model_name):
+            if step_of(message) is not None:
+                with self.permit(context, model, message) as upstream:
+                    return await work(upstream)
             return await self.pool.call(
                 message.model_name, message.model_version, work, may_repeat=model.may_repeat
             )
@@ -336,6 +337,8 @@ class Gateway:
             context.version = reply.version
             return reply
 
+        if not self.pool.has_http(request.model):
+            return None
         with await self.turn(context, model, request.model):
             try:
                 return await self.pool.call(
@@ -356,9 +359,9 @@ class Gateway:
         admission = await context.enter(self.access_control.admit(context, model))
         serving = self.serving(context, model)
         row_batches = await self.work(context, batches, model, endpoint_schema, rows)
-        with await self.turn(context, model, serving):
+        with await self.turn(context, model, serving) as turn:
             inference = self._infer_batches(
-                context, row_batches, serving, may_repeat=model.may_repeat
+                context, row_batches, serving, turn, may_repeat=model.may_repeat
             )
             admission.started()
             results = await _timed(context, inference)
@@ -374,10 +377,12 @@ class Gateway:
         context: RequestContext,
         row_batches: Sequence[Batch],
         serving: str,
+        turn: Turn,
         *,
         may_repeat: bool,
     ) -> list[tuple[Tensors, int]]:
         """Infer a few batches at a time; the first failure cancels the rest and is raised as it is.
+        Between two batches the request's ``turn`` goes to whoever waits for one.
 
         Each permit is kept for one batch after another, so that a request that has begun is not
         refused halfway; if its replica is lost, the rest is sent to another one. Raises NoCapacity
@@ -397,6 +402,11 @@ class Gateway:
                 if not under_way:
                     if not is_first and queue and queue.waiting:
                         return  # others have a right to this turn
+                    if is_first and results:
+                        weight = self._weight(context)
+                        await turn.pass_on(context.tenant, weight, context.remaining_s())
+                        if not pending:  # the other workers took the rest meanwhile
+                            return
                     under_way.append(pending.popleft())
                 batch = under_way[0]
                 batch.message.model_name = serving
@@ -408,10 +418,10 @@ class Gateway:
 
         async def worker(*, is_first: bool) -> None:
             """The first has the request's turn; the others take part if nobody waits for one."""
-            turn = queue.try_enter() if queue and not is_first else Turn(None)
-            if turn is None:
+            own_turn = queue.try_enter() if queue and not is_first else Turn(None)
+            if own_turn is None:
                 return
-            with turn:
+            with own_turn:
                 try:
                     permit = self.pool.permit(serving)
                 except NoCapacity:

@@ -51,7 +51,8 @@ class Model:
     golden_fault: str = ""  # why the config's golden sample cannot be used
     canary_of: str = ""  # the public pipeline whose canary it is
     steps: tuple[str, ...] = ()  # the models that an ensemble's config names
-    batches: bool = False  # Triton gathers requests for it, or for one of its steps, into batches
+    # How long Triton waits to gather a batch, for it and its steps; None: it gathers none.
+    batch_delay_s: float | None = None
     uses_http_upstream: bool = False  # plain requests go over the HTTP upstream
     sequences: SequenceSlots | None = None  # for a model that keeps state between requests
 
@@ -170,13 +171,20 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
         probe=probe,
         golden_fault=golden_fault,
         sequences=sequence_slots(config),
-        batches=config.HasField("dynamic_batching"),
+        batch_delay_s=batch_delay_s(config),
         steps=tuple(step.model_name for step in config.ensemble_scheduling.step),
         uses_http_upstream=not declaration.is_cancellable
         and TOKENS not in outputs  # the HTTP upstream would not count its tokens
         and not config.HasField("ensemble_scheduling")
         and _OWN_JSON.isdisjoint(t.dtype for t in (*inputs.values(), *outputs.values())),
     )
+
+
+def batch_delay_s(config: model_config_pb2.ModelConfig) -> float | None:
+    """How long Triton waits to gather a batch for the model; None if it does not gather any."""
+    if not config.HasField("dynamic_batching"):
+        return None
+    return float(config.dynamic_batching.max_queue_delay_microseconds / 1e6)
 
 
 def sequence_slots(config: model_config_pb2.ModelConfig) -> SequenceSlots | None:

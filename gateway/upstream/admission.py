@@ -2,20 +2,23 @@
 
 Triton's own queue is first come, first served: a tenant that sends fifty times as much has fifty
 times as much before everybody else. So requests wait here, and tenants take turns: the next request
-is that of the tenant that has had the least lately, by the bytes it sent, divided by its ``weight``
-in ``gateway.toml``.
+is that of the tenant whose requests have been at the model for the least time lately, divided by
+its ``weight`` in ``gateway.toml``.
 
 How many are sent at a time follows from what Triton itself measured: by Little's law, requests in
 flight are throughput times the time that each spends there, so with more of them than keep the
 instances busy only the queue grows. The ``Limit`` shrinks while a request waits in Triton for
 longer than its ``Waiting`` says, and grows while it waits for less and the limit holds others back.
 It starts high and does not come from the latency of a quiet hour, so nothing is refused while it is
-found, and no bad hour is taken for the rule.
+found, and no bad hour is taken for the rule. It grows by steps and shrinks by factors, so the
+limits of several processes come to be alike.
 """
 
 import asyncio
 import math
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,25 +27,28 @@ from gateway.errors import DeadlineExceeded, NoCapacity, QuotaExceeded
 START = 64  # requests for a model at a time, for each replica, before anything was measured
 LEAST = 2  # for each replica
 QUEUE_FLOOR_S = 0.001  # a queue shorter than this is none
-GROWTH = 1.25
+GROWTH = 1 / 16  # of the limit in a step, and at least 1
 MOST_WAITING = 1024  # for a model
 NEW_SHARE = 0.2  # of the newest value in a moving average
 MEASURE_S = 0.5  # how often the limits should be adjusted
-SMALL_BYTES = 64  # what the smallest request counts as
+FIRST_S = 0.01  # what a turn is thought to take before one has ended
 
 
 class Waiting(NamedTuple):
-    """How long a request may wait in Triton, as a share of the time that it is worked on: a limit
-    shrinks above ``most``, and grows below ``least``."""
+    """How long a request may wait in Triton: this share of the time that it is worked on, and the
+    ``delay_s`` for which Triton waits on purpose, to gather a batch."""
 
-    most: float
-    least: float
+    share: float
+    delay_s: float = 0.0
+
+    def most_s(self, compute_s: float) -> float:
+        return max(self.share * compute_s, QUEUE_FLOOR_S) + self.delay_s
 
 
-ONE_BY_ONE = Waiting(0.7, 0.35)
+ONE_BY_ONE = Waiting(0.7)
 # What arrives while a batch is worked on waits for up to the whole of its time, however small the
 # batches are; for longer only if they are as large as they may be, and more wait than one of them.
-IN_BATCHES = Waiting(1.2, 1.1)
+BATCH_SHARE = 1.2
 
 
 class Limit:
@@ -57,58 +63,86 @@ class Limit:
         for so long on average."""
         if queue_s + compute_s <= 0:
             return
-        most_s = max(waiting.most * compute_s, QUEUE_FLOOR_S)
+        most_s = waiting.most_s(compute_s)
         if queue_s > most_s:
             affordable = peak * (most_s + compute_s) / (queue_s + compute_s)
-            self.value = max(self.least, min(self.value, math.ceil(affordable)))
-        elif queue_s <= most_s * waiting.least / waiting.most and peak >= self.value:
-            self.value = math.ceil(self.value * GROWTH)
+            self.value = max(self.least, min(self.value, round(affordable)))
+        elif peak >= self.value:
+            self.value += max(1, int(self.value * GROWTH))
 
 
-@dataclass
+@dataclass(eq=False)
 class _Tenant:
     """The requests of one tenant that wait for one model."""
 
-    served: float = 0.0  # the weighted bytes that it has had, on the clock that all share
+    weight: float
+    # The weighted seconds that its requests had at the model, on the clock that all tenants share.
+    served: float = 0.0
     waiting: deque["_Waiter"] = field(default_factory=deque)
 
 
 @dataclass(eq=False)
 class _Waiter:
-    cost: float
-    turn: "asyncio.Future[None]"
+    tenant: _Tenant
+    granted: "asyncio.Future[None]"
+    charged_s: float = 0.0
+    granted_at: float = 0.0
 
 
 class Turn:
     """The right to have one request at the model; leave it when Triton has answered."""
 
-    __slots__ = ("_queue",)
+    __slots__ = ("_is_lent", "_queue", "_waiter")
 
-    def __init__(self, queue: "FairQueue | None") -> None:
-        self._queue = queue
+    def __init__(self, queue: "FairQueue | None", waiter: _Waiter | None = None) -> None:
+        """``queue`` is None for a request that needs no turn."""
+        self._queue, self._waiter, self._is_lent = queue, waiter, False
 
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> "Turn":
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.leave()
 
     def leave(self) -> None:
         queue, self._queue = self._queue, None
-        if queue is not None:
-            queue.leave()
+        if queue is not None and not self._is_lent:
+            queue.leave(self._waiter)
+
+    async def pass_on(self, tenant: str, weight: float, timeout_s: float) -> None:
+        """Between two parts of a request: if others wait, they go first. Raises as ``enter``."""
+        queue = self._queue
+        if queue is None or not queue.waiting:
+            return
+        self.leave()
+        turn = await queue.enter(tenant, weight, timeout_s)
+        self._queue, self._waiter = queue, turn._waiter
+
+    def lend(self) -> None:
+        """Let another request have it, while the caller of this one reads nothing."""
+        if self._queue is not None and not self._is_lent:
+            self._is_lent = True
+            self._queue.lend(1)
+
+    def take_back(self) -> None:
+        """Have it again, whatever the limit says by now."""
+        if self._queue is not None and self._is_lent:
+            self._queue.lend(-1)
+        self._is_lent = False
 
 
 class FairQueue:
     """The requests for one model: those that have their turn, and those that wait for it."""
 
-    def __init__(self, replicas: int) -> None:
+    def __init__(self, replicas: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self.limit = Limit(replicas)
         self.in_flight = 0
         self.peak = 0  # since ``measured``
         self.waiting = 0
+        self._time = clock
         self._tenants: dict[str, _Tenant] = {}  # those that wait, and those that did lately
         self._clock = 0.0  # what the tenant whose turn was last had before it
+        self._turn_s = 0.0  # how long one takes, a moving average
         self._left_at, self._interval_s = 0.0, 0.0  # between two that left, while others waited
 
     def try_enter(self) -> Turn | None:
@@ -119,8 +153,8 @@ class FairQueue:
         self.peak = max(self.peak, self.in_flight)
         return Turn(self)
 
-    async def enter(self, tenant: str, cost: float, timeout_s: float) -> Turn:
-        """Wait for a turn. ``cost`` is in bytes, divided by the tenant's weight.
+    async def enter(self, tenant: str, weight: float, timeout_s: float) -> Turn:
+        """Wait for a turn.
 
         Raises QuotaExceeded if this tenant has more requests waiting than is its share of a full
         queue, NoCapacity if the queue is full of its requests alone or its turn would come after
@@ -128,35 +162,46 @@ class FairQueue:
         """
         own = self._tenants.get(tenant)
         if own is None:
-            self._tenants[tenant] = own = _Tenant(self._clock)
+            self._tenants[tenant] = own = _Tenant(weight, self._clock)
+        own.weight = weight
         if not own.waiting:  # what it did not use before does not make it the first for long
             own.served = max(own.served, self._clock)
         self._refuse_late(own, timeout_s)
         if self.waiting >= MOST_WAITING:
             self._make_room(own)
-        waiter = _Waiter(cost, asyncio.get_running_loop().create_future())
+        waiter = _Waiter(own, asyncio.get_running_loop().create_future())
         own.waiting.append(waiter)
         self.waiting += 1
+        self.fill()
         try:
             async with asyncio.timeout(timeout_s):
-                await waiter.turn
+                await waiter.granted
         except TimeoutError:
-            self._give_up(own, waiter)
+            self._give_up(waiter)
             raise DeadlineExceeded(
                 "the model did not answer in time: send less, or try again later"
             ) from None
         except BaseException:
-            self._give_up(own, waiter)
+            self._give_up(waiter)
             raise
-        return Turn(self)
+        return Turn(self, waiter)
 
-    def leave(self) -> None:
-        now = asyncio.get_running_loop().time()
+    def leave(self, waiter: _Waiter | None = None) -> None:
+        """A request has its answer; ``waiter`` is there if it waited for its turn."""
+        now = self._time()
         if self.waiting and self._left_at:
-            newest = now - self._left_at
-            self._interval_s += NEW_SHARE * (newest - self._interval_s)
+            self._interval_s = _moved(self._interval_s, now - self._left_at)
         self._left_at = now if self.waiting else 0.0
+        if waiter is not None:
+            took_s = now - waiter.granted_at
+            self._turn_s = _moved(self._turn_s, took_s)
+            waiter.tenant.served += took_s / waiter.tenant.weight - waiter.charged_s
         self.in_flight -= 1
+        self.fill()
+
+    def lend(self, count: int) -> None:
+        """Let so many others in, instead of some that have their turn; negative: take it back."""
+        self.in_flight -= count
         self.fill()
 
     def fill(self) -> None:
@@ -168,21 +213,20 @@ class FairQueue:
             )
             waiter = own.waiting.popleft()
             self.waiting -= 1
-            if waiter.turn.done():  # its task was cancelled just now
+            if waiter.granted.done():  # its task was cancelled just now
                 continue
-            self._clock = own.served
-            own.served += waiter.cost
+            self._clock = max(self._clock, own.served)
+            # What it takes is known when it leaves.
+            waiter.charged_s, waiter.granted_at = self._charge_s(own), self._time()
+            own.served += waiter.charged_s
             self.in_flight += 1
             self.peak = max(self.peak, self.in_flight)
-            waiter.turn.set_result(None)
+            waiter.granted.set_result(None)
 
-    def measured(
-        self, replicas: int, queue_s: float, compute_s: float, *, batches: bool = False
-    ) -> None:
-        """What so many replicas measured since the last time: seconds for each request.
-        ``batches``: Triton gathers requests for the model into batches."""
+    def measured(self, replicas: int, queue_s: float, compute_s: float, waiting: Waiting) -> None:
+        """What so many replicas measured since the last time: seconds for each request."""
         self.limit.least = LEAST * replicas
-        self.limit.adjust(self.peak, queue_s, compute_s, IN_BATCHES if batches else ONE_BY_ONE)
+        self.limit.adjust(self.peak, queue_s, compute_s, waiting)
         self.peak = self.in_flight
         self._tenants = {
             name: tenant
@@ -191,11 +235,17 @@ class FairQueue:
         }
         self.fill()
 
+    def _charge_s(self, tenant: _Tenant) -> float:
+        return (self._turn_s or FIRST_S) / tenant.weight
+
     def _refuse_late(self, own: _Tenant, timeout_s: float) -> None:
         """Refuse at once what would only be refused later."""
-        others = sum(1 for tenant in self._tenants.values() if tenant.waiting and tenant is not own)
-        # Tenants take turns, so as many of each of the others' may be served meanwhile.
-        before = min(self.waiting, len(own.waiting) * (1 + others))
+        mine = own.served + len(own.waiting) * self._charge_s(own)
+        before = len(own.waiting)
+        for other in self._tenants.values():
+            if other is not own and other.waiting and other.served <= mine:
+                ahead = int((mine - other.served) / self._charge_s(other)) + 1
+                before += min(len(other.waiting), ahead)
         expected_s = before * self._interval_s
         if expected_s > timeout_s:
             raise self._refusal(own, expected_s)
@@ -207,8 +257,8 @@ class FairQueue:
             raise self._refusal(own, expected_s)
         waiter = longest.waiting.pop()
         self.waiting -= 1
-        if not waiter.turn.done():
-            waiter.turn.set_exception(_used_up(expected_s))
+        if not waiter.granted.done():
+            waiter.granted.set_exception(_used_up(expected_s))
 
     def _refusal(self, own: _Tenant, expected_s: float) -> NoCapacity | QuotaExceeded:
         if any(tenant.waiting and tenant is not own for tenant in self._tenants.values()):
@@ -217,13 +267,14 @@ class FairQueue:
             "the model is busy: try again shortly", retry_after_s=_retry_after_s(expected_s)
         )
 
-    def _give_up(self, own: _Tenant, waiter: _Waiter) -> None:
+    def _give_up(self, waiter: _Waiter) -> None:
         """It leaves the queue, or gives back the turn that it was given at the same moment."""
-        if waiter in own.waiting:
-            own.waiting.remove(waiter)
+        granted = waiter.granted
+        if waiter in waiter.tenant.waiting:
+            waiter.tenant.waiting.remove(waiter)
             self.waiting -= 1
-        elif waiter.turn.done() and not waiter.turn.cancelled() and not waiter.turn.exception():
-            self.leave()
+        elif granted.done() and not granted.cancelled() and not granted.exception():
+            self.leave(waiter)
 
 
 def _used_up(expected_s: float) -> QuotaExceeded:
@@ -235,3 +286,8 @@ def _used_up(expected_s: float) -> QuotaExceeded:
 
 def _retry_after_s(expected_s: float) -> int:
     return max(1, math.ceil(min(expected_s, 60)))
+
+
+def _moved(average: float, newest: float) -> float:
+    """A moving average with its newest value; ``average`` is 0.0 before the first."""
+    return average + NEW_SHARE * (newest - average) if average else newest

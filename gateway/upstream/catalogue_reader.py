@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gateway.errors import DeadlineExceeded, GatewayError, NoCapacity
-from gateway.models.catalogue import Catalogue, Model, read_model, sequence_slots
+from gateway.models.catalogue import Catalogue, Model, batch_delay_s, read_model, sequence_slots
 from gateway.models.sequences import SequenceSlots
 from gateway.upstream.replicas import Replica
 from modelspec.errors import DeclarationError
@@ -95,23 +95,23 @@ class CatalogueReader:
         """Raises NoCapacity or DeadlineExceeded if the server does not respond; a model's own fault
         is its entry's, and affects no other."""
         previous, config_bytes, slots = self._entries.get(name), b"", None
-        batches = False
+        delay_s = None
         try:
             config = (await holder.upstream.describe("ModelConfig", name)).config
             self.read_at = time.monotonic()
             config_bytes = config.SerializeToString(deterministic=True)
             if previous and (previous.versions, previous.config) == (versions, config_bytes):
                 return previous
-            slots, batches = sequence_slots(config), config.HasField("dynamic_batching")
+            slots, delay_s = sequence_slots(config), batch_delay_s(config)
             model = read_model(config, versions)
         except (NoCapacity, DeadlineExceeded):
             raise
         except DeclarationError as error:
-            return _Entry(versions, config_bytes, None, slots, batches, error.problem)
+            return _Entry(versions, config_bytes, None, slots, delay_s, error.problem)
         except Exception as error:
-            return _Entry(versions, b"", None, slots, batches, str(error) or type(error).__name__)
+            return _Entry(versions, b"", None, slots, delay_s, str(error) or type(error).__name__)
         fault = model.golden_fault if model else ""
-        return _Entry(versions, config_bytes, model, slots, batches, fault)
+        return _Entry(versions, config_bytes, model, slots, delay_s, fault)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class _Entry:
     config: bytes
     model: Model | None
     slots: SequenceSlots | None
-    batches: bool
+    batch_delay_s: float | None
     fault: str
 
 
@@ -141,12 +141,14 @@ def _as_its_steps(model: Model, entries: "Mapping[str, _Entry]") -> Model:
     """An ensemble takes as many sequences as the step that takes the fewest, and gathers batches if
     one of its steps does."""
     steps = [entry for entry in map(entries.get, model.steps) if entry]
-    batches = model.batches or any(step.batches for step in steps)
-    sequences, step_slots = model.sequences, [step.slots for step in steps if step.slots]
-    if step_slots and not sequences:
+    delay_s, sequences = model.batch_delay_s, model.sequences
+    if delays_s := [step.batch_delay_s for step in steps if step.batch_delay_s is not None]:
+        delay_s = sum(delays_s)
+    slots = [step.slots for step in steps if step.slots]
+    if slots and not sequences:
         sequences = SequenceSlots(
-            min(slots.at_once for slots in step_slots), max(slots.idle_s for slots in step_slots)
+            min(step.at_once for step in slots), max(step.idle_s for step in slots)
         )
-    if (batches, sequences) == (model.batches, model.sequences):
+    if (delay_s, sequences) == (model.batch_delay_s, model.sequences):
         return model
-    return replace(model, batches=batches, sequences=sequences)
+    return replace(model, batch_delay_s=delay_s, sequences=sequences)

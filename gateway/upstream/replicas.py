@@ -355,6 +355,18 @@ class ReplicaPool:
                 return only.permit(model)
         return self._permit(self.replicas, model, version)
 
+    def require(self, model: str) -> None:
+        """Raises NoCapacity if no replica could take a request for the model now."""
+        if not any(replica.health and replica.serves(model) for replica in self.replicas):
+            raise NoCapacity(_NOBODY, retry_after_s=1)
+
+    def has_http(self, model: str) -> bool:
+        """Whether a replica that serves the model can be asked over HTTP/1.1."""
+        return any(
+            replica.upstream.http_upstream is not None and replica.serves(model)
+            for replica in self.replicas
+        )
+
     def _permit(self, replicas: Sequence[Replica], model: str, version: str) -> Permit:
         now = time.monotonic()
         states = [replica.state(model, version, now) for replica in replicas]

@@ -1,12 +1,14 @@
 """How long requests wait in Triton, and how long it works on them, from its own statistics."""
 
 import asyncio
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.errors import GatewayError
 from gateway.upstream.replicas import Replica
 
+STALE_S = 5.0  # totals that were read longer ago are no beginning for an average
 _COMPUTE = ("compute_input", "compute_infer", "compute_output")
 
 
@@ -19,41 +21,63 @@ class Totals:
     compute_s: float = 0.0
 
 
+Deltas = Mapping[tuple[str, str], Totals]
+
+
 class TritonTimes:
     """Remembers the totals, to tell what came since."""
 
     def __init__(self) -> None:
-        self._before: dict[tuple[str, str], Totals] = {}  # (replica, model) -> its totals
+        # (replica's address, model) -> when they were read, monotonic seconds, and its totals
+        self._before: dict[tuple[str, str], tuple[float, Totals]] = {}
 
-    async def since_last(
-        self, replicas: Sequence[Replica], models: Sequence[str]
-    ) -> tuple[float, float]:
-        """The seconds that a request waited, and was worked on, at these replicas since the last
-        call, on average; for an ensemble, pass its steps. (0.0, 0.0) if that is not known."""
-        queue_s = compute_s = 0.0
-        for model in models:
-            totals = await asyncio.gather(*(self._since(replica, model) for replica in replicas))
-            requests = sum(total.requests for total in totals)
-            if requests > 0:
-                queue_s += sum(total.queue_s for total in totals) / requests
-                compute_s += sum(total.compute_s for total in totals) / requests
-        return queue_s, compute_s
-
-    async def _since(self, replica: Replica, model: str) -> Totals:
-        try:
-            response = await replica.upstream.describe("ModelStatistics", model)
-        except GatewayError:
-            return Totals()
-        key = replica.address, model
-        before = self._before.get(key)
-        now = self._before[key] = _totals(response)
-        if before is None or now.requests < before.requests:  # or it was started again
-            return Totals()
-        return Totals(
-            now.requests - before.requests,
-            now.queue_s - before.queue_s,
-            now.compute_s - before.compute_s,
+    async def read(self, wanted: Iterable[tuple[Replica, str]], now: float) -> Deltas:
+        """What each of these models at these replicas did since the last call. A model that several
+        pipelines share is read once, for all of them."""
+        pairs = {(replica.address, model): replica for replica, model in wanted}
+        totals = await asyncio.gather(
+            *(_read(replica, model) for (_, model), replica in pairs.items())
         )
+        deltas = {}
+        for key, current in zip(pairs, totals, strict=True):
+            read_at, before = self._before.get(key, (-math.inf, Totals()))
+            if current is None:
+                continue
+            self._before[key] = now, current
+            # Not what came in a long pause, nor after Triton was started again.
+            if now - read_at < STALE_S and current.requests >= before.requests:
+                deltas[key] = Totals(
+                    current.requests - before.requests,
+                    current.queue_s - before.queue_s,
+                    current.compute_s - before.compute_s,
+                )
+        return deltas
+
+
+def for_each_request(
+    deltas: Deltas, replicas: Sequence[Replica], models: Sequence[str]
+) -> tuple[float, float]:
+    """The seconds that a request waited, and was worked on, at these replicas on average; of an
+    ensemble, pass the steps. (0.0, 0.0) if that is not known."""
+    queue_s = compute_s = 0.0
+    for model in models:
+        totals = [
+            deltas[replica.address, model]
+            for replica in replicas
+            if (replica.address, model) in deltas
+        ]
+        requests = sum(total.requests for total in totals)
+        if requests > 0:
+            queue_s += sum(total.queue_s for total in totals) / requests
+            compute_s += sum(total.compute_s for total in totals) / requests
+    return max(0.0, queue_s), max(0.0, compute_s)
+
+
+async def _read(replica: Replica, model: str) -> Totals | None:
+    try:
+        return _totals(await replica.upstream.describe("ModelStatistics", model))
+    except GatewayError:
+        return None
 
 
 def _totals(response: object) -> Totals:

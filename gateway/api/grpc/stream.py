@@ -53,6 +53,7 @@ from gateway.limits.limiter import Admission
 from gateway.models.catalogue import Model
 from gateway.models.metering import Meter
 from gateway.render import CLIENT_LEFT, Api, status_of
+from gateway.upstream.admission import Turn
 from gateway.upstream.server import Upstream, end_stream
 from gateway.upstream.stream_call import EMPTY_FINAL, FINAL, StreamCall
 from gateway.upstream.trace_context import upstream_metadata
@@ -83,6 +84,7 @@ class Message:
         "permit",
         "slot",
         "timer",
+        "turn",
         "wants_final",
     )
 
@@ -92,6 +94,7 @@ class Message:
         self.meter: Meter | None = None
         self.slot = contextlib.AsyncExitStack()
         self.permit = contextlib.ExitStack()
+        self.turn: Turn | None = None
         self.wants_final = False
         self.timer: asyncio.TimerHandle | None = None  # for its own deadline
         self.is_late = False  # its deadline has passed, and its client has the error
@@ -255,9 +258,12 @@ class InferStream:
             message.meter = access_control.meter(message.context, admission, model)
             if message.meter:
                 request_token_counts(parts, message.meter)
+            if self._call is not None and self._is_decoupled is not model.decoupled:
+                # Before it has a turn, which would be nobody's for as long as a chat may last.
+                await self._all_answered.wait()
             with contextlib.ExitStack() as permit:
                 turn = await self.gateway.turn(message.context, model, parts.header.model_name)
-                permit.enter_context(turn)
+                message.turn = permit.enter_context(turn)
                 upstream = permit.enter_context(self._permit(message, parts))
                 message.context.sent_to(upstream.address)
                 call = await self._call_to(upstream, model.decoupled)
@@ -413,10 +419,15 @@ class InferStream:
         silent_timer = asyncio.get_running_loop().call_later(
             _SLOW_S, self.caller_bounds.fell_silent, self._caller, self.end
         )
+        turns = [message.turn for message in self._in_flight.values() if message.turn]
         try:
             with self.gateway.pool.set_aside(self._upstream, len(self._in_flight)):
+                for turn in turns:
+                    turn.lend()
                 yield
         finally:
+            for turn in turns:
+                turn.take_back()
             self._client_reads.set()
             silent_timer.cancel()
             self.caller_bounds.leave(self._caller, self.end)
