@@ -110,12 +110,13 @@ class Turn:
             queue.leave(self._waiter)
 
     async def pass_on(self, tenant: str, weight: float, timeout_s: float) -> None:
-        """Between two parts of a request: if others wait, they go first. Raises as ``enter``."""
+        """Between two parts of a request: if others wait, they go first. Raises DeadlineExceeded if
+        its next turn does not come in time; what has begun is not refused."""
         queue = self._queue
         if queue is None or not queue.waiting:
             return
         self.leave()
-        turn = await queue.enter(tenant, weight, timeout_s)
+        turn = await queue.enter(tenant, weight, timeout_s, has_begun=True)
         self._queue, self._waiter = queue, turn._waiter
 
     def lend(self) -> None:
@@ -153,12 +154,15 @@ class FairQueue:
         self.peak = max(self.peak, self.in_flight)
         return Turn(self)
 
-    async def enter(self, tenant: str, weight: float, timeout_s: float) -> Turn:
+    async def enter(
+        self, tenant: str, weight: float, timeout_s: float, *, has_begun: bool = False
+    ) -> Turn:
         """Wait for a turn.
 
         Raises QuotaExceeded if this tenant has more requests waiting than is its share of a full
         queue, NoCapacity if the queue is full of its requests alone or its turn would come after
-        ``timeout_s``, and DeadlineExceeded if it has not come by then.
+        ``timeout_s``, and DeadlineExceeded if it has not come by then. A request that ``has_begun``
+        is not refused.
         """
         own = self._tenants.get(tenant)
         if own is None:
@@ -166,9 +170,10 @@ class FairQueue:
         own.weight = weight
         if not own.waiting:  # what it did not use before does not make it the first for long
             own.served = max(own.served, self._clock)
-        self._refuse_late(own, timeout_s)
-        if self.waiting >= MOST_WAITING:
-            self._make_room(own)
+        if not has_begun:
+            self._refuse_late(own, timeout_s)
+            if self.waiting >= MOST_WAITING:
+                self._make_room(own)
         waiter = _Waiter(own, asyncio.get_running_loop().create_future())
         own.waiting.append(waiter)
         self.waiting += 1
