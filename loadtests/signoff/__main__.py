@@ -318,9 +318,11 @@ def _lose(options: Options, result: Result, runner: Runner, replica: Replica) ->
     except NotMeasured as fault:
         not_killed(result, str(fault))
         return
+    killed_at: list[float] = []
     ready_again_s: list[float | None] = []
 
     def lose() -> None:
+        killed_at.append(time.perf_counter())
         replica.kill()
         ready_again_s.append(replica.ready_again_s())
 
@@ -331,7 +333,7 @@ def _lose(options: Options, result: Result, runner: Runner, replica: Replica) ->
         killer.get()
     finally:
         killer.kill()
-    judge_kill(result, samples, BEFORE_KILL_S, ready_again_s[0])
+    judge_kill(result, samples, killed_at[0], ready_again_s[0])
 
 
 def _cross_check(
@@ -419,7 +421,10 @@ def _shown(runner: Runner, name: str, due: Times, rate: float, seconds: float) -
     samples = runner(due, rate, seconds, show)
     p99 = milliseconds(samples.percentile_s(0.99))
     failed = int(samples.failed.sum())
-    line = f"{title} for {seconds:.0f} s: p99 {p99}, {failed} of {samples.requests} failed"
+    lasted = f"{title} for {samples.duration_s:.0f} s"
+    line = f"{lasted}: p99 {p99}, {failed} of {samples.requests} failed"
+    if samples.given_up:
+        line += f"; {samples.given_up}"
     click.echo("\r" * is_terminal + line, err=True)
     return samples
 

@@ -72,6 +72,11 @@ class Arrivals:
                 f"rate is {rate:.4g}/s: make them smaller or rarer"
             )
 
+    def period_s(self, rate: float) -> float:
+        """The seconds from one burst to the next at this rate, in requests per second; 0 without
+        bursts."""
+        return max(self.burst.every_s, self.burst.size / rate) if self.burst else 0.0
+
     def times(self, rate: float, duration_s: float, seed: int = 0) -> Times:
         """The seconds from the start at which requests are sent, ascending and below
         ``duration_s``; ``rate`` is in requests per second, whatever the kind.
@@ -83,7 +88,7 @@ class Arrivals:
             return times[times < duration_s]
         if self.burst is None:
             return poisson_times(rate, duration_s, seed)
-        every_s = max(self.burst.every_s, self.burst.size / rate)
+        every_s = self.period_s(rate)
         # Not at the start: a stretch begins as its middle is.
         bursts = np.repeat(np.arange(every_s / 2, duration_s, every_s), self.burst.size)
         between = rate - self.burst.size / every_s

@@ -26,7 +26,7 @@ def run(
 ) -> Samples:
     """Send one request at each of the times that are ``due``, in seconds from now, or from when it
     ``began`` (``time.perf_counter()``), and wait for the answers: ``duration_s`` in all, at
-    ``rate`` requests per second in the mean. It ends early if it is seconds late."""
+    ``rate`` requests per second in the mean. It gives up if it is seconds late: ``meant_s``."""
     latency_s, lag_s = np.zeros(len(due)), np.zeros(len(due))
     faults = [""] * len(due)
     labels: list[Mapping[str, str]] = []
@@ -44,10 +44,10 @@ def run(
             parts_s[part][index] = response.parts_s.get(part, np.nan)
         faults[index] = response.fault
 
-    shown_s, count = 0.0, len(due)
+    shown_s, count, meant_s = 0.0, len(due), 0.0
     for index, at_s in enumerate(due):
         if time.perf_counter() - began - at_s > MOST_LATE_S:
-            count, duration_s = index, float(at_s)
+            count, duration_s, meant_s = index, float(at_s), duration_s
             break
         prepared = source.prepare()
         labels.append(prepared.labels)
@@ -73,6 +73,8 @@ def run(
         {part: values[:count] for part, values in parts_s.items()},
         _columns(labels),
         cpu,
+        meant_s,
+        began,
     )
 
 

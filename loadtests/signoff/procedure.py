@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from loadtests.signoff.confidence import CONFIDENCE, Outcome, requests_needed
 from loadtests.signoff.cross_check import CrossCheck
 from loadtests.signoff.knee import Knee, search
 from loadtests.signoff.memory import Drift, Memory, drift
-from loadtests.signoff.samples import NOBODY, Line, Samples, holds, joined, lines
+from loadtests.signoff.samples import NOBODY, Line, Samples, Vector, holds, joined, lines
 from loadtests.signoff.scaling import Scaling
 from loadtests.signoff.slo import Slo
 from loadtests.signoff.steady import steady_from
@@ -39,8 +40,9 @@ LOAD_ELSEWHERE = "load from a machine that does nothing else"
 FIRST_MISSES = 10  # the first look has enough requests for so many misses
 CURVE = (0.1, 0.25, 0.5, 0.75, 0.9)  # of the highest rate
 OVERLOAD = 2.0
-RECOVERY_S = 30.0  # at the target's rate, after the overload
+RECOVERY_S = 30.0  # at the target's rate, after the overload, and for so many requests at least
 RECOVERED_S = 3  # so many seconds have to be good, one after the other
+FEWEST_TO_BE_GOOD = 10  # requests that say whether a moment is good
 FEWEST_IN_A_WINDOW = 30  # requests, or one slow one decides it
 LONGEST_WINDOW_S = 120.0  # for a rate at which that takes longer nothing is searched
 KILLED = "replica killed"
@@ -82,11 +84,14 @@ PROFILES = {
 @dataclass(frozen=True)
 class Overload:
     """``good_per_s`` were answered within every limit; ``recovery_s`` is how many seconds after it
-    the target's rate was good again, None if that did not come within 30 s."""
+    the target's rate was good again, None if that was not seen within ``watched_s``. With a
+    ``fault`` of the load generator none of it says anything of the servers."""
 
     samples: Samples
     good_per_s: float
     recovery_s: int | None
+    watched_s: float
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -180,7 +185,10 @@ def sign_off(
     except TargetGone as fault:
         result.reason, result.advice = str(fault), SEE_WHY
         return
-    is_searched = highest > 0 and FEWEST_IN_A_WINDOW / slo.tested_rate <= LONGEST_WINDOW_S
+    least_window_s = max(
+        FEWEST_IN_A_WINDOW / slo.tested_rate, slo.arrivals.period_s(slo.tested_rate)
+    )
+    is_searched = highest > 0 and least_window_s <= LONGEST_WINDOW_S
     if is_searched:
         try:
             _search(result, profile, load, highest)
@@ -195,7 +203,7 @@ def sign_off(
                 return
         for share in CURVE if result.held else ():
             rate = share * result.held
-            window = load(rate, _window_s(profile, rate), "curve")
+            window = load(rate, _window_s(slo, profile, rate), "curve")
             if not window.fault(slo):
                 result.windows.append(window)
     _hold_target(result, profile, load, memory, steps)
@@ -208,12 +216,19 @@ def sign_off(
 
 
 def judge_kill(
-    result: Result, samples: Samples, killed_s: float, ready_again_s: float | None
+    result: Result, samples: Samples, killed_at: float, ready_again_s: float | None
 ) -> None:
-    """Add what happened when a replica was killed after ``killed_s`` seconds of a stretch at the
-    target's rate; what one kill shows is exact, so its line needs no confidence."""
+    """Add what happened when a replica was killed at this ``time.perf_counter()``, in a stretch at
+    the target's rate; what one kill shows is exact, so its line needs no confidence."""
     slo = result.slo
+    if samples.given_up:
+        not_killed(result, samples.given_up)
+        return
+    killed_s = killed_at - samples.began
     after = samples.only(samples.due_s + samples.latency_s >= killed_s)
+    if not after.requests:
+        not_killed(result, "no request was under way after the kill")
+        return
     apis = after.labels.get("api")
     # A stream that has begun cannot go on elsewhere.
     may_repeat = np.ones(after.requests, bool) if apis is None else apis != "chat"
@@ -221,6 +236,8 @@ def judge_kill(
     good_again_s = _good_again_s(samples, killed_s, samples.duration_s - killed_s, slo)
     result.killed = ReplicaKilled(after, repeatable, failed, good_again_s, ready_again_s)
     if not repeatable:
+        if apis is None or (samples.labels["api"] != "chat").any():
+            not_killed(result, "only streams were under way after the kill")
         return
     holds = failed <= slo.killed_errors * repeatable
     why = f"{failed} of {repeatable} failed, of one kill"
@@ -229,7 +246,7 @@ def judge_kill(
 
 
 def not_killed(result: Result, why: str) -> None:
-    """Add that no replica could be killed although that was asked for."""
+    """Add that a replica was to be killed, and why nothing is known of that."""
     _add_killed(result, "nothing", Outcome.UNDECIDED, why)
 
 
@@ -287,7 +304,7 @@ def _search(result: Result, profile: Profile, load: Load, highest: float) -> Non
     rate = result.slo.tested_rate
     knees = search(
         rate,
-        lambda rate: _holds(result, rate, _window_s(profile, rate), load),
+        lambda rate: _holds(result, rate, _window_s(result.slo, profile, rate), load),
         precision=profile.precision,
         highest=highest,
         least=rate / 64,
@@ -296,8 +313,10 @@ def _search(result: Result, profile: Profile, load: Load, highest: float) -> Non
         result.knee = knee
 
 
-def _window_s(profile: Profile, rate: float) -> float:
-    return max(profile.window_s, min(FEWEST_IN_A_WINDOW / rate, LONGEST_WINDOW_S))
+def _window_s(slo: Slo, profile: Profile, rate: float) -> float:
+    """With enough requests, and a burst if there are bursts."""
+    fewest_s = min(FEWEST_IN_A_WINDOW / rate, LONGEST_WINDOW_S)
+    return max(profile.window_s, fewest_s, slo.arrivals.period_s(rate))
 
 
 def _holds(result: Result, rate: float, seconds: float, load: Load) -> bool:
@@ -322,7 +341,8 @@ def warm_up(slo: Slo, profile: Profile, load: Load) -> bool:
         samples = load(rate, seconds, "warm-up")
         if samples.is_unanswered:
             raise TargetGone(rate)
-        if samples.requests and steady_from(samples.latency_s.tolist()) < samples.requests:
+        is_whole = samples.requests and not samples.given_up
+        if is_whole and steady_from(samples.latency_s.tolist()) < samples.requests:
             return True
     return False
 
@@ -332,8 +352,10 @@ def _hold_target(
 ) -> None:
     """Load at the target until each line is decided, in at most ``LOOKS`` looks."""
     slo = result.slo
-    rate, left_s = slo.tested_rate, slo.soak_s + profile.most_s
-    least_s = max(profile.least_s, slo.soak_s)
+    rate = slo.tested_rate
+    # The first burst comes in the middle of its period: two periods have two.
+    least_s = max(profile.least_s, slo.soak_s, 2 * slo.arrivals.period_s(rate))
+    left_s = max(slo.soak_s + profile.most_s, least_s)
     needed = _first_look(slo)
     parts: list[Samples] = []
     memory.restart()
@@ -394,25 +416,41 @@ def _memory_line(growth: Drift | None, limit: float) -> Line:
 
 def _overload(slo: Slo, profile: Profile, load: Load, rate: float) -> Overload:
     """The target's rate follows without a pause: what waits from the overload is still there."""
-    seconds = profile.overload_s
-    samples = load(rate, seconds, "overload", (slo.tested_rate, RECOVERY_S))
+    seconds = max(profile.overload_s, slo.arrivals.period_s(rate))
+    watched_s = max(RECOVERY_S, min(FEWEST_IN_A_WINDOW / slo.tested_rate, LONGEST_WINDOW_S))
+    samples = load(rate, seconds, "overload", (slo.tested_rate, watched_s))
     during = samples.within(0, seconds)
+    if fault := samples.given_up or during.fault(slo):
+        return Overload(during, 0.0, None, watched_s, fault)
     good_per_s = (during.requests - during.bad(slo)) / seconds
-    return Overload(during, good_per_s, _good_again_s(samples, seconds, RECOVERY_S, slo))
+    recovery_s = _good_again_s(samples, seconds, watched_s, slo)
+    return Overload(during, good_per_s, recovery_s, watched_s)
 
 
 def _good_again_s(samples: Samples, from_s: float, most_s: float, slo: Slo) -> int | None:
     """How many seconds after ``from_s`` requests are good again, and stay so for a moment; None if
-    not in ``most_s``."""
-    good_seconds = 0
+    that is not seen in ``most_s``. A second without requests shows nothing."""
+    after = samples.within(from_s, from_s + most_s)
+    due_s, bad = after.due_s, after.is_bad(slo)
     for second in range(int(most_s)):
-        after = samples.within(from_s + second, from_s + second + 1)
-        # A tenth may be bad, and one at least: a second has few requests.
-        is_good = after.bad(slo) <= max(1, after.requests / 10)
-        good_seconds = good_seconds + 1 if is_good else 0
-        if good_seconds == RECOVERED_S:
-            return second + 1 - RECOVERED_S
+        first, beyond = np.searchsorted(due_s, (second, second + 1))
+        is_good = first < beyond and 10 * int(bad[first:beyond].sum()) <= beyond - first
+        if is_good and _stays_good(due_s, bad, second):
+            return second
     return None
+
+
+def _stays_good(due_s: Vector, bad: npt.NDArray[np.bool_], second: int) -> bool:
+    """Whether requests from this second on are good for RECOVERED_S: of those of each second, or
+    of the next few if they are fewer, at most a tenth is bad."""
+    at_s = float(second)
+    while at_s < second + RECOVERED_S:
+        first, beyond = (int(index) for index in np.searchsorted(due_s, (at_s, at_s + 1)))
+        last = max(beyond, first + FEWEST_TO_BE_GOOD)
+        if last > len(due_s) or 10 * int(bad[first:last].sum()) > last - first:
+            return False
+        at_s = at_s + 1 if last == beyond else float(np.nextafter(due_s[last - 1], np.inf))
+    return True
 
 
 def _conclude(result: Result) -> None:

@@ -414,12 +414,14 @@ def _memory(result: Result) -> Json | None:
 def _overload(result: Result) -> Json | None:
     if result.overload is None:
         return None
-    samples = result.overload.samples
+    overload, samples = result.overload, result.overload.samples
     return {
         **_samples(samples),
-        "good_per_s": round(result.overload.good_per_s, 2),
+        "good_per_s": None if overload.fault else round(overload.good_per_s, 2),
         "refused": _refused(samples),
-        "recovery_s": result.overload.recovery_s,
+        "recovery_s": overload.recovery_s,
+        "watched_s": round(overload.watched_s),
+        "fault": overload.fault,
     }
 
 

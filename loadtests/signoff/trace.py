@@ -78,7 +78,7 @@ class Trace:
 def read_trace(path: Path, speed: float, chosen: tuple[str, ...] = ()) -> Trace:
     """The requests of a file, of the ``chosen`` pipelines only if there are any; of a CSV file
     they are for the only chosen one, else for ``chat``. CannotStart names the line that cannot be
-    replayed."""
+    replayed, or a chosen pipeline that has none."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -104,8 +104,10 @@ def read_trace(path: Path, speed: float, chosen: tuple[str, ...] = ()) -> Trace:
             requests.append(request)
         if len(requests) > MOST_REQUESTS:
             raise CannotStart(f"{path} has more than {MOST_REQUESTS} requests: replay a part of it")
-    if not requests:
-        raise CannotStart(f"{path} has no request" + f" for {', '.join(chosen)}" * bool(chosen))
+    there = {request.pipeline for request in requests}
+    missing = [name for name in chosen if name not in there]
+    if missing or not requests:
+        raise CannotStart(f"{path} has no request" + f" for {', '.join(missing)}" * bool(missing))
     return Trace(path.name, tuple(requests), speed)
 
 

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 
+from loadtests.signoff import open_loop
 from loadtests.signoff.arrivals import POISSON, Arrivals, Burst, burst_of
 from loadtests.signoff.open_loop import run
 from loadtests.signoff.sending import Prepared, Response
@@ -69,6 +70,17 @@ class Blocking:
             return Response("", {})
 
         return Prepared(send)
+
+
+def test_a_generator_that_gave_up_says_when_and_when_it_began(monkeypatch):
+    monkeypatch.setattr(open_loop, "MOST_LATE_S", 0.1)
+    before = time.perf_counter()
+    samples = run(Blocking(), CONSTANT.times(60.0, 1.5), 60.0, 1.5)
+    assert before <= samples.began <= time.perf_counter()
+    assert 0 < samples.duration_s < samples.meant_s == 1.5
+    assert samples.given_up == "the load generator fell behind and stopped after 0 of 2 s"
+    whole = run(Blocking(), CONSTANT.times(5.0, 0.2), 5.0, 0.2)
+    assert not whole.given_up
 
 
 @each_kind

@@ -8,7 +8,7 @@ import pytest
 from loadtests.signoff.arrivals import POISSON, Arrivals, Burst
 from loadtests.signoff.confidence import Outcome
 from loadtests.signoff.procedure import PROFILES, Result, sign_off
-from loadtests.signoff.samples import merged
+from loadtests.signoff.samples import joined, merged
 from loadtests.signoff.slo import Limit, Slo
 from tests.loadtests.signoff.simulated import Server
 
@@ -72,6 +72,36 @@ def test_where_one_ended_early_the_stretch_ends():
     late = replace(second.within(0, 4), duration_s=4.0)
     assert merged([first, late], 50.0).duration_s == 4.0
     assert merged([first, late], 50.0).due_s.max() < 4.0
+
+
+def test_a_stretch_that_one_gave_up_stays_one_however_it_is_cut_and_put_together():
+    first, second = _split(replace(Server().load(50.0, 10.0, ""), began=7.0), 2)
+    late = replace(second.within(0, 4), meant_s=10.0)
+    together = merged([first, late], 50.0)
+    slo = Slo("x", 50.0, ())
+    said = "the load generator fell behind and stopped after 4 of 10 s"
+    assert together.fault(slo) == said == together.only(together.due_s > 1).fault(slo)
+    assert together.began == 7.0
+    assert (together.within(1, 3).fault(slo), together.within(1, 3).began) == ("", 8.0)
+    assert together.within(1, 6).given_up.endswith("stopped after 3 of 5 s")
+    assert together.within(6, 9).given_up.endswith("stopped after 0 of 3 s")
+    whole = Server().load(50.0, 6.0, "")
+    both = joined([whole, replace(together, labels={})])
+    assert both.given_up.endswith("stopped after 10 of 16 s")
+    assert not joined([whole, whole]).given_up
+
+
+def test_one_late_generator_of_many_does_not_hide_in_the_percentile_of_all():
+    """A p99 is decided by one in a hundred, and each of two hundred sends fewer."""
+    slo = Slo("x", 1000.0, (Limit("", 0.99, 0.1),))
+    parts = _split(Server(slots=64).load(1000.0, 30.0, ""), 200)
+    parts[7] = replace(parts[7], lag_s=np.full(parts[7].requests, 0.05))
+    samples = merged(parts, 1000.0)
+    assert np.quantile(samples.lag_s, 0.99) == 0
+    assert "the load generator was late: 50.0 ms" in samples.fault(slo)
+    assert "was late" in joined([samples, samples]).within(0, 40).fault(slo)
+    few = merged([replace(part.within(0, 10), duration_s=30.0) for part in parts], 1000.0)
+    assert not few.fault(slo)  # of fifty requests a percentile says nothing
 
 
 def test_schedules_are_the_same_whoever_sends_them():

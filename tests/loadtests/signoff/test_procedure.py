@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from loadtests.signoff.arrivals import Arrivals, Burst
 from loadtests.signoff.confidence import Outcome
 from loadtests.signoff.memory import Drift, drift
-from loadtests.signoff.procedure import PROFILES, Result, sign_off
+from loadtests.signoff.procedure import PROFILES, Result, _good_again_s, sign_off
 from loadtests.signoff.samples import Samples, independent, joined, lines
 from loadtests.signoff.slo import Limit, Slo
 from tests.loadtests.signoff.simulated import Server
@@ -247,6 +248,81 @@ def test_a_server_that_holds_its_only_limit_is_not_failed_by_its_recovery():
     server = Server(service_s=0.045, slots=8, spread=0.5)
     result = signed(server, rate=40.0, limits=(Limit("", 0.5, 0.05),))
     assert result.outcome is Outcome.PASS, result.lines
+
+
+def _given_up_in(server, phase):
+    """A generator that stops in the middle of a phase."""
+
+    whole = server.load
+
+    def load(rate, seconds, name, then=None):
+        samples = whole(rate, seconds, name, then)
+        if name != phase:
+            return samples
+        return replace(samples.within(0, seconds / 2), meant_s=samples.duration_s)
+
+    return load
+
+
+def test_an_overload_that_the_generator_gave_up_has_a_fault_instead_of_figures():
+    server = Server()
+    server.load = _given_up_in(server, "overload")
+    result = signed(server)
+    assert result.outcome is Outcome.PASS
+    assert result.overload.fault.startswith("the load generator fell behind and stopped after 5 of")
+    assert (result.overload.good_per_s, result.overload.recovery_s) == (0.0, None)
+
+
+def test_a_target_that_the_generator_gave_up_is_not_signed():
+    server = Server()
+    server.load = _given_up_in(server, "target")
+    result = signed(server)
+    assert result.outcome is Outcome.UNDECIDED
+    assert "the load generator fell behind and stopped" in result.reason
+
+
+@pytest.mark.parametrize(("every_s", "searched"), [(100.0, True), (200.0, False)])
+def test_no_stretch_is_too_short_for_a_burst(every_s, searched):
+    """Two at the target, and one in each window; where that takes too long nothing is searched."""
+    arrivals = Arrivals("bursty", Burst(30, every_s))
+    server = Server(arrivals=arrivals)
+    bursts = []
+    load = server.load
+
+    def counting(rate, seconds, phase, then=None):
+        samples = load(rate, seconds, phase, then)
+        at_once = np.unique(samples.due_s, return_counts=True)[1]
+        bursts.append((phase, int((at_once == 30).sum())))
+        return samples
+
+    server.load = counting
+    result = Result(Slo("x", 20.0, (Limit("", 0.5, 0.03),), arrivals=arrivals))
+    sign_off(result, PROFILES["smoke"], server.load, server.memory, server.steps, 100.0)
+    assert sum(count for phase, count in bursts if phase == "target") >= 2
+    others = [count for phase, count in bursts if phase not in ("warm-up", "target")]
+    assert all(others) and bool(others) is searched
+
+
+def _after_ten_seconds(due_s, is_bad):
+    """How soon it is good again, after ten seconds."""
+    due = np.array(due_s)
+    latency = np.where(np.array([is_bad(at) for at in due]), 9.0, 0.01)
+    samples = Samples(1, 100, due, latency, np.zeros(len(due)), np.full(len(due), ""))
+    return _good_again_s(samples, 10.0, 60.0, Slo("x", 1.0, (Limit("", 0.9, 1.0),)))
+
+
+def test_seconds_without_requests_do_not_count_as_good():
+    """It answers nothing for twenty seconds, in most of which nobody asks."""
+    quiet = [10.5, 15.5, 20.5, 25.5, *np.arange(30.0, 70.0, 0.25)]
+    assert _after_ten_seconds(quiet, lambda at: at < 30) == 20
+    assert _after_ten_seconds([10.5, 11.5], lambda at: False) is None
+
+
+def test_at_a_low_rate_a_failed_request_is_not_good():
+    each_second = np.arange(10.5, 70.0)
+    assert _after_ten_seconds(each_second, lambda at: int(at) % 2 == 0) is None
+    assert _after_ten_seconds(each_second, lambda at: at < 25) == 15
+    assert _after_ten_seconds(each_second, lambda at: False) == 0
 
 
 def test_errors_are_of_the_time_that_is_looked_at():

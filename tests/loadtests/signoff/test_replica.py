@@ -24,14 +24,18 @@ def _signed(**options):
     return result
 
 
-def _killed(result, failed_s=(5.0, 5.2), slow_s=(5.0, 9.0), api="task"):
+BEGAN = 1000.0  # second 0 of a stretch, on the clock of the one that kills
+
+
+def _killed(result, failed_s=(5.0, 5.2), slow_s=(5.0, 9.0), api="task", killed_s=5.0, **changes):
     """A stretch in which requests failed and were slow after the kill, at 5 s."""
     samples = Server().load(50.0, 25.0, "one replica killed")
     due = samples.due_s
     faults = np.where((due >= failed_s[0]) & (due < failed_s[1]), "HTTP 503", "")
     latency = np.where((due >= slow_s[0]) & (due < slow_s[1]), 2.0, samples.latency_s)
     apis = {"api": np.full(len(due), api)}
-    judge_kill(result, replace(samples, faults=faults, latency_s=latency, labels=apis), 5.0, 12.34)
+    samples = replace(samples, faults=faults, latency_s=latency, labels=apis, began=BEGAN)
+    judge_kill(result, replace(samples, **changes), BEGAN + killed_s, 12.34)
     return result
 
 
@@ -62,6 +66,31 @@ def test_streams_are_reported_and_not_judged():
     assert result.outcome is Outcome.PASS
     assert result.killed.repeatable == 0
     assert result.killed.samples.failed.sum() > 0
+
+
+def test_the_kill_is_when_it_was_and_not_when_it_was_planned():
+    """A generator begins later than it is asked to: what failed before the kill is not its doing,
+    and what failed right after it is."""
+    assert (
+        _killed(_signed(), failed_s=(5.0, 5.4), slow_s=(9.0, 9.5), killed_s=5.5).outcome
+        is Outcome.PASS
+    )
+    assert _killed(_signed(), failed_s=(4.6, 4.9), killed_s=4.5).outcome is Outcome.FAIL
+
+
+def test_a_mix_without_a_request_that_could_go_elsewhere_is_undecided():
+    samples = Server().load(50.0, 25.0, "one replica killed")
+    apis = np.where(samples.due_s < 4.0, "task", "chat")
+    result = _killed(_signed(), failed_s=(0.0, 0.0), labels={"api": apis})
+    assert "replica killed not decided" in result.reason
+
+
+def test_a_stretch_that_ended_before_the_kill_or_was_given_up_decides_nothing():
+    for how in ({"killed_s": 60.0}, {"duration_s": 12.0, "meant_s": 25.0}):
+        result = _killed(_signed(), failed_s=(0.0, 0.0), **how)
+        assert result.outcome is Outcome.UNDECIDED
+        assert "replica killed not decided" in result.reason
+    assert "stopped after 12 of 25 s" in result.lines[-1].why
 
 
 def test_what_the_generator_spoiled_is_not_signed_by_a_kill_that_went_well():
