@@ -5,6 +5,7 @@ send in time is dropped, and no request waits for it. Attributes have the names 
 conventions where these exist; never a payload or a header.
 """
 
+import logging
 import os
 import threading
 import time
@@ -27,6 +28,8 @@ from gateway.upstream.trace_context import Metadata, upstream_metadata
 
 SERVICE, GRPC_SERVICE = "tidegate", "inference.GRPCInferenceService"
 CLOSE_S = 2.0  # for the spans that are not sent when the gateway ends
+# It would log each member of a caller's tracestate that is none, as the caller wrote it.
+logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)
 
 
 class Tracing:

@@ -2,8 +2,11 @@
 
 import os
 import signal
+import sys
+import traceback
+from typing import Any
 
-CANNOT_START = 3
+CANNOT_START, UNDECIDED = 3, 2
 
 
 def _stop_early(*_: object) -> None:
@@ -12,7 +15,21 @@ def _stop_early(*_: object) -> None:
     os._exit(CANNOT_START)
 
 
+class _Load:
+    """Whether any was sent."""
+
+    has_begun = False
+
+
+def _end_unforeseen(*error: Any) -> None:
+    """A bug is no verdict: without this Python ends with 1, which says that it was not signed."""
+    traceback.print_exception(*error)
+    sys.stdout.flush()
+    os._exit(UNDECIDED if _Load.has_begun else CANNOT_START)
+
+
 if __name__ == "__main__":
+    sys.excepthook = _end_unforeseen
     signal.signal(signal.SIGINT, _stop_early)
     signal.signal(signal.SIGTERM, _stop_early)
 
@@ -24,7 +41,6 @@ import contextlib  # noqa: E402
 import json  # noqa: E402
 import math  # noqa: E402
 import resource  # noqa: E402
-import sys  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable, Iterator, Mapping, Sequence  # noqa: E402
 from dataclasses import replace  # noqa: E402
@@ -85,7 +101,12 @@ from loadtests.signoff.requests import TIMEOUT_S, Target  # noqa: E402
 from loadtests.signoff.samples import Samples, milliseconds  # noqa: E402
 from loadtests.signoff.scaling import Scaling, fit  # noqa: E402
 from loadtests.signoff.sending import Source  # noqa: E402
-from loadtests.signoff.slo import Slo, SloError, read_slos, require_burst_fits  # noqa: E402
+from loadtests.signoff.slo import (  # noqa: E402
+    Slo,
+    SloError,
+    read_objectives,
+    require_burst_fits,
+)
 from loadtests.signoff.steps import Steps, read_statistics  # noqa: E402
 from loadtests.signoff.tenants import Tenant, read_keys  # noqa: E402
 from loadtests.signoff.trace import Trace, read_trace  # noqa: E402
@@ -94,7 +115,7 @@ from loadtests.texts import CorpusMissing  # noqa: E402
 # Each request under way has a connection, and a process may have 1,024 files by default.
 _, MOST_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
 ROOT = Path(__file__).parent.parent.parent
-EXIT_CODES = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.UNDECIDED: 2}
+EXIT_CODES = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.UNDECIDED: UNDECIDED}
 HIGHEST = 2_000.0  # requests per second: more than one core of this generator can send
 MEMORY_EVERY_S = 1.0
 BEFORE_KILL_S = 5.0
@@ -103,7 +124,8 @@ Runner = Callable[[Times, float, float, Callable[[float], None]], Samples]
 
 
 def main(options: Options) -> int:
-    """The exit code: 0 signed, 1 not, 2 undecided, 3 it could not start."""
+    """The exit code: 0 signed, 1 not, 2 undecided, 3 it could not start. Where this raises, it is
+    2 or 3."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     resource.setrlimit(resource.RLIMIT_NOFILE, (MOST_FILES, MOST_FILES))
@@ -112,7 +134,8 @@ def main(options: Options) -> int:
         trace = None
         if options.trace:
             trace = read_trace(options.trace, options.speed, options.pipelines)
-        slos = _chosen(options, trace)
+        objectives = read_objectives(options.objectives)
+        slos = _chosen(options, objectives.slos, trace)
         require_writable(options.out)
         tool = find_perf_analyzer(ROOT) if options.cross_check else None
         results = [Result(slo, trace=str(trace or "")) for slo in slos.values()]
@@ -135,10 +158,11 @@ def main(options: Options) -> int:
                     is_whole = _until_stopped(partial(_lose, options, results[0], runner, replica))
     except (SloError, CannotStart, CorpusMissing, NotStarted, GeneratorLost) as error:
         click.secho(f"tidegate: {error}", fg="red", err=True)
-        return CANNOT_START
+        return UNDECIDED if _Load.has_begun else CANNOT_START
     except KeyboardInterrupt:
-        click.echo("tidegate: stopped before any load", err=True)
-        return CANNOT_START
+        when = "without a report" if _Load.has_begun else "before any load"
+        click.echo(f"tidegate: stopped {when}", err=True)
+        return UNDECIDED if _Load.has_begun else CANNOT_START
     for result in results:
         if is_whole and options.scale_to > 1:
             is_whole = _until_stopped(partial(_scale, options, result))
@@ -153,7 +177,7 @@ def main(options: Options) -> int:
         began.isoformat(timespec="seconds"),
         time.monotonic() - clock,
         {name: pipeline.versions for name, pipeline in served.items()},
-        options.objectives.read_text(encoding="utf-8"),
+        objectives.text,
     )
     report = document(results, circumstances, ROOT)
     click.echo(json.dumps(report, indent=2) if options.as_json else markdown(report))
@@ -167,10 +191,9 @@ def main(options: Options) -> int:
     return EXIT_CODES[overall([result.outcome for result in results])]
 
 
-def _chosen(options: Options, trace: Trace | None) -> dict[str, Slo]:
+def _chosen(options: Options, slos: Mapping[str, Slo], trace: Trace | None) -> dict[str, Slo]:
     """The objectives of the pipelines that are signed off: those of the trace, else those that were
     named, else all. A trace has its own rate."""
-    slos = read_slos(options.objectives)
     names = trace.pipelines if trace else options.pipelines or tuple(slos)
     for name in names:
         if name not in slos:
@@ -286,6 +309,10 @@ def _until_stopped(step: Callable[[], None]) -> bool:
         return False
     except GeneratorLost as error:
         click.echo(f"\n{error}: the report is partial, and unsigned", err=True)
+        return False
+    except Exception:  # what was measured so far is worth a report
+        traceback.print_exc()
+        click.echo("this is a bug: the report is partial, and unsigned", err=True)
         return False
     return True
 
@@ -418,6 +445,7 @@ def _shown(runner: Runner, name: str, due: Times, rate: float, seconds: float) -
         if is_terminal:
             click.echo(f"\r{title}, {seconds - elapsed_s:.0f} s left  ", nl=False, err=True)
 
+    _Load.has_begun = True
     samples = runner(due, rate, seconds, show)
     p99 = milliseconds(samples.percentile_s(0.99))
     failed = int(samples.failed.sum())

@@ -11,7 +11,8 @@ a finite number of requests a few more or fewer miss it by chance. So a line
 (459, 662, 12571)
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 
@@ -31,7 +32,9 @@ class Outcome(StrEnum):
 @dataclass(frozen=True)
 class Verdict:
     """``more`` is how many more requests decide an undecided line if they miss the limit as often
-    as those so far; None if no number would: it misses it about as often as it may."""
+    as those so far; None if no number would: it misses it about as often as it may. ``sent`` is of
+    how many requests the ``requests`` are, and ``sent_misses`` how many of them missed it, where
+    they do not count as independent; else None."""
 
     outcome: Outcome
     requests: int
@@ -39,11 +42,26 @@ class Verdict:
     percentile: float
     confidence: float
     more: int | None = None
+    sent: int | None = None
+    sent_misses: int | None = None
+
+    def of_dependent(self, sent: int, sent_misses: int) -> "Verdict":
+        """The same of so many requests that were sent, of which this one's are worth fewer: as many
+        more have to be sent as they are worth less."""
+        if sent == self.requests:
+            return self
+        more = None if self.more is None else math.ceil(self.more * sent / self.requests)
+        return replace(self, more=more, sent=sent, sent_misses=sent_misses)
 
     @property
     def why(self) -> str:
         """In words: how many requests missed the limit, and how many more would decide it."""
         counted = f"{self.misses} of {self.requests} missed it"
+        if self.sent is not None:
+            counted = (
+                f"{self.sent_misses} of {self.sent} missed it, and count as {self.misses} of "
+                f"{self.requests} independent ones"
+            )
         if self.outcome is Outcome.UNDECIDED:
             return f"{counted}; {self.more} more needed" if self.more else f"{counted}; too close"
         return f"{counted} ({self.confidence:.0%} confidence)"

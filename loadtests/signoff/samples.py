@@ -205,7 +205,8 @@ def lines(samples: Samples, slo: Slo, confidence: float = CONFIDENCE, looks: int
 
     def judged(missed: npt.NDArray[np.bool_], due_s: Vector, share: float) -> Verdict:
         requests, misses = independent(missed, due_s)
-        return verdict(requests, misses, share, confidence, looks)
+        decided = verdict(requests, misses, share, confidence, looks)
+        return decided.of_dependent(len(missed), int(missed.sum()))
 
     rows = [
         _counted(

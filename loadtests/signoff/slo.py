@@ -95,10 +95,19 @@ class Slo:
         return self.rate * (1 + self.headroom)
 
 
-def read_slos(path: Path) -> dict[str, Slo]:
-    """Pipeline -> its objectives. Raises SloError for a file that cannot be used whole."""
+@dataclass(frozen=True)
+class Objectives:
+    """A file of objectives as it was when it was read: pipeline -> its own, and the ``text``."""
+
+    slos: dict[str, Slo]
+    text: str
+
+
+def read_objectives(path: Path) -> Objectives:
+    """Raises SloError for a file that cannot be used whole."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        document = tomllib.loads(text)
     except OSError as error:
         raise SloError(f"{path} cannot be read: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -107,7 +116,7 @@ def read_slos(path: Path) -> dict[str, Slo]:
         raise SloError(
             f"{path} has no objectives: write a table [PIPELINE] with a rate and a limit"
         )
-    return {name: _slo(path, name, table) for name, table in document.items()}
+    return Objectives({name: _slo(path, name, table) for name, table in document.items()}, text)
 
 
 def _slo(path: Path, pipeline: str, table: Any) -> Slo:

@@ -12,6 +12,7 @@ from pathlib import Path
 from loadtests.preflight import CannotStart
 
 MOST_TENANTS = 64  # each has connections of its own
+KEY_PREFIX = "tg_"  # of the gateway's keys
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,13 @@ def _tenants(path: Path, text: str) -> Iterator[Tenant]:
             raise CannotStart(f"{place}: the key has characters that no header can carry")
         if key in keys:
             raise CannotStart(f"{place}: this key stands there twice: give it a weight instead")
-        if name.strip() in names:
-            raise CannotStart(f"{place}: the name {name.strip()!r} stands there twice")
         tenant = Tenant(name.strip(), key, _weight(place, weight))
+        if tenant.name.startswith(KEY_PREFIX):
+            raise CannotStart(
+                f"{place}: its name is a key, and names are shown: write the key first"
+            )
+        if tenant.name in names:
+            raise CannotStart(f"{place}: the name {tenant.name!r} stands there twice")
         names.add(tenant.name)
         keys.add(key)
         yield tenant
@@ -72,6 +77,8 @@ def _weight(place: str, text: str) -> float:
         weight = math.nan
     if not 0 < weight < math.inf:
         raise CannotStart(
-            f"{place}: {text!r} is not a weight above 0: write KEY, KEY WEIGHT or KEY WEIGHT NAME"
+            # Not the word itself: where the order is wrong it is a key.
+            f"{place}: its second word is not a weight above 0: write KEY, KEY WEIGHT or "
+            "KEY WEIGHT NAME"
         )
     return weight

@@ -11,6 +11,7 @@ import grpc
 import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.trace.span import TraceState
 from tritonclient.grpc import InferenceServerClient, service_pb2_grpc
 
 from gateway.models.v2_request import V2Request
@@ -231,6 +232,17 @@ def test_a_request_is_a_span_below_its_callers_and_above_tritons(traced, api):
     assert (where["server.address"], where["server.port"]) == ("127.0.0.1", served.llm.port)
     assert collector.services == {"tidegate"}
     assert SECRET.encode() not in collector.raw and served.key.encode() not in collector.raw
+
+
+def test_what_is_no_tracestate_is_not_logged(traced, caplog):
+    """The SDK would log it as the caller wrote it."""
+    served, _, _ = traced
+    assert not TraceState.from_header([f"{SECRET} forged line"])
+    headers = {"authorization": f"Bearer {served.key}", "traceparent": PARENT}
+    headers["tracestate"] = f"{SECRET} forged line"
+    answer = httpx.post(f"{served.url}/v2/models/p/infer", json=V2_BODY, headers=headers)
+    assert answer.status_code == 200
+    assert SECRET not in caplog.text
 
 
 def test_a_failure_is_a_span_with_an_error(traced):

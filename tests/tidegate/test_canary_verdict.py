@@ -17,7 +17,14 @@ from tests.gateway.fake_llm import FakeLlm, served_llm, wait_for
 from tests.gateway.fake_triton import public
 from tests.gateway.settled import write_settled
 from tests.running import ROOT
-from tidegate.app.canary_verdict import Arm, arms, interval, verdict
+from tidegate.app.canary_verdict import (
+    Arm,
+    arms,
+    interval,
+    probe_of,
+    routed_canary,
+    verdict,
+)
 from tidegate.app.key_store import KeyStore
 from tidegate.app.top import Look
 
@@ -26,20 +33,21 @@ RUNS, REQUESTS, STEP = 200, 3000, 50
 ALPHA = 0.05
 
 
-def _arms(source, error_rate, mean_s):
+def _arms(source, error_rate, mean_s, refused_rate):
     """What an arm has done after each ``STEP`` requests, up to ``REQUESTS``."""
     failed = source.random(REQUESTS) < error_rate
+    refused = np.cumsum(source.random(REQUESTS) < refused_rate)
     took = source.exponential(mean_s, REQUESTS)
     errors = np.cumsum(failed)
     slower = {bound: np.cumsum(~failed & (took > bound)) for bound in BOUNDS}
     for at in range(STEP - 1, REQUESTS, STEP):
         counts = {bound: int(numbers[at]) for bound, numbers in slower.items()}
-        yield Arm(at + 1 - int(errors[at]), int(errors[at]), counts)
+        yield Arm(at + 1 - int(errors[at]), int(errors[at]), counts, int(refused[at]))
 
 
-def _pairs(seed, errors=(0.02, 0.02), means=(0.1, 0.1)):
+def _pairs(seed, errors=(0.02, 0.02), means=(0.1, 0.1), refused=(0.02, 0.02)):
     sources = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
-    both = (_arms(sources[at], errors[at], means[at]) for at in (0, 1))
+    both = (_arms(sources[at], errors[at], means[at], refused[at]) for at in (0, 1))
     return zip(*both, strict=True)
 
 
@@ -67,6 +75,12 @@ def test_a_version_that_fails_more_than_the_margin_is_promoted_as_seldom():
 def test_a_version_that_is_slower_than_the_margin_is_promoted_as_seldom():
     # exp(-0.1 / mean): 37 % of one and 59 % of the other take over 0.1 s.
     assert _share("promote", means=(0.1, 0.19)) <= ALPHA
+
+
+def test_a_version_that_is_refused_more_is_promoted_as_seldom_and_never_rolled_back():
+    """Callers that give up are 4xx too. They may be the callers' own doing."""
+    assert _share("promote", refused=(0.02, 0.065)) <= ALPHA
+    assert {_first_decision(seed, refused=(0.02, 0.5)) for seed in range(20)} == {"undecided"}
 
 
 def test_what_is_clear_is_found():
@@ -106,6 +120,9 @@ def _even(requests, errors=0, slow=0):
         (_even(10**4), _even(10**4), "promote"),
         (_even(10**4, slow=1000), _even(10**4, slow=9000), "roll back"),
         (_even(10**4, errors=9000), _even(10**4, errors=9000), "undecided"),
+        (_even(10**4), Arm(10**4, 0, {0.1: 0}, refused=10**4), "undecided"),
+        (_even(10**4), Arm(10**4, 10**4, {0.1: 0}, refused=10**4), "roll back"),
+        (Arm(10**4, 0, {0.1: 0}, refused=100), Arm(10**4, 0, {0.1: 0}, refused=100), "promote"),
         # Worse without doubt, but by less than the margin of a percentage point.
         (_even(10**7, errors=10**4), _even(10**7, errors=2 * 10**4), "promote"),
     ],
@@ -145,14 +162,61 @@ def test_the_arms_are_read_from_the_metrics():
         m_v1__e=("canary", "2xx", 3, 3),
         other_v9__f=("canary", "2xx", 5000, 5000),
     )
-    canary, stable, own = arms("m", look)
-    assert (canary, own) == ("m.v2", Arm(90, 10, {0.1: 10}))
+    stable, own = arms("m.v2", look)
+    assert own == Arm(90, 10, {0.1: 10}, refused=7)
     assert stable == Arm(900, 0, {0.1: 300})
+    assert arms("m.v3", look) == (Arm(0, 0, {}), Arm(0, 0, {}))
 
 
-def test_without_a_canary_it_says_how_to_start_one():
+def _policy(**routes):
+    return {"version": "1", "rules": {"routes": routes}}
+
+
+def test_the_canary_is_the_one_that_is_routed_and_not_the_one_that_was_asked_most():
+    routes = _policy(m={"per": "request", "m.v1": 0, "m.v3": 10}, other={"other.v9": 5})
+    assert routed_canary("m", routes) == "m.v3"
+    assert routed_canary("m", routes, 3) == "m.v3"
+    with pytest.raises(ServingError, match=r"m\.v1 is not routed by this gateway, but m\.v3"):
+        routed_canary("m", routes, 1)
+
+
+def test_two_canaries_are_told_apart_by_their_version():
+    routes = _policy(m={"per": "caller", "m.v2": 10, "m.v3": 10})
+    with pytest.raises(ServingError, match=r"m\.v2, m\.v3 are routed: name one with --version"):
+        routed_canary("m", routes)
+    assert routed_canary("m", routes, 2) == "m.v2"
+
+
+@pytest.mark.parametrize("routes", [{}, {"m": {"per": "caller", "m.v2": 0}}, {"n": {"n.v2": 10}}])
+def test_without_a_canary_it_says_how_to_start_one(routes):
     with pytest.raises(ServingError, match="tidegate canary m --weight"):
-        arms("m", _look())
+        routed_canary("m", _policy(**routes))
+
+
+def test_a_canary_whose_golden_answer_is_wrong_is_not_promoted():
+    models = [{"name": "m.v2", "probe": "is late"}, {"name": "m", "probe": ""}]
+    look = Look(0.0, [], models, {})
+    assert probe_of("m.v2", look) == "is late"
+    assert probe_of("m", look) == ""
+    assert probe_of("m.v3", look) == "the gateway does not serve it"
+    found = verdict(_even(10**4), _even(10**4), probe="is late")
+    assert (found.verdict, found.reason) == ("undecided", "its golden answer is not right: is late")
+    assert verdict(_even(10**4), _even(10**4, errors=9000), probe="is late").verdict == "roll back"
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "said"),
+    [
+        ("http://127.0.0.1:1", 3, "no verdict: no gateway answers at http://127.0.0.1:1"),
+        ("127.0.0.1:8082", 2, "is not a listener's URL: write http://HOST:PORT"),
+    ],
+)
+def test_what_goes_wrong_is_never_taken_for_roll_back(url, code, said, monkeypatch):
+    monkeypatch.setenv("TIDEGATE_API_KEY", "tg_any")
+    command = [sys.executable, "-m", "tidegate", "canary", "p", "--verdict", "--url", url]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (run.returncode, run.stdout) == (code, "")
+    assert said in run.stderr
 
 
 def test_a_canary_that_fails_on_a_real_gateway_is_to_be_rolled_back(tmp_path):

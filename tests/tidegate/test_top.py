@@ -8,18 +8,24 @@ import signal
 import subprocess
 import sys
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from math import inf
+from typing import ClassVar
 
 import httpx
 import pytest
 
 from gateway.policy.principal import ADMIN
+from serving.errors import ServingError
 from serving.triton.ports import free_ports
 from tests.gateway.every_api import V2_BODY, every_api
 from tests.gateway.fake_llm import wait_for
 from tests.running import ROOT
+from tidegate.app.errors import UsageError
 from tidegate.app.key_store import KeyStore
-from tidegate.app.top import Look, compare, quantile
+from tidegate.app.paths import Paths
+from tidegate.app.stack import ask
+from tidegate.app.top import Gateway, Look, compare, quantile
 
 ANSI = re.compile("\x1b")
 
@@ -172,6 +178,45 @@ def test_a_terminal_gets_a_live_view_until_ctrl_c(busy):
         process.wait()
         os.close(main)
     assert ANSI.search(shown) and "up" in shown
+
+
+class _Elsewhere(BaseHTTPRequestHandler):
+    """Sends each that asks to another address, and keeps what it was asked with."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.headers.get("Authorization", ""))
+        self.send_response(302)
+        self.send_header("Location", f"http://localhost:{self.server.server_port}/login")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_the_key_goes_to_the_gateway_alone_and_to_no_proxy_or_other_address(monkeypatch):
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Elsewhere) as elsewhere:
+        threading.Thread(target=elsewhere.serve_forever).start()
+        url = f"http://127.0.0.1:{elsewhere.server_port}"
+        monkeypatch.setenv("http_proxy", url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        with pytest.raises(ServingError, match=r"no gateway answers at http://127\.0\.0\.1:1"):
+            Gateway("http://127.0.0.1:1", "tg_key").look()
+        assert ask("http://127.0.0.1:1", "", "tg_key")[0] is False
+        assert not _Elsewhere.asked
+        with pytest.raises(ServingError, match=r"/metrics answers 302: is it the operator's"):
+            Gateway(url, "tg_key").look()
+        elsewhere.shutdown()
+    assert _Elsewhere.asked == ["Bearer tg_key"]
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8082", "ftp://a", "http://", "http://a:x", "a b"])
+def test_what_is_no_url_is_wrong_usage(url, monkeypatch, tmp_path):
+    monkeypatch.setenv("TIDEGATE_API_KEY", "tg_key")
+    monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path))
+    with pytest.raises(UsageError, match="write http://HOST:PORT"):
+        Gateway.of(Paths.current(), url)
 
 
 def test_a_wrong_key_and_nobody_there_say_what_to_do(busy):

@@ -7,6 +7,10 @@ failed, and of those that took longer than each bound of the latency histogram. 
 is a *confidence sequence* by the method of mixtures (a beta-binomial mixture and Ville's
 inequality), which contains the true share at all times at once.
 
+The share of requests that were refused (4xx), or whose callers gave up waiting (499), is compared
+too. It may be the callers' own doing, so it rolls nothing back; but nothing is promoted unless it
+is shown to be no higher by more than the margin.
+
 Nothing is promoted by absence of evidence: promote means that the canary is shown to be no worse
 than a margin, roll back that it is shown to be worse. Everything else is undecided.
 """
@@ -31,29 +35,37 @@ Decision = Literal["promote", "roll back", "undecided"]
 @dataclass(frozen=True)
 class Arm:
     """What one version did: ``errors`` are 5xx, ``slower`` has for each bound in seconds how many
-    of the ``answered`` took longer. Refusals (4xx) are the callers' and do not count."""
+    of the ``answered`` took longer, ``refused`` are 4xx."""
 
     answered: int
     errors: int
     slower: Mapping[float, int]
+    refused: int = 0
 
     @property
     def requests(self) -> int:
+        """Without the refused ones."""
         return self.answered + self.errors
+
+    @property
+    def sent(self) -> int:
+        return self.requests + self.refused
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A share of the requests, with its confidence sequences."""
+    """A share of the requests, with its confidence sequences. ``rolls_back`` is False where the
+    callers may be the cause."""
 
     what: str
     margin: float
     stable: tuple[float, float]
     canary: tuple[float, float]
+    rolls_back: bool = True
 
     @property
     def is_worse(self) -> bool:
-        return self.canary[0] > self.stable[1]
+        return self.rolls_back and self.canary[0] > self.stable[1]
 
     @property
     def is_no_worse(self) -> bool:
@@ -79,20 +91,29 @@ def verdict(
     error_margin: float = ERROR_MARGIN,
     latency_margin: float = LATENCY_MARGIN,
     least_requests: int = LEAST_REQUESTS,
+    probe: str = "",
 ) -> Verdict:
-    """The verdict on what was counted so far; the counts only ever grow."""
+    """The verdict on what was counted so far; the counts only ever grow. A canary whose golden
+    answer is wrong now is not promoted: ``probe`` is what is wrong with it, or ''."""
     bounds = sorted(stable.slower.keys() & canary.slower.keys())
-    # Half of alpha for the errors, half for all latencies; half of each for either arm.
+    # A third of alpha each for errors, refusals and all latencies; half of each for either arm.
     comparisons = [
         Comparison(
             "failed",
             error_margin,
-            interval(stable.errors, stable.requests, alpha / 4),
-            interval(canary.errors, canary.requests, alpha / 4),
-        )
+            interval(stable.errors, stable.requests, alpha / 6),
+            interval(canary.errors, canary.requests, alpha / 6),
+        ),
+        Comparison(
+            "refused",
+            error_margin,
+            interval(stable.refused, stable.sent, alpha / 6),
+            interval(canary.refused, canary.sent, alpha / 6),
+            rolls_back=False,
+        ),
     ]
     for bound in bounds:
-        bound_alpha = alpha / 4 / len(bounds)
+        bound_alpha = alpha / 6 / len(bounds)
         comparisons.append(
             Comparison(
                 f"took over {bound:g} s",
@@ -102,6 +123,8 @@ def verdict(
             )
         )
     decision, reason = _decide(stable, canary, comparisons, least_requests)
+    if probe and decision == "promote":
+        decision, reason = "undecided", f"its golden answer is not right: {probe}"
     return Verdict(decision, reason, stable.requests, canary.requests, comparisons)
 
 
@@ -164,29 +187,50 @@ def _log_beta(a: float, b: float) -> float:
     return lgamma(a) + lgamma(b) - lgamma(a + b)
 
 
-def arms(pipeline: str, look: Look) -> tuple[str, Arm, Arm]:
-    """The canary of the pipeline that was asked most, what the pipeline did beside it, and what it
-    did. Raises ServingError if no request could have gone to a canary."""
-    counts: dict[tuple[str, str], dict[str, int]] = {}
-    slower: dict[tuple[str, str], dict[float, int]] = {}
-    for labels, value in look.samples.get(f"{METRIC}_count", ()):
-        if labels["canary"].startswith(f"{pipeline}."):
-            key = labels["canary"], labels["arm"]
-            counts.setdefault(key, {})[labels["status"]] = int(value)
-    for labels, value in look.samples.get(f"{METRIC}_bucket", ()):
-        key, bound = (labels["canary"], labels["arm"]), float(labels["le"])
-        if key in counts and labels["status"] == "2xx" and bound != inf:
-            slower.setdefault(key, {})[bound] = counts[key]["2xx"] - int(value)
-    canaries = {name: sum(of.values()) for (name, arm), of in counts.items() if arm == "canary"}
-    if not canaries:
+def routed_canary(pipeline: str, policy: Mapping[str, Any], version: int | None = None) -> str:
+    """The canary that the gateway's policy in force routes callers of the pipeline to. Raises
+    ServingError if there is none, or several of which ``version`` names none."""
+    route: Mapping[str, Any] = policy["rules"]["routes"].get(pipeline, {})
+    # Beside the weights there are settings, whose names have no dot.
+    routed = [name for name, weight in route.items() if name.startswith(f"{pipeline}.") and weight]
+    if version is not None:
+        wanted = f"{pipeline}.v{version}"
+        if wanted not in routed:
+            names = ", ".join(routed) or "none"
+            raise ServingError(f"{wanted} is not routed by this gateway, but {names}")
+        return wanted
+    if not routed:
         raise ServingError(
-            f"no canary of {pipeline} has answered a request of this gateway: start one with "
+            f"no canary of {pipeline} is routed by this gateway: start one with "
             f"`tidegate canary {pipeline} --weight 10`"
         )
-    canary = max(canaries, key=lambda name: canaries[name])
+    if len(routed) > 1:
+        raise ServingError(f"{', '.join(routed)} are routed: name one with --version")
+    return routed[0]
+
+
+def arms(canary: str, look: Look) -> tuple[Arm, Arm]:
+    """What the pipeline did beside this canary, and what the canary did."""
+    counts: dict[str, dict[str, int]] = {"stable": {}, "canary": {}}
+    slower: dict[str, dict[float, int]] = {"stable": {}, "canary": {}}
+    for labels, value in look.samples.get(f"{METRIC}_count", ()):
+        if labels["canary"] == canary:
+            counts[labels["arm"]][labels["status"]] = int(value)
+    for labels, value in look.samples.get(f"{METRIC}_bucket", ()):
+        bound = float(labels["le"])
+        if labels["canary"] == canary and labels["status"] == "2xx" and bound != inf:
+            slower[labels["arm"]][bound] = counts[labels["arm"]]["2xx"] - int(value)
 
     def arm(which: str) -> Arm:
-        of, took = counts.get((canary, which), {}), slower.get((canary, which), {})
-        return Arm(of.get("2xx", 0), of.get("5xx", 0), took)
+        of = counts[which]
+        return Arm(of.get("2xx", 0), of.get("5xx", 0), slower[which], of.get("4xx", 0))
 
-    return canary, arm("stable"), arm("canary")
+    return arm("stable"), arm("canary")
+
+
+def probe_of(canary: str, look: Look) -> str:
+    """What is wrong with its golden answer, or ''."""
+    for model in look.models:
+        if model["name"] == canary:
+            return str(model["probe"])
+    return "the gateway does not serve it"

@@ -41,6 +41,7 @@ from tidegate.app.claim import Claim, Running
 from tidegate.app.compose import COMPOSED, made_first, served_along
 from tidegate.app.compose import is_current as composed_is_current
 from tidegate.app.configs import AUTO, DEFAULT, automatic, config_name
+from tidegate.app.direct import direct_opener
 from tidegate.app.faults import require_loadable
 from tidegate.app.gateway_watch import GatewayWatch
 from tidegate.app.log_keeper import LogKeeper
@@ -610,7 +611,7 @@ def ask(url: str, certificate_file: str, key: str = "") -> tuple[bool, str]:
     try:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         request = urllib.request.Request(url, headers=headers)  # noqa: S310 - our own gateway
-        with urllib.request.urlopen(request, timeout=2, context=context) as response:  # noqa: S310
+        with direct_opener(context).open(request, timeout=2) as response:
             return True, response.read().decode()
     except urllib.error.HTTPError as error:
         return False, error.read().decode()

@@ -1,6 +1,7 @@
 """What ``tidegate top`` shows: the replicas and models of a running gateway, from two looks at its
 admin routes and its metrics."""
 
+import http.client
 import json
 import os
 import ssl
@@ -12,9 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import inf
 from typing import Any
+from urllib.parse import urlsplit
 
 from serving.errors import ServingError
 from tidegate.app.claim import running_in
+from tidegate.app.direct import direct_opener
+from tidegate.app.errors import UsageError
 from tidegate.app.paths import Paths
 
 TIMEOUT_S = 5.0
@@ -83,22 +87,26 @@ class Gateway:
 
     def __init__(self, url: str, key: str, certificate_file: str = "") -> None:
         self.url, self._key = url.rstrip("/"), key
-        self._tls = None
+        tls = None
         if certificate_file:
             # Our own gateway is trusted by its certificate, whatever the name in it.
-            self._tls = ssl.create_default_context(cafile=certificate_file)
-            self._tls.check_hostname = False
-            self._tls.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+            tls = ssl.create_default_context(cafile=certificate_file)
+            tls.check_hostname = False
+            tls.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        self._opener = direct_opener(tls)
 
     @classmethod
     def of(cls, paths: Paths, url: str | None) -> "Gateway":
-        """That of ``url``, else of the stack that runs here. Raises ServingError without a key."""
+        """That of ``url``, else of the stack that runs here. Raises ServingError without a key, and
+        UsageError for what is no URL."""
         running = running_in(paths.state)
         key = os.environ.get("TIDEGATE_API_KEY", "")
         if not key:
             if not paths.dev_key.exists():
                 raise ServingError(f"no key at {paths.dev_key}: start the stack with `make up`")
             key = paths.dev_key.read_text().strip()
+        if url:
+            require_url(url)
         if url or not running:
             return cls(url or ADMIN, key)
         return cls(running.admin, key, running.certificate_file)
@@ -116,25 +124,40 @@ class Gateway:
         models = json.loads(self._get("/admin/models"))["models"]
         return Look(time.monotonic(), replicas, models, samples)
 
+    def policy(self) -> Mapping[str, Any]:
+        """The rules in force. Raises ServingError like ``look``."""
+        policy: Mapping[str, Any] = json.loads(self._get("/admin/policy"))
+        return policy
+
     def _get(self, path: str) -> bytes:
         request = urllib.request.Request(  # noqa: S310 - the user's own gateway
             f"{self.url}{path}", headers={"Authorization": f"Bearer {self._key}"}
         )
         try:
-            with urllib.request.urlopen(  # noqa: S310
-                request, timeout=TIMEOUT_S, context=self._tls
-            ) as response:
+            with self._opener.open(request, timeout=TIMEOUT_S) as response:
                 body: bytes = response.read()
                 return body
         except urllib.error.HTTPError as error:
-            raise ServingError(
-                f"{self.url}{path} answers {error.code}: the key needs a role with the action admin"
-            ) from error
-        except OSError as error:
+            why = "is it the operator's listener?"
+            if error.code in (401, 403):
+                why = "the key needs a role with the action admin"
+            raise ServingError(f"{self.url}{path} answers {error.code}: {why}") from error
+        except (OSError, http.client.HTTPException) as error:
             raise ServingError(
                 f"no gateway answers at {self.url}: it is the operator's listener "
                 f"(TIDEGATE_ADMIN_PORT; {error})"
             ) from error
+
+
+def require_url(url: str) -> None:
+    """UsageError unless it is the URL of a listener."""
+    try:
+        parts = urlsplit(url)
+        is_right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port or an IPv6 address that is none
+        is_right = False
+    if not is_right or not url.isascii():
+        raise UsageError(f"--url {url!r} is not a listener's URL: write http://HOST:PORT")
 
 
 def compare(gateway: str, first: Look, second: Look) -> View:

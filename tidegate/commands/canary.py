@@ -1,6 +1,8 @@
 """``tidegate canary NAME``: send part of the traffic to another version."""
 
+import os
 import sys
+import traceback
 from typing import TYPE_CHECKING
 
 import click
@@ -22,7 +24,11 @@ if TYPE_CHECKING:
 
 @click.command("canary", short_help="Send part of the traffic to another version")
 @click.argument("name")
-@click.option("--version", type=click.IntRange(1), help="Default: the newest that is not active.")
+@click.option(
+    "--version",
+    type=click.IntRange(1),
+    help="Default: the newest that is not active; with --verdict, the one that is routed.",
+)
 @click.option("--weight", type=click.IntRange(0, 100), help="Percent; 0 ends the canary.")
 @click.option(
     "--verdict",
@@ -66,9 +72,12 @@ def command(
     time. `tidegate promote NAME` ends it by moving everyone to it.
 
     --verdict compares the requests that the canary answered with those of the version beside it,
-    as the gateway counted them since its start: failures (5xx) and latencies. It may be asked at
-    any time and as often as you like, and is wrong with a probability of at most 1 %. Exit codes: 0
-    promote, 1 roll back, 3 undecided.
+    as the gateway counted them since its start: failures (5xx), latencies, and refusals (4xx, and
+    callers that gave up), which can only hold it back. It may be asked at any time and as often as
+    you like, and is wrong with a probability of at most 1 %, if neither the weight nor the active
+    version changes meanwhile: all counts since the gateway's start are taken together. Exit codes:
+    0 promote, 1 roll back and nothing else, 2 wrong usage, 3 undecided, also where no verdict was
+    possible.
 
     --json: pipeline, repository, canaries (name, version, percent, per), gone, served_by and
     no_answer_from. With --verdict: canary, verdict, reason, stable_requests, canary_requests and
@@ -80,12 +89,23 @@ def command(
     tidegate canary text_embedding --verdict
     tidegate canary text_embedding --weight 0
     """
+    from serving.errors import ServingError
     from tidegate.app.canaries import CanaryOptions, set_canary
+    from tidegate.app.errors import UsageError
 
     interrupt_on_sigterm()
     if wants_verdict:
-        _verdict(name, url, as_json=as_json)
-        return
+        try:
+            decided = _verdict(name, url, version, as_json=as_json)
+        except UsageError:
+            raise
+        except Exception as error:  # 1 means roll back: no error may look like that
+            if os.environ.get("TIDEGATE_TRACEBACK"):
+                traceback.print_exc()
+            what = "" if isinstance(error, ServingError) else f"{type(error).__name__}: "
+            click.secho(f"tidegate: no verdict: {what}{error}", fg="red", err=True)
+            decided = ExitCode.NOTHING
+        sys.exit(decided)
     if weight is None:
         raise click.UsageError("give --weight, or --verdict")
     options = CanaryOptions(name, weight, version, per)
@@ -98,12 +118,14 @@ def command(
         click.echo(line)
 
 
-def _verdict(name: str, url: str | None, *, as_json: bool) -> None:
-    from tidegate.app.canary_verdict import arms, verdict
+def _verdict(name: str, url: str | None, version: int | None, *, as_json: bool) -> ExitCode:
+    from tidegate.app.canary_verdict import arms, probe_of, routed_canary, verdict
     from tidegate.app.top import Gateway
 
-    canary, stable, own = arms(name, Gateway.of(Paths.current(), url).look())
-    result = verdict(stable, own)
+    gateway = Gateway.of(Paths.current(), url)
+    canary, look = routed_canary(name, gateway.policy(), version), gateway.look()
+    stable, own = arms(canary, look)
+    result = verdict(stable, own, probe=probe_of(canary, look))
     if as_json:
         print_json({"canary": canary, **result.as_dict()})
     else:
@@ -112,4 +134,4 @@ def _verdict(name: str, url: str | None, *, as_json: bool) -> None:
         requests = f"{result.canary_requests:,} requests, {result.stable_requests:,} beside it"
         click.echo(f"  {requests}")
     codes = {"promote": ExitCode.DONE, "roll back": ExitCode.FAILED}
-    sys.exit(codes.get(result.verdict, ExitCode.NOTHING))
+    return codes.get(result.verdict, ExitCode.NOTHING)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from loadtests.signoff.arrivals import Arrivals, Burst
-from loadtests.signoff.confidence import Outcome
+from loadtests.signoff.confidence import Outcome, verdict
 from loadtests.signoff.memory import Drift, drift
 from loadtests.signoff.procedure import PROFILES, Result, _good_again_s, sign_off
 from loadtests.signoff.samples import Samples, independent, joined, lines
@@ -202,6 +202,31 @@ def test_pauses_are_worth_fewer_requests_than_misses_at_random():
     assert independent(apart, due)[0] > 2000
     assert independent(together, due)[0] < 100
     assert independent(np.zeros(6000, bool), due) == (6000, 0)
+
+
+def test_how_many_more_are_needed_is_of_requests_that_are_sent():
+    """Misses that come together: as many more have to be sent as they are worth less."""
+    due = np.arange(6000) / 100
+    latency = np.where((due >= 10) & (due < 11), 1.0, 0.01)
+    samples = Samples(100, 60, due, latency, np.zeros(6000), np.full(6000, ""))
+    line, _ = lines(samples, Slo("x", 100.0, (Limit("", 0.97, 0.1),)))
+    requests, misses = independent(latency > 0.1, due)
+    counted = line.counted
+    assert (counted.requests, counted.misses) == (requests, misses)
+    assert (counted.sent, counted.sent_misses) == (6000, 100)
+    few = verdict(requests, misses, 0.97).more
+    assert counted.more == pytest.approx(few * 6000 / requests, abs=1)
+    assert line.why == (
+        f"100 of 6000 missed it, and count as {misses} of {requests} independent ones; "
+        f"{counted.more} more needed"
+    )
+    # And so many do decide it.
+    count = 6000 + counted.more
+    due = np.arange(count) / 100
+    latency = np.where(due % 60 < 11, np.where(due % 60 >= 10, 1.0, 0.01), 0.01)
+    samples = Samples(100, count / 100, due, latency, np.zeros(count), np.full(count, ""))
+    line, _ = lines(samples, Slo("x", 100.0, (Limit("", 0.97, 0.1),)))
+    assert line.outcome is Outcome.PASS
 
 
 def test_a_limit_on_streams_is_about_streams_only():

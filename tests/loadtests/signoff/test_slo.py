@@ -3,13 +3,13 @@
 import pytest
 
 from loadtests.signoff.arrivals import Arrivals, Burst
-from loadtests.signoff.slo import Limit, Slo, SloError, read_slos
+from loadtests.signoff.slo import Limit, Slo, SloError, read_objectives
 
 
 def _read(folder, text):
     path = folder / "slo.toml"
     path.write_text(text)
-    return read_slos(path)
+    return read_objectives(path).slos
 
 
 def test_a_file_with_everything(tmp_path):
@@ -87,4 +87,13 @@ def test_what_is_wrong_is_said_with_its_place(tmp_path, text, message):
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(SloError, match=r"slo\.toml cannot be read: No such file"):
-        read_slos(tmp_path / "slo.toml")
+        read_objectives(tmp_path / "slo.toml")
+
+
+def test_what_the_report_shows_is_what_was_read(tmp_path):
+    path = tmp_path / "slo.toml"
+    path.write_text('[a]\nrate = "1/s"\np50 = "1s"  # ours\n')
+    objectives = read_objectives(path)
+    path.unlink()
+    assert objectives.text == '[a]\nrate = "1/s"\np50 = "1s"  # ours\n'
+    assert list(objectives.slos) == ["a"]

@@ -30,10 +30,11 @@ def test_a_key_is_in_no_representation():
     [
         ("", "has no key: write one a line"),
         ("# nothing", "has no key"),
-        ("a\nb heavy", "line 2: 'heavy' is not a weight above 0"),
-        ("a 0", "line 1: '0' is not a weight"),
-        ("a -1", "line 1: '-1' is not a weight"),
-        ("a inf", "line 1: 'inf' is not a weight"),
+        ("a\nb heavy", "line 2: its second word is not a weight above 0"),
+        ("a 0", "line 1: its second word is not a weight"),
+        ("a -1", "line 1: its second word is not a weight"),
+        ("a inf", "line 1: its second word is not a weight"),
+        ("shop 3 tg_a", "line 1: its name is a key, and names are shown"),
         ("a\na", "line 2: this key stands there twice"),
         ("a 1 x\nb 1 x", "line 2: the name 'x' stands there twice"),
         ("ä", "line 1: the key has characters that no header can carry"),
@@ -43,6 +44,22 @@ def test_a_key_is_in_no_representation():
 def test_what_is_wrong_is_said_with_its_line(tmp_path, text, said):
     with pytest.raises(CannotStart, match=said):
         _read(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "shop tg_secret",
+        "shop 3 tg_secret",
+        "tg_secret tg_other",
+        "tg_secret 0",
+        "tg_secret\ntg_secret",
+    ],
+)
+def test_a_mistake_shows_no_key(tmp_path, text):
+    with pytest.raises(CannotStart) as refusal:
+        _read(tmp_path, text)
+    assert "tg_" not in str(refusal.value).replace(str(tmp_path), "")
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
