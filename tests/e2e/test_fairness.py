@@ -60,11 +60,12 @@ def _quiet(gateway, count):
     return np.array(seconds)
 
 
-def test_a_flood_of_one_tenant_is_hardly_felt_by_another(gateway):
+@pytest.mark.parametrize("parameters", [{}, {"sequence_id": 1}])  # which the model knows nothing of
+def test_a_flood_of_one_tenant_is_hardly_felt_by_another(gateway, parameters):
     idle = _quiet(gateway, 20)
     flood: collections.Counter[int]
     with back_to_back(
-        lambda client: gateway.ask(client=client).status_code,
+        lambda client: gateway.ask(client=client, parameters=parameters).status_code,
         lambda: httpx.Client(base_url=gateway.client.base_url, timeout=20),
         FLOOD,
     ) as calls:
