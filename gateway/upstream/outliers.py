@@ -93,6 +93,10 @@ class Record:
         """How many requests it refused, or did not answer in time, by what they weigh now."""
         return round(self._refusals_left(now)) if self._refusals else 0
 
+    def forget_refusals(self) -> None:
+        """The server was away and is back: what it refused on its way out says nothing now."""
+        self._refusals = 0.0
+
     def _refusals_left(self, now: float) -> float:
         return self._refusals * math.exp((self._refused_at - now) / REFUSED_S)
 

@@ -169,6 +169,8 @@ class Replica:
             log.warning("replica %s gets no requests: it %s", self.address, self.fault)
         elif previous_fault and not self.fault:
             self.back_since = time.monotonic()
+            for record in self.records.values():
+                record.forget_refusals()
             log.info("replica %s gets requests again", self.address)
 
     async def _find_fault(self, started: float) -> str:

@@ -212,6 +212,18 @@ async def test_refusals_are_forgotten(pool, monkeypatch):
     assert _chosen(pool, "m") == {"a:1", "b:1"}
 
 
+async def test_what_a_server_refused_as_it_went_is_forgotten_when_it_is_back(pool):
+    first = pool.replicas[0]
+    for _ in range(20):
+        with pytest.raises(NoCapacity), first.permit("m"):
+            raise NoCapacity("it is going")
+    first.upstream.live = NoCapacity("gone")
+    await pool.check()
+    first.upstream.live = True
+    await pool.check()
+    assert first.state("m", "", time.monotonic()).failures == 0
+
+
 async def test_what_is_known_of_a_removed_model_is_forgotten(pool):
     first = pool.replicas[0]
     for model in ("m", "gone"):
