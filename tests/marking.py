@@ -89,6 +89,9 @@ LISTED = {
         "gateway/test_request_log",
         "gateway/test_server_timing",
         "gateway/test_tracing",
+        "loadtests/signoff/test_arrivals::"
+        "test_a_generator_that_was_held_up_counts_from_the_intended_time",
+        "loadtests/signoff/test_exit_codes",
         "loadtests/signoff/test_procedure::test_the_knee_is_within_ten_percent_below_or_above_the_truth",
         "loadtests/signoff/test_report::test_its_page_fits_a_desk_and_a_phone_light_and_dark",
         "loadtests/signoff/test_scaling::test_the_interval_has_the_truth",
