@@ -397,20 +397,13 @@ class ReplicaPool:
         record = permit.replica.record(permit.model)
         if record.trials_left:
             if permit.is_trial:
-                answers, failures = self._elsewhere(permit, now)
+                answers, failures = _together(self._other_records(permit), now)
                 requests = answers + failures
                 fails = requests >= LEAST_REQUESTS and failures >= FAILS_ELSEWHERE * requests
                 record.eject(now, for_longer=not fails)
         elif permit.by_lot:
             record.forgive(now)
             self._find_outlier(permit, record, now)
-
-    def _elsewhere(self, permit: Permit, now: float) -> tuple[float, float]:
-        """Answers and failures of the permit's model at the other replicas, by what they weigh."""
-        counts = [
-            record.counts(now) for record in self._other_records(permit) if not record.trials_left
-        ]
-        return sum(answers for answers, _ in counts), sum(failures for _, failures in counts)
 
     def _other_records(self, permit: Permit) -> list[Record]:
         return [
@@ -427,7 +420,7 @@ class ReplicaPool:
         others = self._other_records(permit)
         if 2 * (1 + sum(other.trials_left > 0 for other in others)) > 1 + len(others):
             return
-        own, together = record.counts(now), self._elsewhere(permit, now)
+        own, together = record.counts(now), _together(others, now)
         if is_outlier(own, together):
             record.eject(now)
             log.warning(
@@ -515,6 +508,12 @@ class ReplicaPool:
         for task in self._retiring:
             task.cancel()
         await asyncio.gather(*(replica.upstream.close() for replica in self.replicas))
+
+
+def _together(records: Sequence[Record], now: float) -> tuple[float, float]:
+    """Their answers and failures, by what they weigh; not those of ejected replicas."""
+    counts = [record.counts(now) for record in records if not record.trials_left]
+    return sum(answers for answers, _ in counts), sum(failures for _, failures in counts)
 
 
 def lost() -> UpstreamError:
