@@ -3,17 +3,20 @@
 Most tests talk to real servers with real deadlines, and a busy machine now and then makes one of
 thousands miss its own. If at most five tests failed, each of their files is run again, alone, up to
 the last test that failed: the tests of a file may share a server, which the earlier ones leave as
-the later ones expect it. The tests of one file whose set-up failed count as one. What passes then
-is reported as unsteady and does not fail the run; what fails again does, and so do six failures, an
-error before any test ran, or a crash.
+the later ones expect it. The tests of one file whose set-up failed count as one. A test that passes
+in one of the two runs is reported as unsteady and does not fail the suite; one that fails twice
+does, and so do six failures, an error before any test ran, or a crash.
 
 At the end it says which files took longest: the suite is to stay under half an hour.
 """
 
+import json
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -82,21 +85,33 @@ def run(arguments: list[str]) -> int:
         return code
     print(f"\n{len(failures.causes)} failed; their files once more, alone, up to:", flush=True)
     print(*(f"  {test}" for test in failures.tests), sep="\n", flush=True)
-    failed_again = set()
+    failed_twice, unsteady = [], []
     for file in dict.fromkeys(map(_file, failures.tests)):
-        # A process of its own for each: nothing of the run that failed is left in it.
-        command = [sys.executable, "-m", "pytest", *failures.options, "-n", "0"]
-        command += failures.up_to_the_last(file)
-        if subprocess.run(command, check=False).returncode:
-            failed_again.add(file)
+        again = _failed_alone(failures.up_to_the_last(file), failures.options)
+        failed = {test for test in failures.tests if _file(test) == file}
+        failed_twice += sorted(failed if again is None else failed & again)
+        unsteady += sorted(set() if again is None else failed ^ again)
     print("\n" + "=" * 80)
-    for test in failures.tests:
-        if _file(test) in failed_again:
-            print(f"FAILED: {test}, whose file failed again")
-        else:
-            print(f"unsteady: {test} failed in the run and passed alone")
+    for test in failed_twice:
+        print(f"FAILED: {test}, in the run and alone")
+    for test in unsteady:
+        print(f"unsteady: {test} failed in one of two runs")
     print("=" * 80, flush=True)
-    return int(pytest.ExitCode.TESTS_FAILED) if failed_again else 0
+    return int(pytest.ExitCode.TESTS_FAILED) if failed_twice else 0
+
+
+def _failed_alone(tests: list[str], options: list[str]) -> set[str] | None:
+    """Those of the ``tests`` that fail in a process of their own, where nothing of the run is left;
+    None if it did not come to its end."""
+    with tempfile.TemporaryDirectory() as cache:
+        command = [sys.executable, "-m", "pytest", *options, "-n", "0", "-o", f"cache_dir={cache}"]
+        code = subprocess.run([*command, *tests], check=False).returncode
+        if code == pytest.ExitCode.OK:
+            return set()
+        record = Path(cache) / "v" / "cache" / "lastfailed"
+        if code != pytest.ExitCode.TESTS_FAILED or not record.exists():
+            return None
+        return set(json.loads(record.read_text()))
 
 
 def _file(test: str) -> str:

@@ -48,7 +48,7 @@ def _runs(folder: Path, name: str) -> int:
 def test_one_that_passes_with_those_before_it_is_unsteady_and_the_run_is_green(tmp_path):
     code, output = _run(tmp_path, DEPENDENT + AFTER, "-n", "2", "--dist", "loadfile")
     assert code == 0, output
-    assert "unsteady: test_toy.py::test_dependent failed in the run and passed alone" in output
+    assert "unsteady: test_toy.py::test_dependent failed in one of two runs" in output
     assert (_runs(tmp_path, "before"), _runs(tmp_path, "after")) == (2, 1)
 
 
@@ -56,8 +56,23 @@ def test_one_that_fails_again_fails_the_run(tmp_path):
     code, output = _run(tmp_path, FLAKY.format(1) + BROKEN, "-n", "0", "test_toy.py")
     assert code == 1, output
     assert "FAILED: test_toy.py::test_broken" in output
-    assert "unsteady" not in output
+    assert "unsteady: test_toy.py::test_flaky_1 failed in one of two runs" in output
     assert _runs(tmp_path, "broken") == 2
+
+
+def test_two_that_fail_once_each_do_not_fail_the_run(tmp_path):
+    second = "\ndef test_second():\n    assert nth_run('second') != 2\n"
+    code, output = _run(tmp_path, second + FLAKY.format(1), "-n", "0", "test_toy.py")
+    assert code == 0, output
+    for test in ("second", "flaky_1"):
+        assert f"unsteady: test_toy.py::test_{test} failed in one of two runs" in output
+
+
+def test_a_second_run_that_crashes_fails_the_run(tmp_path):
+    crash = "\ndef test_crash():\n    import os\n    nth_run('crash') == 1 or os._exit(3)\n"
+    code, output = _run(tmp_path, crash + FLAKY.format(1), "-n", "0", "test_toy.py")
+    assert code == 1, output
+    assert "FAILED: test_toy.py::test_flaky_1" in output
 
 
 def test_a_set_up_that_fails_for_many_tests_is_one_failure(tmp_path):
@@ -68,7 +83,7 @@ def test_a_set_up_that_fails_for_many_tests_is_one_failure(tmp_path):
     tests += "".join(f"\ndef test_served_{n}(served):\n    pass\n" for n in range(7))
     code, output = _run(tmp_path, tests, "-n", "0")
     assert code == 0, output
-    assert "unsteady: test_toy.py::test_served_6 failed in the run and passed alone" in output
+    assert "unsteady: test_toy.py::test_served_6 failed in one of two runs" in output
     assert _runs(tmp_path, "served") == 2
 
 

@@ -152,11 +152,16 @@ class Replica:
         return Permit(self, model, by_lot=by_lot)
 
     def index_read(self, versions: Mapping[str, tuple[str, ...]]) -> None:
-        """Its index, as just read: what is known of models that are gone is forgotten."""
-        self.versions = versions
+        """Its index, as just read: what is known of models that are gone is forgotten, and one that
+        is new here starts slowly (a server that is back may load its models long after that)."""
+        known, self.versions = self.versions, versions
         for model in [model for model in self.records if model not in versions]:
             del self.records[model]
             self.responded.pop(model, None)
+        if known is not None:
+            now = time.monotonic()
+            for model in versions.keys() - known.keys():
+                self.record(model).back_since = now
 
     async def check(self) -> None:
         """Check whether it is live, and log a change."""

@@ -80,8 +80,8 @@ def test_a_503_says_when_to_come_back(own_stack):
         response = own_stack.post("/v1/text_embedding", json={"text": "hello"})
         return response.status_code == 503 and response.headers["retry-after"] == "1"
 
-    wait_until(refused, 5, "a 503 with Retry-After")
-    wait_until(lambda: httpx.get(f"{own_stack.url}/readyz").status_code == 503, 5, "not ready")
+    wait_until(refused, 10, "a 503 with Retry-After")
+    wait_until(lambda: httpx.get(f"{own_stack.url}/readyz").status_code == 503, 10, "not ready")
     wait_until(lambda: _serves(own_stack), HEAL_S, "service after the restart")
 
 

@@ -92,6 +92,8 @@ def gateway(pair):
 def _both_are_up(pair, gateway):
     pair.heal()
     wait_until(lambda: gateway.health() == ["up", "up"], 60, "both are up")
+    # One that is back is up before it has loaded its models, and before the gateway knows of them.
+    wait_until(lambda: gateway.models() == [len(pair.models)] * 2, 60, "both have every model")
 
 
 class _Stream:

@@ -76,7 +76,7 @@ def gateway(pair) -> Iterator[Running]:
 def _both_are_up(pair, gateway) -> None:
     pair.heal()
     wait_until(lambda: gateway.health() == ["up", "up"], 15, "both replicas are asked")
-    wait_until(lambda: gateway.models() == [4, 5], 5, "their models are known")
+    wait_until(lambda: gateway.models() == [4, 5], 10, "their models are known")
 
 
 def _value(response: httpx.Response) -> float:
@@ -138,7 +138,7 @@ def test_every_api_avoids_a_dead_replica(pair, gateway):
 
 def test_a_restarted_replica_is_used_once_it_has_its_models(pair, gateway):
     pair.kill(0)
-    wait_until(lambda: gateway.health() == ["down", "up"], 5, "the first is down")
+    wait_until(lambda: gateway.health() == ["down", "up"], 10, "the first is down")
     with load(gateway, 2) as responses:
         pair.start(0)
         wait_until(lambda: gateway.health() == ["up", "up"], 10, "the first is back")
@@ -214,7 +214,7 @@ def test_a_model_on_one_replica_is_called_there(gateway):
 
 def test_a_model_whose_only_replica_is_dead_is_not_unknown(pair, gateway):
     pair.kill(1)
-    wait_until(lambda: gateway.health() == ["up", "down"], 5, "the second is down")
+    wait_until(lambda: gateway.health() == ["up", "down"], 10, "the second is down")
     response = gateway.ask(model="only_second")
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
 
@@ -328,7 +328,7 @@ def test_a_sequence_whose_server_died_is_lost_and_says_so(pair, gateway):
     for identifier in identifiers:
         assert _value(gateway.step(identifier, 1, start=True)) == 1
     pair.kill(0)
-    wait_until(lambda: gateway.health() == ["down", "up"], 5, "the first is down")
+    wait_until(lambda: gateway.health() == ["down", "up"], 10, "the first is down")
     responses = {identifier: gateway.step(identifier, 2) for identifier in identifiers}
     kept = [identifier for identifier, response in responses.items() if response.status_code == 200]
     lost = [identifier for identifier in identifiers if identifier not in kept]

@@ -46,7 +46,7 @@ def test_a_revoked_key_ends_its_stream(echo, path, text):
     fault = json.loads(last.removeprefix("data: "))["error"]
     assert "no valid API key" in (fault if path == GENERATE else fault["message"])
     expected = ("echo_llm", "deny", 401)
-    wait_until(lambda: expected in _audited(echo, name), 3, "its line")
+    wait_until(lambda: expected in _audited(echo, name), 10, "its line")
 
 
 def test_a_revoked_key_ends_a_long_answer_in_one_piece(echo):

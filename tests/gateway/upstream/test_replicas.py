@@ -16,6 +16,7 @@ from gateway.errors import (
     UpstreamError,
 )
 from gateway.upstream.balancing import Health
+from gateway.upstream.outliers import LEAST_WEIGHT, SLOW_START_S
 from gateway.upstream.replicas import FEW_RETRIES, Replica, ReplicaPool
 
 
@@ -231,6 +232,18 @@ async def test_what_is_known_of_a_removed_model_is_forgotten(pool):
             pass
     first.index_read({"m": ("1",)})
     assert set(first.records) == set(first.responded) == {"m"}
+
+
+async def test_a_model_that_is_new_on_a_server_starts_slowly(pool):
+    """A server that is back is alive long before it has loaded its models."""
+    first, now = pool.replicas[0], time.monotonic()
+    first.index_read({"m": ("1",)})
+    assert first.state("m", "", now).weight == 1.0  # the gateway's start is not the model's
+    first.index_read({})
+    first.index_read({"m": ("1",), "n": ("1",)})
+    assert first.state("m", "", now).weight == first.state("n", "", now).weight == LEAST_WEIGHT
+    first.index_read({"m": ("1", "2"), "n": ("1",)})
+    assert first.state("m", "", now + SLOW_START_S + 1).weight == 1.0
 
 
 async def test_a_request_that_was_refused_pays_for_no_retry():
