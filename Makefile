@@ -89,6 +89,8 @@ clients: $(VENV)/.load .venv-clients/.installed ## Run KServe's client and perf_
 	@LD_LIBRARY_PATH=$$(echo $$PWD/.venv-clients/perf_analyzer/lib/python3*/site-packages/nvidia/cuda_runtime/lib) \
 	  $(BIN)/python -m loadtests.clients $(ARGS)
 
+aiperf: .venv-clients/aiperf/.installed ## Install AIPerf, for `tidegate signoff --cross-check` of chat (1.2 GB)
+
 clean: ## Remove the environment and everything built (not your models)
 	rm -rf $(VENV) .typings .tidegate .model_repository.staging build *.egg-info
 
@@ -108,6 +110,12 @@ clean: ## Remove the environment and everything built (not your models)
 	  tritonclient==2.51.0 nvidia-cuda-runtime-cu12
 	@ldconfig -p | grep -q libb64.so.0d || { [ "$$(id -u)" = 0 ] && apt-get install -y -qq libb64-0d >/dev/null 2>&1; } \
 	  || { echo "libb64 is not installed: apt-get install -y libb64-0d"; exit 2; }
+	@touch $@
+
+.venv-clients/aiperf/.installed:
+	@echo "installing AIPerf (once, about two minutes) ..."
+	@$(PYTHON) -m venv .venv-clients/aiperf
+	@.venv-clients/aiperf/bin/pip --disable-pip-version-check install -qq aiperf==0.13.0
 	@touch $@
 
 $(VENV)/bin/python:

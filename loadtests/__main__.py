@@ -11,13 +11,23 @@ from typing import Any, TypeVar
 
 import click
 
-from loadtests.preflight import CannotStart, check_gateway, check_triton, check_ui_port, find_key
+from loadtests.preflight import (
+    CannotStart,
+    check_gateway,
+    check_triton,
+    check_ui_port,
+    find_key,
+    parse_weights,
+)
+from loadtests.signoff.preflight import pipeline_of
+from loadtests.signoff.slo import APIS
 from loadtests.texts import CorpusMissing, real_texts
 
 F = TypeVar("F", bound=Callable[..., Any])
 PORT = click.IntRange(1, 65535)
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
-USER_CLASSES = {"rest": "RestUser", "grpc": "TritonUser"}
+USER_CLASSES = {"rest": "RestUser", "grpc": "TritonUser", "pipeline": "PipelineUser"}
+_OF_EMBEDDING = ("rest", "grpc")
 # At the end Locust waits for requests in flight until they time out (locustfile.py: 35 s): dropping
 # them would drop the slowest, and a server that hangs would pass.
 STOP_S = 40
@@ -31,6 +41,9 @@ class Options:
     url: str
     grpc_address: str
     only: str | None
+    pipeline: str
+    api: tuple[str, ...]
+    gateway_grpc: str
     users: int
     spawn_rate: float
     run_time: str
@@ -40,7 +53,9 @@ class Options:
 
     @property
     def protocols(self) -> list[str]:
-        return [self.only] if self.only else list(USER_CLASSES)
+        if self.pipeline:
+            return ["pipeline"]
+        return [self.only] if self.only else [*_OF_EMBEDDING]
 
 
 def locust_arguments(options: Options) -> list[str]:
@@ -51,6 +66,10 @@ def locust_arguments(options: Options) -> list[str]:
     arguments += ["--stop-timeout", str(STOP_S)]
     if options.max_p99_ms is not None:
         arguments += ["--max-p99-ms", str(options.max_p99_ms)]
+    if options.pipeline:
+        arguments += ["--pipeline", options.pipeline]
+        arguments += ["--gateway-grpc-address", options.gateway_grpc]
+        arguments += [part for api in options.api for part in ("--api", api)]
     if options.json:
         arguments += ["--summary-file", str(options.json)]
     if options.headless:
@@ -70,6 +89,17 @@ def check(options: Options) -> None:
         raise CannotStart(f"--users {options.users} is too few for {protocols}")
     if not options.headless:
         check_ui_port(options.ui_port)
+    if options.pipeline:
+        pipeline = pipeline_of(options.url, options.pipeline, find_key(os.environ))
+        for api in parse_weights(options.api):
+            if api not in APIS:
+                raise CannotStart(f"--api {api}: choose from {', '.join(APIS)}")
+            if api.startswith("grpc") and not options.gateway_grpc:
+                raise CannotStart(f"--api {api} needs the gateway's port: --gateway-grpc HOST:PORT")
+        if not options.api:
+            click.echo(f"{pipeline.name} over its API {pipeline.default_api!r}", err=True)
+    elif options.api:
+        raise CannotStart("--api is of the pipeline of --pipeline: name one")
     if "rest" in options.protocols:
         check_gateway(options.url.rstrip("/"), find_key(os.environ))
     if "grpc" in options.protocols:
@@ -103,8 +133,16 @@ def _flag(name: str, default: Any, description: str, **options: Any) -> Callable
     "only",
     None,
     "Only users of this protocol. Default: both.",
-    type=click.Choice(list(USER_CLASSES)),
+    type=click.Choice(_OF_EMBEDDING),
 )
+@_flag("pipeline", "", "Load this pipeline instead, over the gateway's APIs.")
+@click.option(
+    "--api",
+    multiple=True,
+    metavar="API[=WEIGHT]",
+    help=f"With --pipeline: {', '.join(APIS)}; several for a mix. Default: its first.",
+)
+@_flag("gateway-grpc", "", "The gateway's gRPC port, HOST:PORT, for the APIs over gRPC.")
 @_flag("users", 16, "Concurrent users, half of each protocol.", type=click.IntRange(1))
 @_flag("spawn-rate", 8.0, "Users started per second.", type=click.FloatRange(0, min_open=True))
 @_flag("run-time", "15s", "How long a headless run lasts: 90s, 5m, 1h.", callback=_run_time)
@@ -120,6 +158,7 @@ def command(**flags: Any) -> None:
     python -m loadtests                         Locust's UI on http://127.0.0.1:8089
     python -m loadtests --headless              a table and an exit code
     python -m loadtests --headless --only rest --users 4 --run-time 1m --max-p99-ms 250
+    python -m loadtests --headless --pipeline chat --api chat=3 --api grpc-stream
 
     \b
     Exit codes: 0 passed; 1 a request failed, no user of a protocol made one, or a p99 exceeded

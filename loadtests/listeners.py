@@ -11,9 +11,12 @@ import gevent
 from locust import events
 
 from loadtests.preflight import CannotStart
+from loadtests.signoff.slo import APIS
 from loadtests.verdict import Demand, Record, as_json, as_text, faults
 
 RECORD = Record()
+# Before the name of a part of a streamed request, which is shown beside requests and is none.
+PART = "of a stream: "
 LAUNCH: dict[str, str | None] = {}
 
 
@@ -36,6 +39,9 @@ def add_options(parser: Any) -> None:
         include_in_web_ui=False,
         help="Triton's gRPC address",
     )
+    parser.add_argument("--pipeline", default="", help="the pipeline that PipelineUser calls")
+    parser.add_argument("--api", action="append", default=[], include_in_web_ui=False)
+    parser.add_argument("--gateway-grpc-address", default="", include_in_web_ui=False)
     parser.add_argument("--max-p99-ms", type=float, include_in_web_ui=False)
     parser.add_argument("--summary-file", include_in_web_ui=False)
 
@@ -68,7 +74,12 @@ def forget_last_run(**_: Any) -> None:
 def record_request(
     request_type: str, name: str, response_time: float, exception: Any, **_: Any
 ) -> None:
-    protocol = "grpc" if request_type == "gRPC" else "rest"
+    if request_type.startswith(PART):
+        RECORD.add_part(request_type.removeprefix(PART), name, response_time)
+        return
+    protocol = {"gRPC": "grpc"}.get(request_type, "rest")
+    if request_type in APIS:
+        protocol, name = "pipeline", f"{name} ({request_type})"
     RECORD.add(protocol, name, response_time, failed=exception is not None)
 
 

@@ -5,10 +5,11 @@ Locust itself would start anyway, and report 100 % failures if the stack is not 
 
 import http.client
 import json
+import math
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +34,20 @@ def find_key(environ: Mapping[str, str]) -> str:
             f"there is no API key in TIDEGATE_API_KEY or {file}: run `make up` first, "
             "or create one with `tidegate keys create NAME`"
         ) from None
+
+
+def parse_weights(apis: Sequence[str]) -> dict[str, float]:
+    """{"task": 3.0} for ``["task=3"]``; without a number it is 1. CannotStart names a wrong one."""
+    weights: dict[str, float] = {}
+    for text in apis:
+        api, _, number = text.partition("=")
+        try:
+            weights[api] = float(number or 1)
+        except ValueError:
+            weights[api] = math.nan
+        if not 0 < weights[api] < math.inf:
+            raise CannotStart(f"--api {text}: write an API and its weight, as in task=3")
+    return weights
 
 
 def check_gateway(url: str, key: str) -> None:

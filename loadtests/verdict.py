@@ -39,6 +39,19 @@ class RouteFigures:
     p99_ms: float | None
 
 
+@dataclass(frozen=True)
+class PartFigures:
+    """How long a part of streamed responses took: ``first_token``, or ``gap``, the mean time
+    between two tokens of one response."""
+
+    part: str
+    name: str
+    responses: int
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+
+
 @dataclass
 class _Route:
     good_ms: "array[float]" = field(default_factory=lambda: array("d"))
@@ -53,6 +66,7 @@ class Record:
 
     def restart(self) -> None:
         self._routes: dict[tuple[str, str], _Route] = {}
+        self._parts: dict[tuple[str, str], _Route] = {}
         self.crashes: Counter[str] = Counter()
         self._started, self._cpu_started = time.perf_counter(), time.process_time()
         self.elapsed_s = self.cpu_s = 0.0
@@ -66,6 +80,10 @@ class Record:
         self.elapsed_s = time.perf_counter() - self._started
         self.cpu_s = time.process_time() - self._cpu_started
 
+    def add_part(self, part: str, name: str, part_ms: float) -> None:
+        """How long a part of a good response took, as its first token; it is no request."""
+        self._parts.setdefault((part, name), _Route()).good_ms.append(part_ms)
+
     def crash(self, error: BaseException) -> None:
         """Record a user that crashed: a bug of ours, or of the environment."""
         self.crashes[f"{type(error).__name__}: {error}"] += 1
@@ -73,17 +91,29 @@ class Record:
     def figures(self) -> list[RouteFigures]:
         return [self._row(*key, route) for key, route in sorted(self._routes.items())]
 
+    def parts(self) -> list[PartFigures]:
+        return [
+            PartFigures(part, name, len(times), *_percentiles(sorted(times)))
+            for (part, name), route in sorted(self._parts.items())
+            if (times := route.good_ms)
+        ]
+
     def _row(self, protocol: str, name: str, route: _Route) -> RouteFigures:
         ordered = sorted(route.good_ms)
         requests = len(ordered) + route.failures
         rps = requests / self.elapsed_s if self.elapsed_s else 0.0
-        p50, p95, p99 = (percentile(ordered, share) for share in (0.50, 0.95, 0.99))
-        return RouteFigures(protocol, name, requests, route.failures, round(rps, 2), p50, p95, p99)
+        percentiles = _percentiles(ordered)
+        return RouteFigures(protocol, name, requests, route.failures, round(rps, 2), *percentiles)
 
     @property
     def client_cpu(self) -> float:
         """The share of one core that Locust itself used: near 1, Locust limits the run."""
         return self.cpu_s / self.elapsed_s if self.elapsed_s else 0.0
+
+
+def _percentiles(ordered: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+    """p50, p95 and p99."""
+    return percentile(ordered, 0.50), percentile(ordered, 0.95), percentile(ordered, 0.99)
 
 
 def percentile(ordered: Sequence[float], share: float) -> float | None:
@@ -130,6 +160,7 @@ def as_json(record: Record, demand: Demand) -> str:
         "client_cpu": round(record.client_cpu, 3),
         "max_p99_ms": demand.max_p99_ms,
         "routes": [asdict(row) for row in record.figures()],
+        "parts": [asdict(row) for row in record.parts()],
     }
     return json.dumps(document, indent=2) + "\n"
 
@@ -142,6 +173,11 @@ def as_text(record: Record, demand: Demand) -> str:
         total = sum(row.requests for row in rows)
         limit = "" if demand.max_p99_ms is None else f", p99 at most {demand.max_p99_ms:g} ms"
         lines = [f"PASS: {total} requests in {record.elapsed_s:.1f} s, no failures{limit}"]
+    lines += [
+        f"{row.name}: {row.part.replace('_', ' ')} p50 {row.p50_ms:.1f}, p95 {row.p95_ms:.1f}, "
+        f"p99 {row.p99_ms:.1f} ms"
+        for row in record.parts()
+    ]
     if record.client_cpu > BUSY_CLIENT:
         lines.append(
             f"Locust itself used {record.client_cpu:.0%} of a core: it limits these figures, "

@@ -58,11 +58,14 @@ from loadtests.preflight import CannotStart, find_key  # noqa: E402
 from loadtests.signoff.arrivals import POISSON, Arrivals, Times, burst_of  # noqa: E402
 from loadtests.signoff.confidence import Outcome  # noqa: E402
 from loadtests.signoff.cross_check import (  # noqa: E402
+    AIPERF,
     CONNECTIONS,
+    PERF_ANALYZER,
     ROWS,
     CrossCheck,
     NotCompared,
-    find_perf_analyzer,
+    Peer,
+    aiperf,
     perf_analyzer,
 )
 from loadtests.signoff.cross_check import Client as Compared  # noqa: E402
@@ -137,12 +140,16 @@ def main(options: Options) -> int:
         objectives = read_objectives(options.objectives)
         slos = _chosen(options, objectives.slos, trace)
         require_writable(options.out)
-        tool = find_perf_analyzer(ROOT) if options.cross_check else None
         results = [Result(slo, trace=str(trace or "")) for slo in slos.values()]
         timeout_s = max(TIMEOUT_S, *(1.2 * slo.widest_s for slo in slos.values()))
         with _target(options, list(slos), timeout_s) as target:
             # Everything that can be refused is refused before the load.
             served = {name: target.pipeline(name) for name in slos}
+            tools = (
+                {name: _peer_of(pipeline).find(ROOT) for name, pipeline in served.items()}
+                if options.cross_check
+                else {}
+            )
             replica = replica_of(options.allow_kill) if options.allow_kill else None
             with _runners(options, target, served, slos, trace) as runners:
                 is_whole = _until_stopped(
@@ -150,7 +157,8 @@ def main(options: Options) -> int:
                 )
                 for result in results:
                     pipeline = served[result.slo.pipeline]
-                    if tool and is_whole:
+                    if tools and is_whole:
+                        tool = tools[pipeline.name]
                         check = partial(_cross_check, result, target, pipeline, tool)
                         is_whole = _until_stopped(partial(check, options.profile))
                 if replica and is_whole:
@@ -363,22 +371,30 @@ def _lose(options: Options, result: Result, runner: Runner, replica: Replica) ->
     judge_kill(result, samples, killed_at[0], ready_again_s[0])
 
 
+def _peer_of(pipeline: Pipeline) -> Peer:
+    return AIPERF if pipeline.default_api == "chat" else PERF_ANALYZER
+
+
 def _cross_check(
     result: Result, target: Target, pipeline: Pipeline, tool: Path, profile: str
 ) -> None:
-    """A closed loop over V2: this generator, perf_analyzer, and this generator once more."""
+    """A closed loop over one API: this generator, its peer, and this generator once more."""
     seconds = max(PROFILES[profile].window_s, 5.0)
-    click.echo(f"{pipeline.name}: comparing with perf_analyzer ...", err=True)
+    peer = _peer_of(pipeline)
+    click.echo(f"{pipeline.name}: comparing with {peer.name} ...", err=True)
     key = target.tenants[0].key
     try:
-        source = replace(target, tenants=(Tenant("", key),)).source(pipeline, {"v2": 1.0})
+        source = replace(target, tenants=(Tenant("", key),)).source(pipeline, {peer.api: 1.0})
         ours = [_closed(source, seconds)]
-        data = target.rows(pipeline, ROWS)
-        theirs = perf_analyzer(tool, target.url, key, pipeline.name, data, seconds)
+        if peer is AIPERF:
+            theirs = aiperf(tool, target.url, key, pipeline.name, target.texts(ROWS), seconds)
+        else:
+            data = target.rows(pipeline, ROWS)
+            theirs = perf_analyzer(tool, target.url, key, pipeline.name, data, seconds)
         ours.append(_closed(source, seconds))
-        result.cross_check = CrossCheck(theirs, tuple(ours))
+        result.cross_check = CrossCheck(peer, theirs, tuple(ours))
     except (NotCompared, CannotStart) as error:
-        result.cross_check = CrossCheck(why=str(error))
+        result.cross_check = CrossCheck(peer, why=str(error))
 
 
 def _closed(source: Source, seconds: float) -> Compared:
@@ -386,7 +402,11 @@ def _closed(source: Source, seconds: float) -> Compared:
     if samples.failed.any():
         fault, count = samples.errors.most_common(1)[0]
         raise NotCompared(f"{count} of {samples.requests} requests failed: {fault}")
-    return Compared(samples.rate, 1000 * (samples.percentile_s(0.5) or 0.0), samples.cpu)
+    first_token_s = samples.percentile_s(0.5, "first_token")
+    return Compared(
+        *(samples.rate, 1000 * (samples.percentile_s(0.5) or 0.0), samples.cpu),
+        math.nan if first_token_s is None else 1000 * first_token_s,
+    )
 
 
 def _scaling(options: Options, slo: Slo) -> Scaling | None:

@@ -1,21 +1,37 @@
-"""The same closed loop by NVIDIA's perf_analyzer and by our own generator: do they agree?
+"""The same closed loop by one of NVIDIA's load generators and by our own: do they agree?
 
-Both send V2 JSON with real texts, as many at once, one run after the other: ours, theirs, ours.
+Both send the same real texts, as many at once, one run after the other: ours, theirs, ours. Tensors
+are compared with perf_analyzer over V2 JSON, a language model with AIPerf over streamed chat.
 """
 
 import csv
+import json
+import math
 import os
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loadtests.preflight import CannotStart
 
 CONNECTIONS = 4
 AGREE = 0.15  # of perf_analyzer's figure
-ROWS = 500  # that perf_analyzer sends in turn
+ROWS = 500  # that the peer sends in turn
+CHAT_TOKENS = 32  # of a chat completion at most, unless a trace says otherwise
+# AIPerf counts tokens itself, and would fetch a tokenizer from the network. They are not compared,
+# so it gets one that takes each word for a token.
+_WORDS = json.dumps(
+    {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "Whitespace"},
+        "model": {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"},
+    }
+)
+_WORDS_CONFIG = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"})
 _BUSY = 0.5  # of a core: then the client itself is in its latencies
 
 
@@ -25,26 +41,51 @@ class NotCompared(Exception):
 
 @dataclass(frozen=True)
 class Client:
-    """What one client measured: requests per second, the median latency, and the share of a core
-    that it used itself."""
+    """What one client measured: requests per second, the median latency, the share of a core that
+    it used itself, and the median time to the first token of streams, NaN for others."""
 
     rate: float
     p50_ms: float
     cpu: float
+    first_token_ms: float = math.nan
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another load generator: its name, the API over which it is compared with ours, what installs
+    it, and where."""
+
+    name: str
+    api: str
+    target: str
+    place: str
+
+    def find(self, root: Path) -> Path:
+        """The one that ``make`` has installed, else the one on PATH; CannotStart without either."""
+        own = root / ".venv-clients" / self.place
+        executable = own if own.exists() else shutil.which(own.name)
+        if not executable:
+            raise CannotStart(f"there is no {self.name} to compare with: run `{self.target}`")
+        return Path(executable)
+
+
+PERF_ANALYZER = Peer("perf_analyzer", "v2", "make clients", "perf_analyzer/bin/perf_analyzer")
+AIPERF = Peer("AIPerf", "chat", "make aiperf", "aiperf/bin/aiperf")
 
 
 @dataclass(frozen=True)
 class CrossCheck:
-    """``ours`` are the runs before and after perf_analyzer's; ``why`` is the reason why it could
-    not be done, or ''."""
+    """``ours`` are the runs before and after the peer's; ``why`` is the reason why it could not be
+    done, or ''."""
 
+    peer: Peer
     theirs: Client | None = None
     ours: tuple[Client, ...] = ()
     why: str = ""
 
     @property
     def ratio(self) -> float | None:
-        """Our mean rate, of perf_analyzer's."""
+        """Our mean rate, of the peer's."""
         if self.theirs is None or not self.ours:
             return None
         return sum(own.rate for own in self.ours) / len(self.ours) / self.theirs.rate
@@ -52,12 +93,12 @@ class CrossCheck:
     def __str__(self) -> str:
         ratio = self.ratio
         if ratio is None or self.theirs is None:
-            return f"Not checked against perf_analyzer: {self.why}."
-        mean = ratio * self.theirs.rate
+            return f"Not checked against {self.peer.name}: {self.why}."
+        theirs = f"{self.peer.name} {self.theirs.rate:.4g}/s ({_medians([self.theirs])})"
         said = (
-            f"V2 in a closed loop of {CONNECTIONS}: perf_analyzer {self.theirs.rate:.4g}/s (p50 "
-            f"{self.theirs.p50_ms:.4g} ms), this generator {mean:.4g}/s (p50 "
-            f"{' and '.join(f'{own.p50_ms:.4g}' for own in self.ours)} ms): ratio {ratio:.2f}"
+            f"{'V2' if self.peer.api == 'v2' else 'Chat'} in a closed loop of {CONNECTIONS}: "
+            f"{theirs}, this generator {ratio * self.theirs.rate:.4g}/s ({_medians(self.ours)}): "
+            f"ratio {ratio:.2f}"
         )
         if abs(ratio - 1) <= AGREE:
             return f"{said}, within {AGREE:.0%}."
@@ -73,17 +114,15 @@ class CrossCheck:
         if cpu > _BUSY:
             return f"this generator itself used {cpu:.0%} of a core, which its latencies include"
         if self.theirs and self.theirs.cpu > _BUSY:
-            return f"perf_analyzer itself used {self.theirs.cpu:.0%} of a core"
+            return f"{self.peer.name} itself used {self.theirs.cpu:.0%} of a core"
         return "neither client was busy and the machine was steady, so the cause is unknown"
 
 
-def find_perf_analyzer(root: Path) -> Path:
-    """The one of ``make clients``, else the one on PATH; CannotStart without either."""
-    own = root / ".venv-clients/perf_analyzer/bin/perf_analyzer"
-    executable = own if own.exists() else shutil.which("perf_analyzer")
-    if not executable:
-        raise CannotStart("there is no perf_analyzer to compare with: run `make clients`")
-    return Path(executable)
+def _medians(runs: Sequence[Client]) -> str:
+    said = f"p50 {' and '.join(f'{run.p50_ms:.4g}' for run in runs)} ms"
+    if any(math.isnan(run.first_token_ms) for run in runs):
+        return said
+    return f"{said}, first token {' and '.join(f'{run.first_token_ms:.4g}' for run in runs)} ms"
 
 
 def perf_analyzer(tool: Path, url: str, key: str, model: str, data: str, seconds: float) -> Client:
@@ -101,25 +140,77 @@ def perf_analyzer(tool: Path, url: str, key: str, model: str, data: str, seconds
         ]
         if key:  # on the command line: there is no other way
             command += ["-H", f"Authorization: Bearer {key}"]
-        before = os.times()
-        try:
-            run = subprocess.run(
-                command,
-                env={**os.environ, **_libraries(tool)},
-                capture_output=True,
-                text=True,
-                timeout=120 + 10 * seconds,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise NotCompared(f"perf_analyzer did not end well: {error}") from None
-        after = os.times()
+        run, cpu = _run("perf_analyzer", command, _libraries(tool), 120 + 10 * seconds)
         if run.returncode != 0 or not (folder / "figures.csv").exists():
             output = " ".join((run.stderr.strip() or run.stdout.strip())[-300:].split())
             raise NotCompared(f"perf_analyzer ended with {run.returncode}: {output}")
         rate, p50_ms = figures_of((folder / "figures.csv").read_text(encoding="utf-8"))
+    return Client(rate, p50_ms, cpu)
+
+
+def aiperf(
+    tool: Path, url: str, key: str, model: str, texts: Sequence[str], seconds: float
+) -> Client:
+    """One run of AIPerf over streamed chat completions. Raises NotCompared with the end of its
+    output if it ends without figures."""
+    with tempfile.TemporaryDirectory(prefix="tidegate-signoff-") as name:
+        folder = Path(name)
+        rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (folder / "texts.jsonl").write_text(rows, encoding="utf-8")
+        (folder / "tokenizer.json").write_text(_WORDS, encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text(_WORDS_CONFIG, encoding="utf-8")
+        command = [
+            *(str(tool), "profile", "--model", model, "--url", url, "--endpoint-type", "chat"),
+            *("--streaming", "--concurrency", str(CONNECTIONS)),
+            *("--benchmark-duration", str(round(seconds)), "--ui-type", "none"),
+            *("--input-file", str(folder / "texts.jsonl"), "--custom-dataset-type", "single_turn"),
+            *("--tokenizer", name, "--extra-inputs", json.dumps({"max_tokens": CHAT_TOKENS})),
+            *("--workers-max", "1", "--record-processors", "1", "--no-gpu-telemetry"),
+            *("--no-server-metrics", "--output-artifact-dir", str(folder / "figures")),
+        ]
+        if key:  # on the command line: there is no other way
+            command += ["--api-key", key]
+        run, cpu = _run("AIPerf", command, {}, 180 + 10 * seconds)
+        files = list((folder / "figures").rglob("profile_export_aiperf.json"))
+        if run.returncode != 0 or not files:
+            output = " ".join((run.stderr.strip() or run.stdout.strip())[-300:].split())
+            raise NotCompared(f"AIPerf ended with {run.returncode}: {output}")
+        return replace(chat_figures_of(files[0].read_text(encoding="utf-8")), cpu=cpu)
+
+
+def chat_figures_of(text: str) -> Client:
+    """What AIPerf's JSON says, whose latencies are in milliseconds."""
+    try:
+        figures = json.loads(text)
+        return Client(
+            float(figures["request_throughput"]["avg"]),
+            float(figures["request_latency"]["p50"]),
+            0.0,
+            float(figures["time_to_first_token"]["p50"]),
+        )
+    except (KeyError, ValueError, TypeError):
+        raise NotCompared(f"AIPerf's figures cannot be read: {text[:200]!r}") from None
+
+
+def _run(
+    name: str, command: list[str], variables: Mapping[str, str], timeout_s: float
+) -> tuple["subprocess.CompletedProcess[str]", float]:
+    """The ended process, and the share of a core that it used. NotCompared if it did not end."""
+    before = os.times()
+    try:
+        run = subprocess.run(
+            command,
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NotCompared(f"{name} did not end well: {error}") from None
+    after = os.times()
     used_s = sum(after[2:4]) - sum(before[2:4])  # of children
-    return Client(rate, p50_ms, used_s / (after.elapsed - before.elapsed))
+    return run, used_s / (after.elapsed - before.elapsed)
 
 
 def figures_of(text: str) -> tuple[float, float]:

@@ -4,6 +4,7 @@ The page and the summary are made of the JSON alone, so that they can be made ag
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from loadtests.signoff.charts import Line, Mark, chart
 from loadtests.signoff.confidence import Outcome
-from loadtests.signoff.cross_check import CrossCheck
+from loadtests.signoff.cross_check import Client, CrossCheck
 from loadtests.signoff.procedure import Result
 from loadtests.signoff.samples import Samples
 from loadtests.signoff.steps import Step
@@ -462,10 +463,16 @@ def _cross_check(check: CrossCheck | None) -> Json | None:
         return None
     return {
         "sentence": str(check),
-        "perf_analyzer": asdict(check.theirs) if check.theirs else None,
-        "this_generator": [asdict(own) for own in check.ours],
+        "peer": check.peer.name,
+        "theirs": _client(check.theirs) if check.theirs else None,
+        "this_generator": [_client(own) for own in check.ours],
         "ratio": check.ratio,
     }
+
+
+def _client(client: Client) -> Json:
+    figures = asdict(client)
+    return {name: None if math.isnan(value) else value for name, value in figures.items()}
 
 
 _NAMED = (1, 20, 50, 80, 95, 99, 99.9)  # of the curve's percentiles, those that fit an axis

@@ -1,8 +1,10 @@
-"""The requests that a sign-off sends: each API of the gateway, and Triton's own protocol.
+"""The requests that a sign-off and Locust's users send: each API of the gateway, and Triton's own
+protocol.
 
-Only ``python -m loadtests.signoff`` imports this: gevent patches the whole process.
+Only processes that gevent has patched as a whole import this.
 """
 
+import base64
 import itertools
 import json
 import math
@@ -14,13 +16,16 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+import gevent.queue
 import grpc.experimental.gevent
 import numpy as np
 from geventhttpclient import HTTPClient
-from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
+from loadtests.photos import photos
 from loadtests.preflight import CannotStart
+from loadtests.signoff.cross_check import CHAT_TOKENS
 from loadtests.signoff.preflight import Pipeline, pipeline_of
 from loadtests.signoff.sending import Prepared, Response, Source
 from loadtests.signoff.tenants import Tenant
@@ -33,7 +38,6 @@ TIMEOUT_S = 35.0  # above the gateway's deadline of 30 s, so that its 504 arrive
 # So many connections at most. What is due beyond that waits for one, and its wait counts in its
 # latency.
 MOST_OPEN = 4096
-CHAT_TOKENS = 32
 _TIMING = re.compile(r"(\w+);dur=([0-9.]+)")
 _JSON_LENGTH = "Inference-Header-Content-Length"
 
@@ -58,6 +62,10 @@ class Target:
         """What the gateway says of a pipeline; CannotStart if a tenant may not use it."""
         pipelines = [pipeline_of(self.url, name, own.key, own.whose) for own in self.tenants]
         return pipelines[0]
+
+    def texts(self, count: int) -> list[str]:
+        """So many real texts, as the requests have them."""
+        return list(itertools.islice(Texts(self.first_text), count))
 
     def rows(self, pipeline: Pipeline, count: int) -> str:
         """The tensors of so many requests, as perf_analyzer's ``--input-data`` has them."""
@@ -131,6 +139,8 @@ class Client:
         )
 
     def _sender(self, api: str, pipeline: Pipeline, texts: "Texts") -> Sender:
+        if api == "grpc-stream":
+            return self._grpc_stream(pipeline, texts)
         if api in ("grpc", "v2", "v2-binary"):
             pipeline.require_tensors_can_be_made_up()
         if api == "grpc":
@@ -148,21 +158,25 @@ class Client:
 
             return _unary(http, "/v1/embeddings", body)
         pipeline.require_route(f"/v1/{pipeline.name}")
-        return _unary(http, f"/v1/{pipeline.name}", lambda: _example(pipeline, texts))
+        images = _images(pipeline)
+        return _unary(http, f"/v1/{pipeline.name}", lambda: _example(pipeline, texts, images))
 
-    def _grpc(self, pipeline: Pipeline, texts: Iterator[str]) -> Sender:
+    def _grpc_client(self) -> InferenceServerClient:
         if not self.grpc_address:
-            raise CannotStart("api 'grpc' needs the address of a gRPC port: pass --grpc HOST:PORT")
-        client = InferenceServerClient(
+            raise CannotStart("gRPC needs the address of the gateway's port: pass --grpc HOST:PORT")
+        return InferenceServerClient(
             self.grpc_address, channel_args=[("grpc.enable_http_proxy", 0)]
         )
-        headers = {"authorization": f"Bearer {self.key}"} if self.key else None
+
+    @property
+    def _metadata(self) -> dict[str, str] | None:
+        return {"authorization": f"Bearer {self.key}"} if self.key else None
+
+    def _grpc(self, pipeline: Pipeline, texts: Iterator[str]) -> Sender:
+        client, headers = self._grpc_client(), self._metadata
 
         def prepare() -> Callable[[], Response]:
-            tensors = []
-            for name, array in _tensors(pipeline, texts).items():
-                tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-                tensors.append(tensor.set_data_from_numpy(array))
+            tensors = _infer_inputs(_tensors(pipeline, texts))
 
             def send() -> Response:
                 try:
@@ -176,6 +190,71 @@ class Client:
             return send
 
         return prepare
+
+    def _grpc_stream(self, pipeline: Pipeline, texts: "Texts") -> Sender:
+        """Requests of ModelStreamInfer; each stream carries one at a time, as a client's would."""
+        is_language_model = "text_input" in pipeline.inputs
+        if not is_language_model:
+            pipeline.require_tensors_can_be_made_up()
+        idle: list[_GrpcStream] = []
+
+        def prepare() -> Callable[[], Response]:
+            make = _language_model_tensors if is_language_model else _tensors
+            tensors = _infer_inputs(make(pipeline, texts))
+            # Opened before it is due: its greeting is not the request's time.
+            stream = idle.pop() if idle else _GrpcStream(self._grpc_client(), self._metadata)
+
+            def send() -> Response:
+                response = stream.infer(pipeline.name, tensors, self.timeout_s)
+                if response.fault:
+                    stream.close()
+                    return response
+                idle.append(stream)
+                # Of others the first response says nothing that the last one does not say.
+                return response if is_language_model else Response("", {})
+
+            return send
+
+        return prepare
+
+
+class _GrpcStream:
+    """A stream of Triton's gRPC API by the stock client, which carries one request at a time."""
+
+    def __init__(self, client: InferenceServerClient, metadata: Mapping[str, str] | None) -> None:
+        self._client = client
+        self._received: gevent.queue.Queue[InferResult | InferenceServerException] = (
+            gevent.queue.Queue()
+        )
+        client.start_stream(
+            lambda result, error: self._received.put(error or result), headers=metadata
+        )
+
+    def infer(self, model: str, tensors: list[InferInput], timeout_s: float) -> Response:
+        """When its first response came, and the mean time between two; a response without text is
+        no token."""
+        began = time.perf_counter()
+        times: list[float] = []
+        try:
+            self._client.async_stream_infer(model, tensors, enable_empty_final_response=True)
+            while True:
+                remaining_s = timeout_s + began - time.perf_counter()
+                received = self._received.get(timeout=max(remaining_s, 0.0))
+                if isinstance(received, InferenceServerException):
+                    return Response(f"gRPC {received.status() or received.message()[:80]}", _NEVER)
+                response = received.get_response()
+                if response.outputs and received.as_numpy(response.outputs[0].name).any():
+                    times.append(time.perf_counter() - began)
+                if response.parameters["triton_final_response"].bool_param:
+                    break
+        except gevent.queue.Empty:
+            return Response("gRPC timed out", _NEVER)
+        except InferenceServerException as error:  # the stream has ended meanwhile
+            return Response(f"gRPC {error.message()[:80]}", _NEVER)
+        return _streamed(times)
+
+    def close(self) -> None:
+        self._client.stop_stream(cancel_requests=True)
 
 
 class Texts(Iterator[str]):
@@ -371,6 +450,11 @@ def _stream(http: HTTPClient, content: bytes) -> Response:
         response.read()  # the end of the message: then the connection serves the next request
     except Exception as error:  # of the network, and of the client's parser
         return Response(type(error).__name__, _NEVER)
+    return _streamed(times)
+
+
+def _streamed(times: list[float]) -> Response:
+    """``times``: seconds from the request to each of its tokens."""
     if not times:
         return Response("the stream had no token", _NEVER)
     gap_s = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else math.nan
@@ -387,10 +471,46 @@ def _has_token(choice: Mapping[str, Any]) -> bool:
     return any(delta.get(key) for key in ("content", "reasoning_content", "tool_calls"))
 
 
-def _example(pipeline: Pipeline, texts: Iterator[str]) -> Mapping[str, Any]:
-    """The pipeline's example, with a real text where it takes a text."""
-    example = pipeline.example
-    return {**example, "text": next(texts)} if isinstance(example.get("text"), str) else example
+def _images(pipeline: Pipeline) -> Iterator[Mapping[str, str]]:
+    """Real photos, as a request's JSON has them; none if the pipeline takes no image."""
+    if "b64" not in _mapping(pipeline.example.get("image")):
+        return iter(())
+    encoded = [{"b64": base64.b64encode(photo).decode()} for photo in photos()]
+    return itertools.cycle(encoded)
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _example(
+    pipeline: Pipeline, texts: Iterator[str], images: Iterator[Mapping[str, str]]
+) -> Mapping[str, Any]:
+    """The pipeline's example, with a real text or photo where it takes one."""
+    example = dict(pipeline.example)
+    if isinstance(example.get("text"), str):
+        example["text"] = next(texts)
+    image = next(images, None)
+    return {**example, "image": image} if image else example
+
+
+def _infer_inputs(tensors: Mapping[str, "np.ndarray[Any, Any]"]) -> list[InferInput]:
+    inputs = []
+    for name, array in tensors.items():
+        tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+        inputs.append(tensor.set_data_from_numpy(array))
+    return inputs
+
+
+def _language_model_tensors(pipeline: Pipeline, texts: Texts) -> dict[str, "np.ndarray[Any, Any]"]:
+    """A streamed request by the contract of Triton's vLLM backend."""
+    text = next(texts)
+    sampling = json.dumps({"max_tokens": texts.max_tokens})
+    return {
+        "text_input": np.array([text.encode()], dtype=object),
+        "stream": np.array([True]),
+        "sampling_parameters": np.array([sampling.encode()], dtype=object),
+    }
 
 
 def _tensors(pipeline: Pipeline, texts: Iterator[str]) -> dict[str, "np.ndarray[Any, Any]"]:

@@ -39,7 +39,8 @@ _PER_MIN = {"min": 1.0, "h": 1 / 60}
 # "None may fail" cannot be shown by any number of requests, and a share below this takes days.
 FEWEST_ERRORS, ERRORS = 0.0001, 0.001
 # How requests are sent: the gateway's APIs, and Triton's own protocol through the gateway's port.
-APIS = ("task", "v2", "v2-binary", "openai", "chat", "grpc")
+APIS = ("task", "v2", "v2-binary", "openai", "chat", "grpc", "grpc-stream")
+_STREAMS = {"chat", "grpc-stream"}
 
 
 class SloError(ValueError):
@@ -136,8 +137,10 @@ def _slo(path: Path, pipeline: str, table: Any) -> Slo:
     if not limits and "goodput" not in table:
         raise SloError(f'{place}: there is no limit: write p99 = "100ms", for example')
     apis = _apis(place, table["api"]) if "api" in table else {}
-    if any(limit.of for limit in limits) and apis and "chat" not in apis:
-        raise SloError(f"{place}: first_token and gap are of streams: add chat to its api")
+    if any(limit.of for limit in limits) and apis and not _STREAMS & apis.keys():
+        raise SloError(
+            f"{place}: first_token and gap are of streams: add chat or grpc-stream to its api"
+        )
     slo = Slo(
         pipeline,
         _rate(place, table["rate"]),

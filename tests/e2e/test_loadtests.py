@@ -59,6 +59,43 @@ def test_headless_prints_its_table_and_passes(stack, tmp_path):
         assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
 
 
+@pytest.mark.parametrize(
+    ("pipeline", "apis"),
+    [
+        ("text_embedding", ("task", "v2", "v2-binary", "openai", "grpc", "grpc-stream")),
+        ("chat", ("chat", "grpc-stream=2")),
+        ("image_classification", ("task",)),
+    ],
+)
+def test_a_pipeline_is_called_over_each_of_its_apis(stack, tmp_path, pipeline, apis):
+    file = tmp_path / "figures.json"
+    arguments = [argument for api in apis for argument in ("--api", api)]
+    arguments += ["--pipeline", pipeline, "--gateway-grpc", f"127.0.0.1:{stack.grpc_api_port}"]
+    code, output, errors = run(stack, *arguments, "--users=3", "--run-time=6", f"--json={file}")
+    assert code == 0, output + errors
+    document = json.loads(file.read_text())
+    names = {f"{pipeline} ({api.partition('=')[0]})" for api in apis}
+    assert {row["name"] for row in document["routes"]} == names
+    parts = {(row["name"], row["part"]) for row in document["parts"]}
+    streamed = names if pipeline == "chat" else set()
+    assert parts == {(name, part) for name in streamed for part in ("first_token", "gap")}
+    total = sum(row["requests"] for row in document["routes"])
+    assert f"PASS: {total} requests" in output  # the parts of streams are none
+
+
+def test_what_a_pipeline_does_not_offer_is_refused_before_locust_starts(stack):
+    for arguments, said in (
+        (("--pipeline=nothing",), "does not serve nothing"),
+        (("--pipeline=chat", "--api=soap"), "--api soap: choose from task, v2"),
+        (("--pipeline=chat", "--api=chat=often"), "write an API and its weight, as in task=3"),
+        (("--pipeline=chat", "--api=grpc-stream"), "needs the gateway's port"),
+        (("--api=chat",), "--api is of the pipeline of --pipeline"),
+    ):
+        code, _, errors = run(stack, *arguments)
+        assert code == 2, errors
+        assert said in errors
+
+
 def test_one_protocol_and_an_enforced_p99_limit(stack):
     arguments = ("--only=grpc", "--users=1", "--run-time=2", "--max-p99-ms=0.01")
     code, output, errors = run(stack, *arguments)

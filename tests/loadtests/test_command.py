@@ -14,6 +14,9 @@ HEADLESS = Options(
     url="http://127.0.0.1:8080",
     grpc_address="127.0.0.1:8001",
     only=None,
+    pipeline="",
+    api=(),
+    gateway_grpc="",
     users=16,
     spawn_rate=8.0,
     run_time="15s",
@@ -43,6 +46,17 @@ def test_headless_runs_both_protocols_for_a_while():
     assert value(arguments, "--run-time") == "15s"
     assert arguments[-2:] == ["RestUser", "TritonUser"]
     assert "--web-port" not in arguments
+
+
+def test_a_pipeline_is_loaded_over_the_apis_that_are_named(monkeypatch):
+    flags = "--headless --pipeline chat --api chat=3 --api grpc-stream --gateway-grpc 127.0.0.1:9"
+    arguments = started(monkeypatch, *flags.split())
+    assert arguments[-1:] == ["PipelineUser"]
+    assert "RestUser" not in arguments
+    assert value(arguments, "--pipeline") == "chat"
+    assert value(arguments, "--gateway-grpc-address") == "127.0.0.1:9"
+    place = arguments.index("--api")
+    assert arguments[place : place + 4] == ["--api", "chat=3", "--api", "grpc-stream"]
 
 
 def test_the_ui_is_bound_to_loopback(monkeypatch):

@@ -113,8 +113,8 @@ from tidegate.commands.output import print_json
 @click.option(
     "--cross-check",
     is_flag=True,
-    help="Also run a closed loop over V2 with NVIDIA's perf_analyzer (`make clients` installs it) "
-    "and with this generator, and say by how much they differ.",
+    help="Also run a closed loop with NVIDIA's perf_analyzer over V2 (`make clients` installs "
+    "it), for chat with AIPerf (`make aiperf`), and with this generator: how far they differ.",
 )
 @click.option(
     "--generators",

@@ -1,16 +1,20 @@
-"""The comparison with perf_analyzer: what it says of two clients' figures."""
+"""The comparison with perf_analyzer and AIPerf: what it says of two clients' figures."""
 
+import json
 import sys
 
 import pytest
 
 from loadtests.preflight import CannotStart
 from loadtests.signoff.cross_check import (
+    AIPERF,
+    PERF_ANALYZER,
     Client,
     CrossCheck,
     NotCompared,
+    aiperf,
+    chat_figures_of,
     figures_of,
-    find_perf_analyzer,
     perf_analyzer,
 )
 from loadtests.signoff.open_loop import run_closed
@@ -37,16 +41,16 @@ def _ours(*rates, cpu=0.1):
     ],
 )
 def test_it_says_the_ratio_and_why_they_differ(theirs, ours, said):
-    check = CrossCheck(theirs, ours)
+    check = CrossCheck(PERF_ANALYZER, theirs, ours)
     assert any(part in str(check) for part in said.split("|")), str(check)
     assert "perf_analyzer 100/s (p50 8 ms)" in str(check)
 
 
 def test_what_could_not_be_compared_says_why():
-    assert str(CrossCheck(why="it ended with 1")) == (
+    assert str(CrossCheck(PERF_ANALYZER, why="it ended with 1")) == (
         "Not checked against perf_analyzer: it ended with 1."
     )
-    assert CrossCheck(why="x").ratio is None
+    assert CrossCheck(PERF_ANALYZER, why="x").ratio is None
 
 
 def test_its_figures_are_read_and_what_is_none_is_refused():
@@ -56,18 +60,35 @@ def test_its_figures_are_read_and_what_is_none_is_refused():
             figures_of(text)
 
 
-def test_without_perf_analyzer_it_says_how_to_get_it(tmp_path, monkeypatch):
+def test_chat_is_compared_with_aiperf_by_its_first_tokens_too():
+    document = {
+        "request_throughput": {"unit": "requests/sec", "avg": 2.5},
+        "request_latency": {"unit": "ms", "avg": 900.0, "p50": 800.0},
+        "time_to_first_token": {"unit": "ms", "avg": 95.0, "p50": 90.0},
+    }
+    theirs = chat_figures_of(json.dumps(document))
+    said = str(CrossCheck(AIPERF, theirs, (Client(2.6, 790, 0.1, 88), Client(2.4, 810, 0.1, 92))))
+    assert "AIPerf 2.5/s (p50 800 ms, first token 90 ms)" in said
+    assert "p50 790 and 810 ms, first token 88 and 92 ms): ratio 1.00, within 15%." in said
+    with pytest.raises(NotCompared, match="cannot be read"):
+        chat_figures_of("{}")
+
+
+@pytest.mark.parametrize("peer", [PERF_ANALYZER, AIPERF])
+def test_without_the_peer_it_says_how_to_get_it(tmp_path, monkeypatch, peer):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(CannotStart, match="run `make clients`"):
-        find_perf_analyzer(tmp_path)
+    with pytest.raises(CannotStart, match=f"run `{peer.target}`"):
+        peer.find(tmp_path)
 
 
 def test_a_client_that_ends_badly_is_quoted(tmp_path):
-    tool = tmp_path / "perf_analyzer"
+    tool = tmp_path / "peer"
     tool.write_text(f"#!{sys.executable}\nraise SystemExit('no such model')\n")
     tool.chmod(0o755)
-    with pytest.raises(NotCompared, match="ended with 1: no such model"):
+    with pytest.raises(NotCompared, match="perf_analyzer ended with 1: no such model"):
         perf_analyzer(tool, "http://127.0.0.1:9", "", "x", "{}", 0.1)
+    with pytest.raises(NotCompared, match="AIPerf ended with 1: no such model"):
+        aiperf(tool, "http://127.0.0.1:9", "", "x", ["hi"], 0.1)
 
 
 def test_a_closed_loop_keeps_so_many_under_way():
