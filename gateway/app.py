@@ -216,6 +216,7 @@ async def _read_first_catalogue(background: Background) -> None:
     without one would refuse what the others serve."""
     gateway, deadline = background.gateway, time.monotonic() + FIRST_CATALOGUE_S
     while True:
+        await gateway.sources.refresh()
         await background.check_replicas()
         await background.refresh_catalogue()
         if gateway.reader.read_at > 0 or time.monotonic() > deadline:

@@ -20,6 +20,7 @@ from gateway.models.catalogue import Model
 from gateway.supervision import STALL_S, every
 from gateway.upstream.admission import BATCH_SHARE, MEASURE_S, ONE_BY_ONE, Waiting
 from gateway.upstream.balancing import Health
+from gateway.upstream.replica_sources import LOOK_S
 from gateway.upstream.replicas import CHECK_S, Replica
 from gateway.upstream.server import Upstream
 from gateway.upstream.triton_errors import request_id
@@ -78,6 +79,7 @@ class Background:
         self._repeat("rights", ACCESS_CHECK_S, access_control.check_streams)
         self._repeat("limits", HEARTBEAT_S, access_control.limiter.heartbeat)
         self._repeat("replicas", CHECK_S, self.check_replicas)
+        self._repeat("sources", LOOK_S, self.gateway.sources.refresh)
         self._repeat("catalogue", settings.refresh_s, self.refresh_catalogue)
         self._repeat("turns", MEASURE_S, self.adjust_limits)
         self._repeat("probes", settings.probe_s, self.probe, self._cancel_probes)
@@ -344,6 +346,8 @@ async def golden_response(
 
 def outage(gateway: Gateway) -> str:
     """Why nothing at all can be served, or ''."""
+    if fault := gateway.sources.fault():
+        return f"no Triton server is known: {fault}"
     if not any(replica.health for replica in gateway.pool.replicas):
         return "no Triton server can be reached"
     if time.monotonic() - gateway.reader.read_at > STALE_S and not _is_only_late(gateway):

@@ -37,6 +37,7 @@ from gateway.upstream import trace_context
 from gateway.upstream.admission import FairQueue, Turn
 from gateway.upstream.balancing import Health
 from gateway.upstream.catalogue_reader import CatalogueReader
+from gateway.upstream.replica_sources import ReplicaSources, Resolver
 from gateway.upstream.replicas import Replica, ReplicaPool, lost
 from gateway.upstream.server import Upstream
 from gateway.upstream.triton_errors import request_id
@@ -76,6 +77,7 @@ class Gateway:
         self.pool = ReplicaPool(
             lambda address: Upstream(address, settings.triton_key_file), settings.max_inflight
         )
+        self.sources = ReplicaSources(self.pool, lambda: _resolver(settings.dns_server))
         self.queues: dict[str, FairQueue] = {}  # of the models that were asked
         self.request_log = _request_log(settings.request_log, self.metrics)
         self.tracing = _tracing(settings.otlp_endpoint, settings.trace_ratio)
@@ -91,7 +93,8 @@ class Gateway:
 
     def follow_policy(self) -> None:
         """Use the replicas that gateway.toml lists or, if it lists none, those of the settings."""
-        self.pool.apply(self.access_control.policy.current.rules.replicas or self.settings.replicas)
+        rules = self.access_control.policy.current.rules
+        self.sources.apply(rules.replicas or self.settings.replicas)
 
     def context(
         self, scope: Scope, receive: Receive, deadline_s: float = math.inf
@@ -454,6 +457,12 @@ def _request_log(target: str, metrics: Metrics) -> "RequestLog | None":
     from gateway.request_log import RequestLog
 
     return RequestLog(target, metrics.log_lines_dropped)
+
+
+def _resolver(dns_server: str) -> Resolver:
+    from gateway.upstream.dns_lookup import DnsResolver
+
+    return DnsResolver(dns_server)
 
 
 def _tracing(endpoint: str, ratio: float) -> "Tracing | None":

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from modelspec.address import require_replica, resolved
+from modelspec.address import host_and_port, is_ip, require_replicas, resolved
 
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[A-Za-z0-9._\[\]:-]+")
 
@@ -43,8 +43,11 @@ class Settings:
     workers: int = 1
     # Comma-separated Triton servers, each HOST:GRPC_PORT or HOST:GRPC_PORT/HTTP_PORT. With the HTTP
     # port, models that declare themselves short are called over HTTP
-    # (gateway/upstream/http_upstream.py).
+    # (gateway/upstream/http_upstream.py). dns:HOST:GRPC_PORT stands for every address of the name,
+    # and srv:NAME for every target of its SRV records.
     replicas: tuple[str, ...] = ("127.0.0.1:8001",)
+    # The DNS server that is asked for these names, IP:PORT; '': those of /etc/resolv.conf.
+    dns_server: str = ""
     # The key for Triton's repository index (a file, so that it is not in the environment).
     triton_key_file: Path = Path(".tidegate/triton.key")
     keys_file: Path = Path(".tidegate/keys.toml")
@@ -157,6 +160,8 @@ class Settings:
             raise SettingsError("TIDEGATE_REPLICAS is empty: set at least one HOST:GRPC_PORT")
         for replica in self.replicas:
             _check_replica(replica)
+        if self.dns_server:
+            _check_dns_server(self.dns_server)
 
     def _check_listeners(self) -> None:
         ports: dict[int, str] = {}
@@ -187,9 +192,21 @@ def last_good_file(state_folder: Path, file: Path, port: str, what: str = "polic
 
 def _check_replica(replica: str) -> None:
     try:
-        require_replica(replica)
+        require_replicas(replica)
     except ValueError as error:
         raise SettingsError(f"TIDEGATE_REPLICAS: {error}") from None
+
+
+def _check_dns_server(server: str) -> None:
+    try:
+        host, _ = host_and_port(server)
+    except ValueError as error:
+        raise SettingsError(f"TIDEGATE_DNS_SERVER: {error}") from None
+    if not is_ip(host):
+        raise SettingsError(
+            f"TIDEGATE_DNS_SERVER={server!r} must be an IP address and a port, such as "
+            "10.96.0.10:53"
+        )
 
 
 def _check_otlp(endpoint: str) -> None:

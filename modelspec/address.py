@@ -3,6 +3,7 @@
 import ipaddress
 import re
 import socket
+from typing import Literal, NamedTuple
 
 _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
 
@@ -33,6 +34,41 @@ def require_replica(text: str) -> str:
     return text
 
 
+class Lookup(NamedTuple):
+    """A DNS name whose addresses are replicas. ``grpc_port`` is 0 for ``srv``, whose records have
+    the ports; ``http_port`` is 0 if the replicas are not called over HTTP."""
+
+    kind: Literal["dns", "srv"]
+    name: str
+    grpc_port: int
+    http_port: int
+
+
+def lookup_of(text: str) -> Lookup | None:
+    """What ``dns:HOST:GRPC_PORT`` or ``srv:NAME`` asks to look up, either with ``/HTTP_PORT`` or
+    without; None for the address of one replica. ValueError says what is wrong."""
+    kind, _, rest = text.partition(":")
+    # A host may be called dns or srv.
+    if kind not in ("dns", "srv") or rest.partition("/")[0].isdecimal():
+        return None
+    target, slash, http_text = rest.partition("/")
+    http_port = _port(text, http_text) if slash else 0
+    if kind == "srv":
+        if not _NAME.fullmatch(target):
+            raise ValueError(f"{text!r} is not srv:NAME, such as srv:_grpc._tcp.triton.example")
+        return Lookup("srv", target, 0, http_port)
+    host, grpc_port = host_and_port(target)
+    if is_ip(host):
+        raise ValueError(f"{text!r}: {host} is an address already: write {rest}")
+    return Lookup("dns", host, grpc_port, http_port)
+
+
+def require_replicas(text: str) -> str:
+    """Return the text itself: the address of a replica (``require_replica``), or a DNS name to look
+    up (``lookup_of``); ValueError if it is neither."""
+    return text if lookup_of(text) else require_replica(text)
+
+
 def joined(host: str, port: int) -> str:
     """``HOST:PORT`` as gRPC and URLs take it, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -59,6 +95,15 @@ def _port(text: str, port: str) -> int:
     if not (port.isdecimal() and port.isascii() and 0 < int(port) < 65536):
         raise ValueError(f"{text!r}: a port is a number from 1 to 65535")
     return int(port)
+
+
+def is_ip(host: str) -> bool:
+    """Whether it is an IP address, of either family, without brackets."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def is_ipv6(host: str) -> bool:

@@ -21,7 +21,7 @@ from pydantic import (
 
 from gateway.limits.limit import Glob, Limit
 from gateway.policy.toml_lines import KeyPath, line_of
-from modelspec.address import require_replica
+from modelspec.address import require_replicas
 
 Fault = tuple[KeyPath, str]
 
@@ -129,7 +129,7 @@ USER_ROLE, ADMIN_ROLE = Role(actions=["read", "infer"]), Role(actions=["read", "
 class Rules(_Table):
     """The whole file."""
 
-    replicas: list[Annotated[str, AfterValidator(require_replica)]] = []
+    replicas: list[Annotated[str, AfterValidator(require_replicas)]] = []
     tenants: dict[Name, Tenant] = {}
     roles: dict[Name, Role] = {}
     limits: list[Limit] = []

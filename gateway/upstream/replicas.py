@@ -60,6 +60,7 @@ _DOWN = Health.DOWN
 # TooLarge is a response, but also a failure: the server may have run out of memory.
 _FULL, _REFUSALS = (NoCapacity, TooLarge), (InvalidRequest, TooLarge)
 _BUSY = "every replica is busy: try again shortly"
+_NEW = "has not listed its models yet"
 _NOBODY = "no server can take this now: try again shortly"
 
 
@@ -170,13 +171,13 @@ class Replica:
         if previous_fault and not fault:
             fault = await self._read_versions()
         self.fault = fault
-        if self.fault and not previous_fault:
+        if self.fault and previous_fault in ("", _NEW) and self.fault != previous_fault:
             log.warning("replica %s gets no requests: it %s", self.address, self.fault)
         elif previous_fault and not self.fault:
             self.back_since = time.monotonic()
             for record in self.records.values():
                 record.forget_refusals()
-            log.info("replica %s gets requests again", self.address)
+            log.info("replica %s gets requests now", self.address)
 
     async def _find_fault(self, started: float) -> str:
         """'' or what is wrong with the server; ``started`` is in monotonic seconds."""
@@ -279,14 +280,19 @@ class ReplicaPool:
         self._suspect_until: dict[str, float] = {}  # model -> monotonic seconds
 
     def apply(self, addresses: Sequence[str]) -> None:
-        """Use these replicas from now on; requests in flight on others end there."""
+        """Use these replicas from now on; requests in flight on others end there. A new one gets
+        requests once it has listed its models, if one that stays is up meanwhile."""
         retired = {replica.address: replica for replica in self.replicas}
-        self.replicas = [
-            retired.pop(address)
-            if address in retired
-            else Replica(address, self._connect(address), self._on_failure)
-            for address in dict.fromkeys(addresses)
-        ]
+        kept = [retired[address] for address in addresses if address in retired]
+        fault = _NEW if any(replica.health is Health.UP for replica in kept) else ""
+        replicas = []
+        for address in dict.fromkeys(addresses):
+            replica = retired.pop(address, None)
+            if replica is None:
+                replica = Replica(address, self._connect(address), self._on_failure)
+                replica.fault = fault
+            replicas.append(replica)
+        self.replicas = replicas
         for replica in retired.values():
             task = asyncio.ensure_future(_retire(replica))
             self._retiring.add(task)

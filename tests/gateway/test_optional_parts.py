@@ -30,10 +30,14 @@ OPTIONAL = {
     "gateway.policy.canary",
     "gateway.request_log",
     "gateway.tracing",
+    "gateway.upstream.dns_lookup",
     "gateway.upstream.http_upstream",
 }
 # Needed by those only, or, like pydantic.v1, by none.
-LIBRARIES = ("redis", "jwt", "httpx", "jinja2", "cryptography", "pydantic.v1", "opentelemetry.sdk")
+LIBRARIES = (
+    *("redis", "jwt", "httpx", "jinja2", "cryptography", "dns", "pydantic.v1"),
+    "opentelemetry.sdk",
+)
 OPENED = """
 import asyncio, json, os, sys
 from gateway.app import from_environment
@@ -101,11 +105,13 @@ def test_settings_and_policy_turn_parts_on(tmp_path):
         tmp_path,
         TIDEGATE_POLICY_FILE=str(policy),
         TIDEGATE_REDIS_URL="redis://127.0.0.1:1",
-        TIDEGATE_REPLICAS="127.0.0.1:1/2",
+        TIDEGATE_REPLICAS="127.0.0.1:1/2,dns:triton.example:1",
+        TIDEGATE_DNS_SERVER="127.0.0.1:1",
     )
     assert loaded & OPTIONAL == {
         "gateway.identity.certificates",
         "gateway.limits.redis",
+        "gateway.upstream.dns_lookup",
         "gateway.upstream.http_upstream",
     }
     assert "gateway.audit.log" not in loaded

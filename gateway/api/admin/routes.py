@@ -38,8 +38,18 @@ class ReplicaState(BaseModel):
     ejected: dict[str, float]
 
 
+class SourceState(BaseModel):
+    """A DNS name that the list of replicas has; ``fault`` says why its last lookup failed, or is
+    ''. ``addresses`` are those of the last one that succeeded: they stay in use."""
+
+    source: str
+    addresses: list[str]
+    fault: str
+
+
 class Replicas(BaseModel):
     replicas: list[ReplicaState]
+    sources: list[SourceState]
 
 
 class ModelState(BaseModel):
@@ -104,7 +114,11 @@ def admin_router(gateway: Gateway) -> APIRouter:
             )
             for replica in gateway.pool.replicas
         ]
-        return Replicas(replicas=states)
+        sources = [
+            SourceState(source=source.entry, addresses=list(source.addresses), fault=source.fault)
+            for source in gateway.sources.sources
+        ]
+        return Replicas(replicas=states, sources=sources)
 
     @router.get("/admin/models", operation_id="models")
     @needs("admin")

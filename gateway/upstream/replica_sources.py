@@ -1,0 +1,111 @@
+"""Where the list of replicas comes from: addresses as they are, and DNS names that are looked up
+again and again.
+
+A lookup that fails never empties the list: the last good one stays in use, since a DNS server that
+is down says nothing about the Tritons.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from gateway.upstream.replicas import ReplicaPool
+from modelspec.address import Lookup, lookup_of
+
+log = logging.getLogger("gateway")
+LOOK_S = 0.25  # how often ``ReplicaSources.refresh`` should be called
+# A list is used for as long as its records' TTL says, within these bounds, in seconds.
+SHORTEST_TTL_S, LONGEST_TTL_S = 1.0, 30.0
+RETRY_S = 1.0  # after a lookup that failed
+
+
+class Resolved(NamedTuple):
+    """The outcome of one lookup. ``addresses`` are HOST:GRPC_PORT, or HOST:GRPC_PORT/HTTP_PORT, in
+    a fixed order; () if there is a ``fault``."""
+
+    addresses: tuple[str, ...]
+    ttl_s: float = 0.0
+    fault: str = ""
+
+
+class Resolver(Protocol):
+    async def resolve(self, lookup: Lookup) -> Resolved:
+        """Never raises for what a DNS server may answer, or for none that answers."""
+
+
+class Source:
+    """One ``dns:`` or ``srv:`` entry of the list."""
+
+    def __init__(self, entry: str, lookup: Lookup, resolver: Resolver) -> None:
+        self.entry, self._lookup, self._resolver = entry, lookup, resolver
+        self.addresses: tuple[str, ...] = ()  # the last good list
+        self.fault = "has not been looked up yet"  # '' after a lookup that succeeded
+        self.due = 0.0  # monotonic seconds
+
+    async def look_up(self) -> None:
+        """Look it up, and log what has changed."""
+        resolved = await self._resolver.resolve(self._lookup)
+        if resolved.fault:
+            if resolved.fault != self.fault:
+                kept = f"; those last known stay in use: {', '.join(self.addresses)}"
+                log.warning("%s: %s%s", self.entry, resolved.fault, kept if self.addresses else "")
+            self.fault, wait_s = resolved.fault, RETRY_S
+        else:
+            if self.fault or resolved.addresses != self.addresses:
+                log.info("%s: the replicas are %s", self.entry, ", ".join(resolved.addresses))
+            self.addresses, self.fault = resolved.addresses, ""
+            wait_s = min(max(resolved.ttl_s, SHORTEST_TTL_S), LONGEST_TTL_S)
+        self.due = time.monotonic() + wait_s
+
+
+class ReplicaSources:
+    """Keeps the pool's replicas to what the entries say now."""
+
+    def __init__(self, pool: ReplicaPool, connect: Callable[[], Resolver]) -> None:
+        """``connect`` makes a resolver for one name."""
+        self._pool, self._connect = pool, connect
+        self._entries: tuple[str, ...] = ()
+        self._sources: dict[str, Source] = {}
+
+    @property
+    def sources(self) -> list[Source]:
+        return list(self._sources.values())
+
+    def apply(self, entries: Sequence[str]) -> None:
+        """Follow these entries from now on (see ``modelspec.address.require_replicas``)."""
+        self._entries = tuple(dict.fromkeys(entries))
+        self._sources = {
+            entry: self._sources.get(entry) or Source(entry, lookup, self._connect())
+            for entry in self._entries
+            if (lookup := lookup_of(entry))
+        }
+        self._apply_addresses()
+
+    async def refresh(self) -> None:
+        """Look up what is due. Call it every LOOK_S."""
+        now = time.monotonic()
+        due = [source for source in self._sources.values() if now >= source.due]
+        if due:
+            await asyncio.gather(*(source.look_up() for source in due))
+            self._apply_addresses()
+
+    def _apply_addresses(self) -> None:
+        current = [replica.address for replica in self._pool.replicas]
+        addresses: list[str] = []
+        for entry in self._entries:
+            source = self._sources.get(entry)
+            addresses += source.addresses if source else [entry]
+        if any(not source.addresses for source in self._sources.values()):
+            # Until a new name has been looked up, those that it may replace stay.
+            addresses += current
+        addresses = list(dict.fromkeys(addresses))
+        if addresses != current:
+            self._pool.apply(addresses)
+
+    def fault(self) -> str:
+        """Why no replica is known, without the name (anybody may see it), or ''."""
+        if self._pool.replicas:
+            return ""
+        return next((source.fault for source in self._sources.values() if source.fault), "")

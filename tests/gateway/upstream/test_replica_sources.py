@@ -1,0 +1,231 @@
+"""Replicas from DNS, asked from a real DNS server on loopback."""
+
+import asyncio
+import logging
+
+import dns.rcode
+import pytest
+
+from gateway.upstream import replica_sources
+from gateway.upstream.balancing import Health
+from gateway.upstream.dns_lookup import DnsResolver
+from gateway.upstream.replica_sources import ReplicaSources
+from gateway.upstream.replicas import ReplicaPool
+from modelspec.address import lookup_of
+from tests.dns_server import dns_server
+from tests.gateway.upstream.test_replicas import Connection
+
+NAME, SERVICE = "triton.example", "_grpc._tcp.triton.example"
+
+
+@pytest.fixture
+def server():
+    with dns_server() as server:
+        yield server
+
+
+@pytest.fixture
+def sources(server, monkeypatch):
+    """Of a pool without replicas; every list is looked up again at once."""
+    monkeypatch.setattr(replica_sources, "SHORTEST_TTL_S", 0.0)
+    monkeypatch.setattr(replica_sources, "RETRY_S", 0.0)
+    server.ttl_s = 0
+    return ReplicaSources(ReplicaPool(Connection, 2), lambda: DnsResolver(server.address))
+
+
+def _addresses(sources):
+    return [replica.address for replica in sources._pool.replicas]
+
+
+async def _resolved(server, entry):
+    return await DnsResolver(server.address).resolve(lookup_of(entry))
+
+
+async def test_every_address_of_a_name_is_a_replica_ipv6_in_brackets(server):
+    server.records = {
+        (NAME, "A"): ["10.0.0.7", "10.0.0.5"],
+        (NAME, "AAAA"): ["2001:db8::7"],
+    }
+    server.ttl_s = 17
+    resolved = await _resolved(server, f"dns:{NAME}:8001/8000")
+    assert resolved.addresses == (
+        "10.0.0.5:8001/8000",
+        "10.0.0.7:8001/8000",
+        "[2001:db8::7]:8001/8000",
+    )
+    assert (resolved.ttl_s, resolved.fault) == (17, "")
+
+
+async def test_more_addresses_than_a_datagram_holds_come_over_tcp(server):
+    server.records = {(NAME, "A"): [f"10.0.1.{number}" for number in range(200)]}
+    resolved = await _resolved(server, f"dns:{NAME}:8001")
+    assert len(resolved.addresses) == 200
+    assert server.over_tcp == 1
+
+
+async def test_srv_takes_the_lowest_priority_that_has_targets_with_their_ports(server):
+    server.records = {
+        (SERVICE, "SRV"): [
+            "0 5 8001 gone.example.",
+            "10 1 8011 a.example.",
+            "10 99 8021 b.example.",
+            "20 1 8031 spare.example.",
+        ],
+        ("a.example", "A"): ["10.0.0.1"],
+        ("b.example", "AAAA"): ["2001:db8::2"],
+        ("spare.example", "A"): ["10.0.0.3"],
+    }
+    resolved = await _resolved(server, f"srv:{SERVICE}")
+    assert resolved.addresses == ("10.0.0.1:8011", "[2001:db8::2]:8021")
+    for name in ("a.example", "b.example"):
+        server.records = {key: texts for key, texts in server.records.items() if key[0] != name}
+    assert (await _resolved(server, f"srv:{SERVICE}/8000")).addresses == ("10.0.0.3:8031/8000",)
+
+
+async def test_a_target_whose_server_fails_keeps_its_address_and_one_that_is_gone_does_not(server):
+    resolver, lookup = DnsResolver(server.address), lookup_of(f"srv:{SERVICE}")
+    server.records = {
+        (SERVICE, "SRV"): ["0 0 8001 a.example.", "0 0 8001 b.example.", "0 0 8001 c.example."],
+        ("a.example", "A"): ["10.0.0.1"],
+        ("b.example", "A"): ["10.0.0.2"],
+        ("c.example", "A"): ["10.0.0.3"],
+    }
+    every = ("10.0.0.1:8001", "10.0.0.2:8001", "10.0.0.3:8001")
+    assert (await resolver.resolve(lookup)).addresses == every
+    server.failing = {("a.example", "A"): dns.rcode.SERVFAIL}
+    del server.records["b.example", "A"]
+    assert (await resolver.resolve(lookup)).addresses == ("10.0.0.1:8001", "10.0.0.3:8001")
+
+
+async def test_a_service_without_targets_is_a_fault(server):
+    server.records = {(SERVICE, "SRV"): ["0 0 0 ."]}
+    resolved = await _resolved(server, f"srv:{SERVICE}")
+    assert resolved == ((), 0.0, "no target of the SRV records has an address")
+    server.records = {(SERVICE, "A"): ["10.0.0.1"]}
+    assert (await _resolved(server, f"srv:{SERVICE}")).fault == "the name has no SRV record"
+
+
+async def test_one_family_that_fails_keeps_its_addresses_and_the_other_is_followed(server):
+    resolver, lookup = DnsResolver(server.address), lookup_of(f"dns:{NAME}:8001")
+    server.records = {(NAME, "A"): ["10.0.0.1"], (NAME, "AAAA"): ["2001:db8::1"]}
+    await resolver.resolve(lookup)
+    server.records[NAME, "A"] = ["10.0.0.2"]
+    server.failing = {(NAME, "AAAA"): dns.rcode.SERVFAIL}
+    resolved = await resolver.resolve(lookup)
+    assert resolved.addresses == ("10.0.0.2:8001", "[2001:db8::1]:8001")
+    assert resolved.fault == ""
+    server.failing = {}
+    del server.records[NAME, "AAAA"]
+    assert (await resolver.resolve(lookup)).addresses == ("10.0.0.2:8001",)
+
+
+async def test_the_pool_follows_the_name_and_keeps_what_stays(server, sources):
+    server.records = {(NAME, "A"): ["10.0.0.1", "10.0.0.2"]}
+    sources.apply(["10.9.9.9:8001", f"dns:{NAME}:8001"])
+    assert _addresses(sources) == ["10.9.9.9:8001"]
+    await sources.refresh()
+    assert _addresses(sources) == ["10.9.9.9:8001", "10.0.0.1:8001", "10.0.0.2:8001"]
+    kept = sources._pool.replicas[2]
+    server.records[NAME, "A"] = ["10.0.0.3", "10.0.0.2"]
+    await sources.refresh()
+    assert _addresses(sources) == ["10.9.9.9:8001", "10.0.0.2:8001", "10.0.0.3:8001"]
+    assert sources._pool.replicas[1] is kept
+    await sources._pool.close()
+
+
+def _servfail(server):
+    server.rcode = dns.rcode.SERVFAIL
+
+
+def _nxdomain(server):
+    server.records = {}
+
+
+def _empty(server):
+    server.records = {(NAME, "TXT"): ['"nothing"']}
+
+
+def _silent(server):
+    server.is_silent = True
+
+
+@pytest.mark.parametrize(
+    ("fail", "reason"),
+    [
+        (_servfail, "no DNS server has an answer (SERVFAIL)"),
+        (_nxdomain, "the name does not exist (NXDOMAIN)"),
+        (_empty, "the name has no address"),
+        (_silent, "no DNS server answered in time"),
+    ],
+    ids=["servfail", "nxdomain", "empty", "silent"],
+)
+async def test_what_fails_keeps_the_last_good_list_and_says_so_once(
+    server, sources, caplog, monkeypatch, fail, reason
+):
+    monkeypatch.setattr("gateway.upstream.dns_lookup.LOOKUP_S", 0.4)
+    server.records = {(NAME, "A"): ["10.0.0.1"]}
+    sources.apply([f"dns:{NAME}:8001"])
+    await sources.refresh()
+    caplog.set_level(logging.INFO, "gateway")
+    caplog.clear()
+    fail(server)
+    for _ in range(3):
+        await sources.refresh()
+    assert _addresses(sources) == ["10.0.0.1:8001"]
+    assert (sources.sources[0].fault, sources.fault()) == (reason, "")
+    kept = "those last known stay in use: 10.0.0.1:8001"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"dns:{NAME}:8001: {reason}; {kept}"
+    ]
+    server.rcode, server.is_silent = None, False
+    server.records = {(NAME, "A"): ["10.0.0.2"]}
+    await sources.refresh()
+    assert _addresses(sources) == ["10.0.0.2:8001"]
+    assert sources.sources[0].fault == ""
+
+
+async def test_without_a_first_list_the_reason_is_given(server, sources):
+    sources.apply([f"dns:{NAME}:8001"])
+    assert sources.fault() == "has not been looked up yet"
+    await sources.refresh()
+    assert sources.fault() == "the name does not exist (NXDOMAIN)"
+    assert _addresses(sources) == []
+
+
+async def test_a_new_name_replaces_addresses_only_once_it_was_looked_up(server, sources):
+    sources.apply(["10.9.9.9:8001"])
+    sources.apply([f"dns:{NAME}:8001"])
+    await sources.refresh()
+    assert _addresses(sources) == ["10.9.9.9:8001"]
+    server.records = {(NAME, "A"): ["10.0.0.1"]}
+    await sources.refresh()
+    assert _addresses(sources) == ["10.0.0.1:8001"]
+
+
+@pytest.mark.parametrize(("ttl_s", "wait_s"), [(0, 1), (12, 12), (3600, 30)])
+async def test_a_list_is_used_for_its_ttl_within_bounds(server, ttl_s, wait_s):
+    server.records, server.ttl_s = {(NAME, "A"): ["10.0.0.1"]}, ttl_s
+    sources = ReplicaSources(ReplicaPool(Connection, 2), lambda: DnsResolver(server.address))
+    sources.apply([f"dns:{NAME}:8001"])
+    now = asyncio.get_running_loop().time()
+    await sources.refresh()
+    assert sources.sources[0].due - now == pytest.approx(wait_s, abs=1)
+    asked = len(server.asked)
+    await sources.refresh()
+    assert len(server.asked) == asked
+    await sources._pool.close()
+
+
+async def test_a_new_replica_gets_requests_once_it_has_listed_its_models():
+    pool = ReplicaPool(Connection, 2)
+    pool.apply(["a:1"])
+    assert pool.replicas[0].health is Health.UP
+    pool.apply(["a:1", "b:1"])
+    assert pool.replicas[1].reason == "has not listed its models yet"
+    assert {pool.permit("m").replica.address for _ in range(20)} == {"a:1"}
+    await pool.check()
+    assert pool.replicas[1].versions == {"m": ("1",)}
+    assert {pool.permit("m").replica.address for _ in range(200)} == {"a:1", "b:1"}
+    pool.apply(["c:1"])  # with nothing that stays, nothing is gained by waiting
+    assert pool.permit("m").replica.address == "c:1"
+    await pool.close()
