@@ -83,20 +83,27 @@ def run_closed(source: Source, concurrency: int, seconds: float) -> Samples:
     last one was answered. That flatters latencies: for comparisons with other clients alone."""
     latency_s: list[float] = []
     faults: list[str] = []
+    parts_s: dict[str, list[float]] = {part: [] for part in PARTS}
     began, cpu_began = time.perf_counter(), time.process_time()
 
     def call() -> None:
         while (sent := time.perf_counter()) - began < seconds:
-            faults.append(source.prepare().send().fault)
+            response = source.prepare().send()
             latency_s.append(time.perf_counter() - sent)
+            faults.append(response.fault)
+            for part in PARTS:
+                parts_s[part].append(response.parts_s.get(part, np.nan))
 
     gevent.joinall([gevent.spawn(call) for _ in range(concurrency)])
     elapsed_s = time.perf_counter() - began
     zeros = np.zeros(len(faults))
     cpu = (time.process_time() - cpu_began) / elapsed_s
     rate = len(faults) / elapsed_s
-    latencies = np.array(latency_s)
-    return Samples(rate, elapsed_s, zeros, latencies, zeros, np.array(faults, str), cpu=cpu)
+    return Samples(
+        *(rate, elapsed_s, zeros, np.array(latency_s), zeros, np.array(faults, str)),
+        {part: np.array(values) for part, values in parts_s.items()},
+        cpu=cpu,
+    )
 
 
 def _columns(rows: list[Mapping[str, str]]) -> dict[str, npt.NDArray[np.str_]]:

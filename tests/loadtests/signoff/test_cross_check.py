@@ -105,7 +105,7 @@ def test_a_closed_loop_keeps_so_many_under_way():
                 gevent.sleep(0.01)
                 under_way -= 1
                 count += 1
-                return Response("" if count % 2 else "HTTP 500", {})
+                return Response("" if count % 2 else "HTTP 500", {"first_token": 0.005})
 
             return Prepared(send)
 
@@ -114,3 +114,5 @@ def test_a_closed_loop_keeps_so_many_under_way():
     assert samples.requests == count
     assert samples.failed.sum() == count // 2
     assert samples.latency_s.min() >= 0.009
+    assert samples.percentile_s(0.5, "first_token") == 0.005
+    assert samples.percentile_s(0.5, "gap") is None
