@@ -99,6 +99,7 @@ class Declaration:
             ),
             endpoint_schema=self._endpoint_schema(),
             golden=self.golden,
+            deterministic=True,
         )
 
     def _endpoint_schema(self) -> EndpointSchema:

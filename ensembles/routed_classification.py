@@ -93,6 +93,7 @@ def declare(
         ),
         endpoint_schema=_endpoint_schema(classifiers, golden, card),
         golden=golden,
+        deterministic=True,
     )
     return Pipeline((route, chosen), public)
 

@@ -89,6 +89,7 @@ def declare(steps: EmbeddingSteps, golden: Golden, card: Mapping[str, Any]) -> P
             openai={"grounded_reply": {"model": LANGUAGE_MODEL, "message": "text"}},
         ),
         golden=golden,
+        deterministic=True,
     )
     return Pipeline((nearest,), public)
 

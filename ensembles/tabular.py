@@ -110,6 +110,7 @@ class Declaration:
             parameters={} if self.texts else NOT_CANCELLABLE,
             endpoint_schema=self._endpoint_schema(),
             golden=self.golden,
+            deterministic=True,
         )
 
     def _endpoint_schema(self) -> EndpointSchema:

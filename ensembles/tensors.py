@@ -40,6 +40,7 @@ def declare(
         ),
         endpoint_schema=_endpoint_schema(metadata, golden, card),
         golden=golden,
+        deterministic=True,
     )
     return Pipeline((engine,), public)
 

@@ -99,6 +99,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     # Keys and models must have been read before the first request.
     await gateway.access_control.open()
     gateway.follow_policy()
+    if gateway.response_cache:
+        await gateway.response_cache.open()
     await _read_first_catalogue(background)
     gateway.supervisor.open()
     background.start()
@@ -120,6 +122,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             await listener.stop()
         await gateway.pool.close()
         await gateway.access_control.close()
+        if gateway.response_cache:
+            await gateway.response_cache.close()
         if gateway.request_log:
             await asyncio.to_thread(gateway.request_log.close)
         if gateway.tracing:

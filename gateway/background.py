@@ -143,6 +143,11 @@ class Background:
             gateway.catalogue = await gateway.reader.read(gateway.pool.replicas)
         except GatewayError:
             return  # ``outage`` reports it after a while; the last catalogue stays in use
+        if gateway.response_cache:
+            gateway.response_cache.keep_served(gateway.catalogue)
+            memory = gateway.response_cache.memory
+            gateway.metrics.show_cache(memory.bytes, memory.evicted)
+            memory.evicted = 0
         for model, fault in gateway.reader.faults.items():
             if previous_faults.get(model) != fault:
                 log.error("model %s is not exposed: %s", model, fault)

@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -44,10 +44,13 @@ from gateway.upstream.triton_errors import request_id
 
 if TYPE_CHECKING:
     from gateway.request_log import RequestLog
+    from gateway.response_cache.cache import CachedResponse, ResponseCache
+    from gateway.response_cache.key import CacheScope
     from gateway.tracing import Tracing
 
 A = TypeVar("A")
 P = ParamSpec("P")
+OnResponse = Callable[[Batch, service_pb2.ModelInferResponse], None]
 WINDOW = 8  # batches of one request in flight at a time
 
 
@@ -79,6 +82,7 @@ class Gateway:
         )
         self.sources = ReplicaSources(self.pool, lambda: _resolver(settings.dns_server))
         self.queues: dict[str, FairQueue] = {}  # of the models that were asked
+        self.response_cache = _response_cache(settings)
         self.request_log = _request_log(settings.request_log, self.metrics)
         self.tracing = _tracing(settings.otlp_endpoint, settings.trace_ratio)
         self.follow_policy()
@@ -315,11 +319,85 @@ class Gateway:
                 admission.started()
             return await _timed(context, work)
 
-        response = await self.send(context, model, message, send)
+        scope = self.cache_scope(context, message) if self.response_cache else None
+        if scope:
+            response = await self._cached(context, model, message, scope, send)
+        else:
+            response = await self.send(context, model, message, send)
         context.version = response.model_version
         if meter:
             meter.read(response)
         response.model_name = model.name
+        return response
+
+    def cache_scope(
+        self, context: RequestContext, message: service_pb2.ModelInferRequest
+    ) -> "CacheScope | None":
+        """What the response to this message is kept under, whose ``model_name`` is what serves it;
+        None if the response cache has nothing to do with it (``ResponseCache.scope``)."""
+        return self._scope(context, message.model_name, message.model_version, message.parameters)
+
+    def may_be_cached(self, context: RequestContext, serving: str, version: str) -> bool:
+        """Whether a request to that model, without a sequence, may be answered from the cache."""
+        return self._scope(context, serving, version) is not None
+
+    def _scope(
+        self,
+        context: RequestContext,
+        serving: str,
+        version: str = "",
+        parameters: Iterable[str] = (),
+    ) -> "CacheScope | None":
+        if self.response_cache is None:
+            return None
+        return self.response_cache.scope(
+            context, self.catalogue, self.reader.read_at, serving, version, parameters
+        )
+
+    async def cached(
+        self,
+        context: RequestContext,
+        scope: "CacheScope",
+        key: bytes,
+        ask: Callable[[], Coroutine[object, object, "CachedResponse"]],
+    ) -> bytes:
+        """The response from the cache or, if it is not there, that of ``ask``; see
+        ``ResponseCache.responses``."""
+        assert self.response_cache is not None  # noqa: S101 - there is a scope
+
+        async def work(missing: Sequence[int]) -> "Sequence[CachedResponse]":
+            return [await ask()]
+
+        (response,) = await self.response_cache.responses(
+            context, scope, [key], work, lambda: self._is_current(context, scope)
+        )
+        context.version = response.version
+        return response.data
+
+    def _is_current(self, context: RequestContext, scope: "CacheScope") -> bool:
+        return self._scope(context, scope.model, scope.version) == scope
+
+    async def _cached(
+        self,
+        context: RequestContext,
+        model: Model,
+        message: service_pb2.ModelInferRequest,
+        scope: "CacheScope",
+        send: Callable[[Upstream], Coroutine[object, object, service_pb2.ModelInferResponse]],
+    ) -> service_pb2.ModelInferResponse:
+        from gateway.response_cache.cache import CachedResponse
+        from gateway.response_cache.key import elements_of, key_of
+
+        key = await self.work(context, lambda: key_of(scope, message, elements_of(message)))
+        identifier, message.id = message.id, ""
+
+        async def ask() -> CachedResponse:
+            response = await self.send(context, model, message, send)
+            return CachedResponse(response.model_version, response.SerializeToString())
+
+        data = await self.cached(context, scope, key, ask)
+        response = service_pb2.ModelInferResponse.FromString(data)
+        response.id = identifier
         return response
 
     async def http_upstream(
@@ -362,12 +440,11 @@ class Gateway:
         admission = await context.enter(self.access_control.admit(context, model))
         serving = self.serving(context, model)
         row_batches = await self.work(context, batches, model, endpoint_schema, rows)
-        with await self.turn(context, model, serving) as turn:
-            inference = self._infer_batches(
-                context, row_batches, serving, turn, may_repeat=model.may_repeat
-            )
-            admission.started()
-            results = await _timed(context, inference)
+        scope = self._scope(context, serving) if self.response_cache else None
+        if scope:
+            results = await self._cached_batches(context, model, scope, row_batches, admission)
+        else:
+            results = await self._send_batches(context, model, row_batches, serving, admission)
         if model.counts_tokens:
             context.tokens = count_tokens(model, results)
         meter = self.access_control.meter(context, admission, model)
@@ -375,16 +452,79 @@ class Gateway:
             meter.read_rows(results)
         return results
 
+    async def _send_batches(
+        self,
+        context: RequestContext,
+        model: Model,
+        row_batches: Sequence[Batch],
+        serving: str,
+        admission: Admission,
+        on_response: OnResponse | None = None,
+    ) -> list[tuple[Tensors, int]]:
+        with await self.turn(context, model, serving) as turn:
+            inference = self._infer_batches(
+                context, row_batches, serving, turn, on_response, may_repeat=model.may_repeat
+            )
+            admission.started()
+            return await _timed(context, inference)
+
+    async def _cached_batches(
+        self,
+        context: RequestContext,
+        model: Model,
+        scope: "CacheScope",
+        row_batches: Sequence[Batch],
+        admission: Admission,
+    ) -> list[tuple[Tensors, int]]:
+        """As ``_send_batches``, for the batches whose responses are not in the cache."""
+        from gateway.response_cache.cache import CachedResponse
+        from gateway.response_cache.key import combined, elements_of, key_of
+
+        assert self.response_cache is not None  # noqa: S101 - there is a scope
+
+        def keys_of() -> list[bytes]:
+            messages = [batch.message for batch in row_batches]
+            return [key_of(scope, message, elements_of(message)) for message in messages]
+
+        async def work(missing: Sequence[int]) -> Sequence[CachedResponse]:
+            responses: dict[tuple[int, ...], CachedResponse] = {}
+
+            def keep(batch: Batch, response: service_pb2.ModelInferResponse) -> None:
+                data = response.SerializeToString()
+                responses[batch.row_indices] = CachedResponse(response.model_version, data)
+
+            due = [row_batches[index] for index in missing]
+            await self._send_batches(context, model, due, scope.model, admission, keep)
+            return [responses[batch.row_indices] for batch in due]
+
+        keys = await self.work(context, keys_of)
+        flight_key = b""
+        if len(keys) > 1:  # an error names a row: these requests have the same ones
+            flight_key = combined(keys, [batch.row_indices for batch in row_batches])
+        responses = await self.response_cache.responses(
+            context, scope, keys, work, lambda: self._is_current(context, scope), flight_key
+        )
+        results: dict[int, tuple[Tensors, int]] = {}
+        for batch, (version, data) in zip(row_batches, responses, strict=True):
+            context.version = version
+            response = service_pb2.ModelInferResponse.FromString(data)
+            tensors = read_tensors(response, len(batch.row_indices))
+            for index, row_index in enumerate(batch.row_indices):
+                results[row_index] = tensors, index
+        return [results[row_index] for row_index in range(len(results))]
+
     async def _infer_batches(
         self,
         context: RequestContext,
         row_batches: Sequence[Batch],
         serving: str,
         turn: Turn,
+        on_response: OnResponse | None = None,
         *,
         may_repeat: bool,
     ) -> list[tuple[Tensors, int]]:
-        """Infer a few batches at a time; the first failure cancels the rest and is raised as it is.
+        """The rows' results, in their order. Infer a few batches at a time; the first failure
+        cancels the rest and is raised as it is.
         Between two batches the request's ``turn`` goes to whoever waits for one.
 
         Each permit is kept for one batch after another, so that a request that has begun is not
@@ -414,7 +554,7 @@ class Gateway:
                 batch = under_way[0]
                 batch.message.model_name = serving
                 context.sent_to(upstream.address)
-                tensors = await _infer_batch(context, upstream, batch)
+                tensors = await _infer_batch(context, upstream, batch, on_response)
                 under_way.clear()
                 for index, row_index in enumerate(batch.row_indices):
                     results[row_index] = tensors, index
@@ -444,11 +584,19 @@ class Gateway:
         else:
             workers = range(min(len(row_batches), self._window))
             await _gather([worker(is_first=number == 0) for number in workers])
-        return [results[row_index] for row_index in range(len(results))]
+        return [results[row_index] for row_index in sorted(results)]
 
     @property
     def _window(self) -> int:
         return max(1, min(WINDOW, self.settings.max_inflight // 4))
+
+
+def _response_cache(settings: Settings) -> "ResponseCache | None":
+    if not settings.cache_mib:
+        return None
+    from gateway.response_cache.cache import ResponseCache
+
+    return ResponseCache(settings)
 
 
 def _request_log(target: str, metrics: Metrics) -> "RequestLog | None":
@@ -473,9 +621,14 @@ def _tracing(endpoint: str, ratio: float) -> "Tracing | None":
     return Tracing(endpoint, ratio)
 
 
-async def _infer_batch(context: RequestContext, upstream: Upstream, batch: Batch) -> Tensors:
-    """The output tensors of one batch. An InvalidRequest names the row by its index in the caller's
-    request."""
+async def _infer_batch(
+    context: RequestContext,
+    upstream: Upstream,
+    batch: Batch,
+    on_response: OnResponse | None = None,
+) -> Tensors:
+    """The output tensors of one batch, whose response ``on_response`` gets. An InvalidRequest names
+    the row by its index in the caller's request."""
     remaining_s = context.deadline - time.perf_counter()
     if remaining_s <= 0:
         raise DeadlineExceeded("the model did not answer in time: try again or send less")
@@ -484,7 +637,10 @@ async def _infer_batch(context: RequestContext, upstream: Upstream, batch: Batch
     except InvalidRequest as error:
         raise _with_caller_row(error, batch.row_indices) from error
     context.version = response.model_version
-    return read_tensors(response, len(batch.row_indices))
+    tensors = read_tensors(response, len(batch.row_indices))
+    if on_response:
+        on_response(batch, response)
+    return tensors
 
 
 def _with_caller_row(error: InvalidRequest, row_indices: Sequence[int]) -> InvalidRequest:

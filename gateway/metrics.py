@@ -135,6 +135,23 @@ class Metrics:
             "Requests that a canary or the pipeline beside it answered.",
             ("canary", "arm", "status"),
         )
+        self._cached = prometheus.Counter(
+            "tidegate_cache_requests",
+            "Requests to deterministic models, by what the response cache did.",
+            ("model", "result"),
+            registry=self.registry,
+        )
+        self._cache_evictions = prometheus.Counter(
+            "tidegate_cache_evictions",
+            "Responses that were dropped from memory to make room for others.",
+            registry=self.registry,
+        )
+        self._cache_bytes = prometheus.Gauge(
+            "tidegate_cache_bytes",
+            "Memory of the responses that are kept.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
         self._restarts = prometheus.Counter(
             "tidegate_background_restarts",
             "Background tasks that had ended or stalled, and were restarted.",
@@ -222,10 +239,18 @@ class Metrics:
                     arm = "canary" if context.pipeline == canary else "stable"
                     labels = (self._label(canary), arm, f"{status // 100}xx")
                     self._canary.labels(*labels).observe(duration)
+        if context.cache:
+            self._cached.labels(self._label(model), context.cache).inc()
         operation = GEN_AI_OPERATIONS.get(context.route)
         if operation:
             self._record_gen_ai(context, operation, model, status, duration)
-        if context.action == "infer" and status < 400 and model in catalogue.models:
+        # What the cache answered says nothing of the model's own latency.
+        if (
+            context.action == "infer"
+            and status < 400
+            and model in catalogue.models
+            and (context.sent_at or not context.cache)
+        ):
             versions = catalogue.models[model].versions
             latest = self._answered.get(model)
             if latest is None or latest.versions != versions:
@@ -274,6 +299,11 @@ class Metrics:
             self._healthy.labels(replica.address).set(not replica.reason)
             self._inflight.labels(replica.address).set(replica.inflight)
             self._ejected.labels(replica.address).set(len(replica.ejected()))
+
+    def show_cache(self, used_bytes: int, evicted: int) -> None:
+        """The memory that is used, and how many responses were dropped since the last call."""
+        self._cache_bytes.set(used_bytes)
+        self._cache_evictions.inc(evicted)
 
     def show_queues(self, queues: "Mapping[str, FairQueue]") -> None:
         """Set the gauges of the models that were asked (of ``LABEL_VALUES`` at most)."""

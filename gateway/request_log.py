@@ -51,6 +51,7 @@ class Line(NamedTuple):
     input_tokens: int | None
     output_tokens: int | None
     trace_id: str
+    cache: str
 
     def document(self) -> bytes:
         """The line, with its end. Texts are cut and escaped: a client cannot begin a line."""
@@ -67,6 +68,7 @@ class Line(NamedTuple):
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,
             "trace_id": self.trace_id,
+            "cache": self.cache,
         }
         return orjson.dumps(fields) + b"\n"
 
@@ -91,6 +93,7 @@ def line_of(context: RequestContext, status: int) -> Line:
         tokens.input_tokens if tokens else None,
         tokens.output_tokens if tokens else None,
         context.trace_id,
+        context.cache,
     )
 
 

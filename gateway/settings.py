@@ -67,6 +67,14 @@ class Settings:
     redis_url: str = ""
     # How many gateways share the limits: each grants its share while Redis is unavailable.
     gateways: int = 1
+    # MiB of responses of deterministic models that are kept to be given again, of all workers
+    # together (docs/caching.md); 0: none is.
+    cache_mib: int = 0
+    # How long a response is kept.
+    cache_ttl_s: float = 3600.0
+    # The Redis in which all workers and gateways keep responses together, besides their own memory;
+    # '': in memory only.
+    cache_redis_url: str = ""
     # Models that should be served: /readyz returns 200 when each answers its golden probe (or is
     # loaded, if it has no probe). Until then, calling one is a 503, not a 404.
     pipelines: tuple[str, ...] = ()
@@ -139,6 +147,12 @@ class Settings:
         ):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"TIDEGATE_{name.upper()} must be above 0")
+        if self.cache_mib < 0:
+            raise SettingsError("TIDEGATE_CACHE_MIB must be 0 (no response is kept) or more")
+        if not 0 < self.cache_ttl_s < math.inf:
+            raise SettingsError("TIDEGATE_CACHE_TTL_S must be above 0 seconds")
+        if self.cache_redis_url and not self.cache_mib:
+            raise SettingsError("TIDEGATE_CACHE_REDIS_URL needs TIDEGATE_CACHE_MIB above 0")
         if not 0 <= self.drain_notice_s < math.inf:
             raise SettingsError("TIDEGATE_DRAIN_NOTICE_S must be 0 or more seconds")
         if bool(self.tls_certificate_file) != bool(self.tls_key_file):

@@ -10,6 +10,7 @@ from modelspec.golden import Golden
 from modelspec.parameters import (
     CANARY_PARAMETER,
     CANCELLABLE_PARAMETER,
+    DETERMINISTIC_PARAMETER,
     ENDPOINT_PARAMETER,
     GOLDEN_PARAMETER,
     INTERNAL_PARAMETER,
@@ -33,6 +34,7 @@ class Declaration:
     is_internal: bool = False
     canary_of: str = ""
     is_cancellable: bool = True
+    is_deterministic: bool = False
 
     @classmethod
     def of(cls, config: ModelConfig) -> "Declaration":
@@ -53,6 +55,7 @@ class Declaration:
             is_internal=texts.get(INTERNAL_PARAMETER) == "true",
             canary_of=texts.get(CANARY_PARAMETER, ""),
             is_cancellable=texts.get(CANCELLABLE_PARAMETER) != "false",
+            is_deterministic=texts.get(DETERMINISTIC_PARAMETER) == "true",
         )
 
 

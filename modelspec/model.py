@@ -83,6 +83,7 @@ class ModelSpec:
     ``step`` names the module of ``ensembles.steps`` that is copied into the version folder as
     ``model.py``. ``lengths`` are what its axes of any length (-1) are padded to, ascending:
     TensorRT plans for each. A ``decoupled`` model sends any number of responses to a request.
+    A ``deterministic`` one gives equal requests equal responses, and remembers none of them.
     """
 
     name: str
@@ -101,6 +102,7 @@ class ModelSpec:
     step: str = ""
     lengths: tuple[int, ...] = ()
     decoupled: bool = False
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         require_model_name(self.name)

@@ -16,6 +16,9 @@ CANARY_PARAMETER = "tidegate.canary"  # the public pipeline whose canary this mo
 # "false": no request is worth cancelling, so the gateway may send plain ones over HTTP/1.1, where
 # Triton does not notice that a client has left.
 CANCELLABLE_PARAMETER = "tidegate.cancellable"
+# "true": equal requests to one version get equal responses (within the tolerance of its proof), and
+# a request changes nothing: the gateway may answer one from its response cache.
+DETERMINISTIC_PARAMETER = "tidegate.deterministic"
 TUNED_PARAMETER = "tidegate.tuned"  # JSON: where and how the serving parameters were measured
 REVISION_PARAMETER = (
     "tidegate.afresh"  # makes a config differ, so that Triton loads the model again

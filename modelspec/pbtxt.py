@@ -10,7 +10,12 @@ from tritonclient.grpc import model_config_pb2 as config
 
 from modelspec.dtypes import element_type
 from modelspec.model import ModelSpec, StepSpec, TensorSpec
-from modelspec.parameters import ENDPOINT_PARAMETER, GOLDEN_PARAMETER, INTERNAL_PARAMETER
+from modelspec.parameters import (
+    DETERMINISTIC_PARAMETER,
+    ENDPOINT_PARAMETER,
+    GOLDEN_PARAMETER,
+    INTERNAL_PARAMETER,
+)
 
 
 def to_proto(spec: ModelSpec) -> config.ModelConfig:
@@ -74,6 +79,8 @@ def _parameters(spec: ModelSpec) -> dict[str, str]:
     if spec.endpoint_schema and spec.golden:
         parameters[ENDPOINT_PARAMETER] = spec.endpoint_schema.to_json()
         parameters[GOLDEN_PARAMETER] = spec.golden.to_json()
+    if spec.deterministic:
+        parameters[DETERMINISTIC_PARAMETER] = "true"
     if spec.internal:
         parameters[INTERNAL_PARAMETER] = "true"
     return parameters

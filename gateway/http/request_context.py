@@ -114,6 +114,7 @@ class RequestContext:
     sent_at: float = 0.0  # when it was first sent to a replica, as ``started``
     first_response_at: float = 0.0  # when a streaming model's first response came
     upstream_s: float = 0.0
+    cache: str = ""  # what the response cache had to do with it: hit, redis, shared, miss
     tokens: Tokens | None = None
     trace_id: str = ""  # of the caller's trace, or of ours
     spans: Spans | None = None  # None: it is not traced
@@ -188,15 +189,16 @@ class RequestContext:
 
     def server_timing(self) -> str:
         """``Server-Timing`` as of now, in milliseconds: the whole, and what of it passed before the
-        work was sent, upstream and here. Those of a gRPC stream's messages overlap: it has the
-        whole only."""
+        work was sent, upstream and here; and what the response cache did. Those of a gRPC stream's
+        messages overlap: it has the whole only."""
         total_s, upstream_s = time.perf_counter() - self.started, self.upstream_s
         total = f"total;dur={total_s * 1e3:.2f}"
         if self.is_stream:
             return total
         queue = f"queue;dur={(self.sent_at - self.started) * 1e3:.2f}, " if self.sent_at else ""
         gateway = f"gateway;dur={(total_s - upstream_s) * 1e3:.2f}"
-        return f"{gateway}, {queue}upstream;dur={upstream_s * 1e3:.2f}, {total}"
+        cache = f"cache;desc={self.cache}, " if self.cache else ""
+        return f"{cache}{gateway}, {queue}upstream;dur={upstream_s * 1e3:.2f}, {total}"
 
     def shorten_deadline(self, seconds: float | None) -> None:
         if seconds:

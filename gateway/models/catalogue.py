@@ -55,6 +55,8 @@ class Model:
     batch_delay_s: float | None = None
     uses_http_upstream: bool = False  # plain requests go over the HTTP upstream
     sequences: SequenceSlots | None = None  # for a model that keeps state between requests
+    deterministic: bool = False  # it says that equal requests get equal responses
+    revision: str = ""  # of a deterministic model: changes with its config and those of its steps
 
     @cached_property
     def tokens(self) -> TokenOutputs:
@@ -172,6 +174,7 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
         golden_fault=golden_fault,
         sequences=sequence_slots(config),
         batch_delay_s=batch_delay_s(config),
+        deterministic=declaration.is_deterministic,
         steps=tuple(step.model_name for step in config.ensemble_scheduling.step),
         uses_http_upstream=not declaration.is_cancellable
         and TOKENS not in outputs  # the HTTP upstream would not count its tokens

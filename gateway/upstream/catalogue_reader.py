@@ -1,6 +1,7 @@
 """Reads the catalogue of models from the Triton servers."""
 
 import asyncio
+import hashlib
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -149,6 +150,15 @@ def _as_its_steps(model: Model, entries: "Mapping[str, _Entry]") -> Model:
         sequences = SequenceSlots(
             min(step.at_once for step in slots), max(step.idle_s for step in slots)
         )
-    if (delay_s, sequences) == (model.batch_delay_s, model.sequences):
+    revision = _revision(entries[model.name], steps) if model.deterministic else ""
+    if (delay_s, sequences, revision) == (model.batch_delay_s, model.sequences, model.revision):
         return model
-    return replace(model, batch_delay_s=delay_s, sequences=sequences)
+    return replace(model, batch_delay_s=delay_s, sequences=sequences, revision=revision)
+
+
+def _revision(own: _Entry, steps: "Iterable[_Entry]") -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for entry in (own, *steps):
+        digest.update(len(entry.config).to_bytes(8, "big"))
+        digest.update(entry.config)
+    return digest.hexdigest()

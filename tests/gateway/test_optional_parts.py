@@ -29,6 +29,7 @@ OPTIONAL = {
     "gateway.models.text_binding",
     "gateway.policy.canary",
     "gateway.request_log",
+    "gateway.response_cache",
     "gateway.tracing",
     "gateway.upstream.dns_lookup",
     "gateway.upstream.http_upstream",

@@ -26,7 +26,7 @@ SECRET = "velvet"  # in everything that is sent and answered
 FIELDS = [
     *("time", "request_id", "tenant", "api", "route", "model", "pipeline", "version", "replica"),
     *("status", "total_ms", "queue_ms", "upstream_ms", "first_token_ms"),
-    *("input_tokens", "output_tokens", "trace_id"),
+    *("input_tokens", "output_tokens", "trace_id", "cache"),
 ]
 
 

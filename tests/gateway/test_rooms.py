@@ -12,6 +12,7 @@ ORDER = [
     *("errors", "render", "settings", "supervision", "listening", "heartbeat", "lazy_timer"),
     "draining",
     *("limits", "policy", "identity", "http", "models", "upstream", "metrics", "audit", "access"),
+    "response_cache",
     *(
         "workers",
         "logs",

@@ -1,13 +1,14 @@
 """The unary methods. Each parses its own message and authorises the model named in it."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError, Message
 from tritonclient.grpc import service_pb2
 
 from gateway.api.grpc.request import check_request, timeout_s
-from gateway.api.grpc.response import metered, request_token_counts, version_of
+from gateway.api.grpc.response import metered, request_token_counts, version_of, with_id
 from gateway.api.grpc.wire import RequestParts
 from gateway.api.v2.describe_model import check_readable, hide_paths, readable_statistics
 from gateway.api.v2.routes import EXTENSIONS, NAME
@@ -19,6 +20,9 @@ from gateway.http.request_context import RequestContext
 from gateway.models.catalogue import Model
 from gateway.policy.access import MAX_NAME
 from gateway.upstream.server import Upstream
+
+if TYPE_CHECKING:
+    from gateway.response_cache.key import CacheScope
 
 Handler = Callable[[RequestContext, bytes], Awaitable[bytes]]
 
@@ -67,9 +71,36 @@ class Methods:
             finally:
                 context.upstream_s += time.perf_counter() - started
 
-        response = await self.gateway.send(context, model, parts.header, send)
-        context.version = version_of(response)
+        gateway = self.gateway
+        scope = gateway.cache_scope(context, parts.header) if gateway.response_cache else None
+        if scope:
+            response = await self._cached(context, model, parts, scope, send)
+        else:
+            response = await gateway.send(context, model, parts.header, send)
+            context.version = version_of(response)
         return metered(response, meter) if meter else response
+
+    async def _cached(
+        self,
+        context: RequestContext,
+        model: Model,
+        parts: RequestParts,
+        scope: "CacheScope",
+        send: Callable[[Upstream], Coroutine[object, object, bytes]],
+    ) -> bytes:
+        """The response from the response cache, else from ``send``; with the request's id."""
+        from gateway.response_cache.cache import CachedResponse
+        from gateway.response_cache.key import key_of
+
+        header = parts.header
+        key = await self.gateway.work(context, lambda: key_of(scope, header, parts.elements()))
+        identifier, header.id = header.id, ""
+
+        async def ask() -> CachedResponse:
+            response = await self.gateway.send(context, model, header, send)
+            return CachedResponse(version_of(response), response)
+
+        return with_id(await self.gateway.cached(context, scope, key, ask), identifier)
 
     @needs("read")
     async def server_live(self, context: RequestContext, data: bytes) -> bytes:

@@ -83,6 +83,14 @@ def version_of(response: bytes) -> str:
     return bytes(response[content_start : content_start + size]).decode("utf-8", "replace")
 
 
+def with_id(response: bytes, identifier: str) -> bytes:
+    """A serialized ModelInferResponse that has no id, with this one."""
+    if not identifier:
+        return response
+    data = identifier.encode()
+    return b"".join((response, bytes([_ID_TAG]), varint(len(data)), data))
+
+
 def inner_response(stream_response: bytes) -> memoryview:
     """The ModelInferResponse in a ModelStreamInferResponse that begins with ``RESPONSE_TAG``."""
     start, size = length_at(stream_response, 1)

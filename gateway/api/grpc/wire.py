@@ -86,6 +86,22 @@ class RequestParts:
             raise unreadable() from None
         self.header.DiscardUnknownFields()
 
+    def elements(self) -> list[tuple[bool, bytes | memoryview]]:
+        """Of each input its elements as they are sent, and whether these are raw bytes (else they
+        are protobuf's)."""
+        raws = [field[length_at(field, 1)[0] :] for field in self._raw_fields]
+        if raws:
+            return [(True, raw) for raw in raws]
+        return [
+            (
+                False,
+                self.contents[index]
+                if index in self.contents
+                else entry.contents.SerializeToString(deterministic=True),
+            )
+            for index, entry in enumerate(self.header.inputs)
+        ]
+
     def add_raw(self, raw: bytes) -> None:
         """Append the bytes of an input that was added to the header."""
         self._raw_fields.append(memoryview(b"".join((bytes([_RAW_TAG]), varint(len(raw)), raw))))

@@ -61,6 +61,8 @@ class V2Api:
         context.shorten_deadline(request.timeout_s)
         serving = self.gateway.serving(context, model)
         suits_http = model.uses_http_upstream and request.is_plain and request.asks_little_json
+        if suits_http and self.gateway.response_cache:  # which keeps what Triton says over gRPC
+            suits_http = not self.gateway.may_be_cached(context, serving, version)
         if suits_http and serving == model.name:
             return await self._infer_over_http(context, model, request)
         message = request.message()

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,13 +25,17 @@ SCRIPTS = {
     name: (Path(__file__).parent / f"{name}.lua").read_text()
     for name in ("admit", "finish", "over", "renew")
 }
-Reply = list[Any] | int | None
+OUTAGE = (
+    "limits: Redis is unavailable (%s): until it responds, this gateway grants its share of the "
+    "limits"
+)
+Reply = list[Any] | bytes | int | None
 
 
 class Call(NamedTuple):
     script: str
     keys: Sequence[str]
-    args: Sequence[str | int | float]
+    args: Sequence[str | bytes | int | float]
 
 
 class RedisConnection:
@@ -47,8 +51,12 @@ class RedisConnection:
         probe: Call,
         recovered: Callable[[], None],
         restarted: Callable[[], None] = lambda: None,
+        scripts: Mapping[str, str] = SCRIPTS,
+        outage: str = OUTAGE,
     ) -> None:
-        """``restarted`` is called after the connection's own task had ended and was restarted."""
+        """``restarted`` is called after the connection's own task had ended and was restarted.
+        ``scripts`` are those that may be called, by their names, and ``outage`` is logged while
+        Redis is unavailable, with the reason for %s."""
         self._client = Redis.from_url(
             url,
             retry=Retry(NoBackoff(), 0),
@@ -57,6 +65,7 @@ class RedisConnection:
             encoding_errors="backslashreplace",  # a token's subject may contain a lone surrogate
         )
         self._probe, self._recovered, self._restarted = probe, recovered, restarted
+        self._scripts, self._outage = scripts, outage
         self._shas: dict[str, str] = {}
         self._waiting: list[tuple[Call, asyncio.Future[Reply]]] = []
         self._in_flight: list[tuple[Call, asyncio.Future[Reply]]] = []
@@ -165,7 +174,7 @@ class RedisConnection:
         try:
             async with asyncio.timeout(CONNECT_S):
                 await self._client.connection_pool.disconnect()  # drops any earlier reply
-                for name, text in SCRIPTS.items():
+                for name, text in self._scripts.items():
                     self._shas[name] = await self._client.script_load(text)
             async with RunningTimeout(TIMEOUT_S):
                 await self._send([self._probe])
@@ -178,11 +187,7 @@ class RedisConnection:
         now = time.monotonic()
         if now - self._warned_at >= TELL_S:
             self._warned_at = now
-            log.warning(
-                "limits: Redis is unavailable (%s): until it responds, this gateway grants its "
-                "share of the limits",
-                str(error) or "no response in time",
-            )
+            log.warning(self._outage, str(error) or "no response in time")
 
 
 def _resolve(future: "asyncio.Future[Reply]", reply: Reply) -> None:

@@ -1,0 +1,1 @@
+"""Responses of deterministic models, kept to be given again (docs/caching.md)."""

@@ -1,0 +1,70 @@
+"""Responses in Redis, for all workers and gateways that use it. Whatever ails it is a miss."""
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+from gateway.limits.redis.connection import Call, RedisConnection
+
+log = logging.getLogger("gateway")
+WAIT_S = 0.005  # the longest that a request waits for Redis
+PAUSE_S = 1.0  # nobody asks a Redis that was late, for so long
+# A connection is used by all requests in turn, and must have sent what it has within 50 ms.
+MOST_BYTES = 64 * 1024  # larger responses stay in the memory of the worker that got them
+_FORMAT = b"tgr1"
+_SCRIPTS = {name: (Path(__file__).parent / f"{name}.lua").read_text() for name in ("get", "put")}
+
+
+class RedisStore:
+    """Nothing here raises, and ``get`` takes ``WAIT_S`` at most.
+
+    The connection is the one that the limits have a second of: no caller holds it, so that one who
+    is cancelled cannot leave his response to another. Each response is stored with its key, and is
+    a miss for any other.
+    """
+
+    def __init__(self, url: str, ttl_s: float) -> None:
+        self._ttl_ms = max(1, round(ttl_s * 1000))
+        self._rests_until = 0.0
+        self._connection = RedisConnection(
+            url,
+            Call("get", [_name(b"")], []),
+            recovered=lambda: None,
+            scripts=_SCRIPTS,
+            outage="response cache: Redis is unavailable (%s): until it responds, each worker "
+            "has only its own memory",
+        )
+
+    async def open(self) -> None:
+        """Connect, if that is possible at once."""
+        await self._connection.reached()
+
+    async def get(self, key: bytes) -> bytes | None:
+        if time.monotonic() < self._rests_until:
+            return None
+        reply = self._connection.call(Call("get", [_name(key)], []))
+        if not reply.done():
+            # Not ``wait_for``: a reply that is late belongs to the connection, which reads it.
+            await asyncio.wait({reply}, timeout=WAIT_S)
+            if not reply.done():
+                self._rests_until = time.monotonic() + PAUSE_S
+                return None
+        stored = reply.result()
+        head = _FORMAT + key
+        if not isinstance(stored, bytes) or not stored.startswith(head):
+            return None
+        return stored[len(head) :]
+
+    def put(self, key: bytes, response: bytes) -> None:
+        """Store the response, if it is not too large; nobody waits for that."""
+        if len(response) <= MOST_BYTES and time.monotonic() >= self._rests_until:
+            value = b"".join((_FORMAT, key, response))
+            self._connection.call(Call("put", [_name(key)], [value, self._ttl_ms]))
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+
+def _name(key: bytes) -> str:
+    return f"tidegate:response:{key.hex()}"
