@@ -23,6 +23,7 @@ LISTED = {
         "gateway/limits/test_overshoot",
         "gateway/limits/test_redis_store",
         "gateway/limits/test_redis_unhealthy",
+        "gateway/response_cache/test_cache_in_redis",
         "test_gpu_check",
     ),
     "triton": (

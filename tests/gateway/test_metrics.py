@@ -68,7 +68,7 @@ def test_every_metric_is_in_the_table_and_no_other(tmp_path):
     }
     metrics = Metrics()
     _chat(metrics)
-    _chat(metrics, pipeline="echo_llm.v2", canaries=("echo_llm.v2",))
+    _chat(metrics, pipeline="echo_llm.v2", canaries=("echo_llm.v2",), cache="miss")
     metrics.restarted("a task")
     metrics.audit_trouble("lost", 1)
     metrics.log_lines_dropped(1)

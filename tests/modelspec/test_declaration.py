@@ -7,7 +7,7 @@ from tritonclient.grpc import model_config_pb2
 
 from modelspec.declaration import Declaration
 from modelspec.errors import DeclarationError
-from modelspec.parameters import ENDPOINT_PARAMETER, GOLDEN_PARAMETER
+from modelspec.parameters import DETERMINISTIC_PARAMETER, ENDPOINT_PARAMETER, GOLDEN_PARAMETER
 
 FIELD = {"type": "number", "x-tensor": "X"}
 REQUEST = {"type": "object", "properties": {"x": FIELD}}
@@ -39,6 +39,14 @@ def test_what_is_right_is_read():
     assert declaration.endpoint.fields == {"x": FIELD}
     (tensor,) = declaration.probe.request.inputs
     assert (tensor.name, tensor.datatype, list(tensor.shape)) == ("X", "FP32", [1, 1])
+
+
+@pytest.mark.parametrize(("value", "expected"), [("true", True), ("false", False), ("True", False)])
+def test_only_true_is_deterministic(value, expected):
+    config = model_config_pb2.ModelConfig(name="m")
+    assert not Declaration.of(config).is_deterministic
+    config.parameters[DETERMINISTIC_PARAMETER].string_value = value
+    assert Declaration.of(config).is_deterministic is expected
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,111 @@
+"""Responses in a real Redis that works, is frozen, slow, full, dead or back."""
+
+import asyncio
+import time
+
+import pytest
+import pytest_asyncio
+
+from gateway.response_cache import redis_store
+from gateway.response_cache.redis_store import MOST_BYTES, PAUSE_S, WAIT_S, RedisStore
+from tests.gateway.limits.redis_server import RedisServer
+
+KEY, OTHER = b"k" * 32, b"o" * 32
+HANG_S = 10.0
+
+
+@pytest.fixture
+def server():
+    running = RedisServer()
+    try:
+        yield running
+    finally:
+        running.kill()
+
+
+@pytest_asyncio.fixture
+async def store(server):
+    opened = RedisStore(server.url, 60)
+    await opened.open()
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+async def _until(condition, what: str) -> None:
+    deadline = time.monotonic() + HANG_S
+    while not await condition():
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.02)
+
+
+async def _has(store, key: bytes, response: bytes) -> bool:
+    store.put(key, response)
+    return await store.get(key) == response
+
+
+async def test_what_is_stored_is_there_for_its_time(server, store):
+    response = bytes(range(256))
+    await _until(lambda: _has(store, KEY, response), "it is stored")
+    assert await store.get(OTHER) is None
+    with server.client() as client:
+        (name,) = client.keys("*")
+        assert 0 < client.pttl(name) <= 60_000
+
+
+async def test_a_large_response_is_not_stored(server, store):
+    store.put(KEY, bytes(MOST_BYTES + 1))
+    await _until(lambda: _has(store, OTHER, b"x"), "a small one is stored")
+    assert await store.get(KEY) is None
+
+
+async def test_a_value_under_the_wrong_key_is_a_miss(server, store):
+    await _until(lambda: _has(store, KEY, b"mine"), "it is stored")
+    with server.client() as client:
+        (name,) = client.keys("*")
+        client.copy(name, redis_store._name(OTHER))
+        client.set(redis_store._name(b"z" * 32), "not ours")
+    assert await store.get(OTHER) is None
+    assert await store.get(b"z" * 32) is None
+
+
+async def test_a_full_redis_refuses_without_harm(server, store):
+    await _until(lambda: _has(store, KEY, b"x"), "it is stored")
+    with server.client() as client:
+        client.config_set("maxmemory", 1)
+    store.put(OTHER, b"y")
+    assert await store.get(OTHER) is None
+    assert await store.get(KEY) == b"x"
+    assert store._connection.is_healthy
+
+
+async def test_a_frozen_or_dead_redis_is_a_miss_at_once_and_used_again_when_it_is_back(
+    server, store
+):
+    await _until(lambda: _has(store, KEY, b"x"), "it is stored")
+    for ails, recovers in ((server.freeze, server.thaw), (server.kill, server.start)):
+        ails()
+        started = time.perf_counter()
+        replies = await asyncio.gather(*(store.get(KEY) for _ in range(50)))
+        took_s = time.perf_counter() - started
+        for _ in range(50):
+            store.put(OTHER, b"y")
+            assert await store.get(KEY) in (None, b"x")
+        whole_s = time.perf_counter() - started
+        assert not any(replies)
+        # All of them together waited once.
+        assert took_s < WAIT_S + 0.2 and whole_s < PAUSE_S
+        recovers()
+        await _until(lambda: _has(store, KEY, b"x"), "it is used again")
+
+
+async def test_one_who_is_cancelled_leaves_no_reply_to_another(store):
+    """As the clients did that handed one caller's data to the next one (redis-py #2624)."""
+    await _until(lambda: _has(store, KEY, b"mine"), "it is stored")
+    await _until(lambda: _has(store, OTHER, b"another's"), "it is stored")
+    for number in range(200):
+        task = asyncio.create_task(store.get(OTHER))
+        await asyncio.sleep(0 if number % 2 else 0.0002)
+        task.cancel()
+        assert await store.get(KEY) in (b"mine", None)

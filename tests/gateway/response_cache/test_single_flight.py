@@ -1,0 +1,205 @@
+"""Equal requests at a time: one of them asks, and what becomes of the others when it fails."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from gateway.errors import DeadlineExceeded, InvalidRequest, NoCapacity, UpstreamError
+from gateway.http.request_context import RequestContext
+from gateway.models.catalogue import Catalogue, Model
+from gateway.models.sequences import SequenceSlots
+from gateway.response_cache.cache import FRESH_S, CachedResponse, ResponseCache
+from gateway.response_cache.key import CacheScope
+from gateway.settings import Settings
+from tests.gateway.request_contexts import context_of
+
+SCOPE = CacheScope("default", "m", "1", "abc")
+KEY = b"k" * 32
+
+
+async def _connected():
+    await asyncio.Future()
+
+
+def _context(deadline_s: float = 10.0, **headers: str) -> RequestContext:
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    scope = {"path": "/v2/models/m/infer", "headers": raw}
+    return context_of(scope, _connected, deadline_s=deadline_s)
+
+
+class Work:
+    """What asks the model: it takes ``seconds``, and fails with ``error``."""
+
+    def __init__(self, seconds: float = 0.05, error: Exception | None = None, version: str = "1"):
+        self.seconds, self.error, self.version = seconds, error, version
+        self.calls: list[list[int]] = []
+
+    async def __call__(self, missing: Sequence[int]) -> list[CachedResponse]:
+        self.calls.append(list(missing))
+        await asyncio.sleep(self.seconds)
+        if self.error:
+            raise self.error
+        return [CachedResponse(self.version, b"%d" % index) for index in missing]
+
+
+@pytest.fixture
+def cache() -> ResponseCache:
+    return ResponseCache(Settings(cache_mib=1))
+
+
+def _ask(cache, work, context=None, keys=(KEY,), is_current=lambda: True, flight_key=b""):
+    context = context or _context()
+    return cache.responses(context, SCOPE, list(keys), work, is_current, flight_key)
+
+
+async def test_one_asks_for_all(cache):
+    work = Work()
+    contexts = [_context() for _ in range(10)]
+    answers = await asyncio.gather(*(_ask(cache, work, context) for context in contexts))
+    assert answers == [[CachedResponse("1", b"0")]] * 10 and len(work.calls) == 1
+    assert [context.cache for context in contexts] == ["miss"] + ["shared"] * 9
+    later = _context()
+    assert await _ask(cache, work, later) == answers[0]
+    assert (later.cache, len(work.calls)) == ("hit", 1)
+
+
+@pytest.mark.parametrize(
+    "error", [UpstreamError("x"), NoCapacity("x"), InvalidRequest("x")], ids=lambda e: e.code
+)
+async def test_what_the_model_refuses_is_refused_for_all_and_not_kept(cache, error):
+    work = Work(error=error)
+    outcomes = await asyncio.gather(*(_ask(cache, work) for _ in range(5)), return_exceptions=True)
+    assert outcomes == [error] * 5 and len(work.calls) == 1
+    work.error = None
+    assert await _ask(cache, work) == [CachedResponse("1", b"0")]
+    assert len(work.calls) == 2
+
+
+async def test_when_the_first_is_cancelled_one_other_takes_over(cache):
+    work = Work(0.1)
+    leader = asyncio.create_task(_ask(cache, work))
+    await asyncio.sleep(0.02)
+    others = [asyncio.create_task(_ask(cache, work)) for _ in range(5)]
+    await asyncio.sleep(0.02)
+    leader.cancel()
+    assert await asyncio.gather(*others) == [[CachedResponse("1", b"0")]] * 5
+    assert len(work.calls) == 2
+    with pytest.raises(asyncio.CancelledError):
+        await leader
+
+
+async def test_the_firsts_deadline_is_its_own(cache):
+    work = Work(0.05, DeadlineExceeded("the first one's"))
+    leader = asyncio.create_task(_ask(cache, work))
+    await asyncio.sleep(0.01)
+    follower = asyncio.create_task(_ask(cache, work))
+    await asyncio.sleep(0.01)
+    with pytest.raises(DeadlineExceeded):
+        await leader
+    work.error = None
+    assert await follower == [CachedResponse("1", b"0")]
+
+
+async def test_who_waits_has_a_deadline_too(cache):
+    work = Work(5)
+    leader = asyncio.create_task(_ask(cache, work))
+    await asyncio.sleep(0.01)
+    started = time.perf_counter()
+    with pytest.raises(DeadlineExceeded):
+        await _ask(cache, work, _context(0.1))
+    assert time.perf_counter() - started < 2
+    assert not leader.done()
+    leader.cancel()
+
+
+async def test_when_all_have_left_nothing_is_asked_and_nothing_is_left(cache):
+    work = Work(5)
+    tasks = [asyncio.create_task(_ask(cache, work)) for _ in range(3)]
+    await asyncio.sleep(0.02)
+    for task in reversed(tasks):
+        task.cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+    assert len(work.calls) == 1 and not cache._flights
+
+
+async def test_only_the_unknown_batches_are_asked_for(cache):
+    keys = [bytes([number]) * 32 for number in range(3)]
+    work = Work(0)
+    await _ask(cache, work, keys=keys[1:2])
+    context = _context()
+    answers = await _ask(cache, work, context, keys, flight_key=b"f")
+    assert work.calls == [[0], [0, 2]] and context.cache == "miss"
+    assert [answer.data for answer in answers] == [b"0", b"0", b"2"]
+
+
+@pytest.mark.parametrize(
+    ("version", "is_current"), [("2", True), ("1", False)], ids=["other_version", "replaced"]
+)
+async def test_what_another_version_answered_is_not_kept(cache, version, is_current):
+    work = Work(0, version=version)
+    for _ in range(2):
+        (answer,) = await _ask(cache, work, is_current=lambda: is_current)
+        assert answer.version == version
+    assert len(work.calls) == 2 and len(cache.memory) == 0
+
+
+def _model(**changes) -> Model:
+    fields = {
+        "versions": ("1",),
+        "max_batch_size": 0,
+        "inputs": {},
+        "outputs": {},
+        "decoupled": False,
+        "endpoint_schema": None,
+        "probe": None,
+        "deterministic": True,
+        "revision": "abc",
+        **changes,
+    }
+    return Model("m", **fields)
+
+
+def _scope_of(cache, model, context=None, age_s=0.0, **more) -> CacheScope | None:
+    catalogue = Catalogue({"m": model})
+    read_at = time.monotonic() - age_s
+    return cache.scope(context or _context(), catalogue, read_at, "m", **more)
+
+
+def test_what_is_cached(cache):
+    assert _scope_of(cache, _model()) == SCOPE
+    assert _scope_of(cache, _model(versions=("1", "2")), version="1") == SCOPE
+    assert _scope_of(cache, _model(), _context(cache_control="max-age=0")) == SCOPE
+    assert _scope_of(cache, _model(), parameters=["top"]) == SCOPE
+
+
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [
+        pytest.param(_model(deterministic=False), {}, id="undeclared"),
+        pytest.param(_model(decoupled=True), {}, id="decoupled"),
+        pytest.param(_model(sequences=SequenceSlots(1, 1.0)), {}, id="stateful"),
+        pytest.param(_model(versions=("1", "2")), {}, id="two_versions"),
+        pytest.param(_model(), {"parameters": ["sequence_id"]}, id="sequence"),
+        pytest.param(_model(), {"age_s": FRESH_S + 1}, id="stale_catalogue"),
+        pytest.param(
+            _model(), {"context": _context(cache_control="No-Store, max-age=0")}, id="no_store"
+        ),
+    ],
+)
+def test_what_is_not_cached(cache, model, more):
+    assert _scope_of(cache, model, **more) is None
+
+
+def test_a_header_that_is_there_twice_counts_twice(cache):
+    context = _context()
+    context.scope["headers"] = [(b"cache-control", b"no-store"), (b"cache-control", b"max-age=0")]
+    context.headers = dict(context.scope["headers"])
+    assert _scope_of(cache, _model(), context) is None
+
+
+async def test_memory_is_divided_among_the_workers():
+    cache = ResponseCache(Settings(cache_mib=8, workers=4))
+    assert cache.memory.limit_bytes == 2 * 2**20
