@@ -147,12 +147,7 @@ class Settings:
         ):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"TIDEGATE_{name.upper()} must be above 0")
-        if self.cache_mib < 0:
-            raise SettingsError("TIDEGATE_CACHE_MIB must be 0 (no response is kept) or more")
-        if not 0 < self.cache_ttl_s < math.inf:
-            raise SettingsError("TIDEGATE_CACHE_TTL_S must be above 0 seconds")
-        if self.cache_redis_url and not self.cache_mib:
-            raise SettingsError("TIDEGATE_CACHE_REDIS_URL needs TIDEGATE_CACHE_MIB above 0")
+        self._check_cache()
         if not 0 <= self.drain_notice_s < math.inf:
             raise SettingsError("TIDEGATE_DRAIN_NOTICE_S must be 0 or more seconds")
         if bool(self.tls_certificate_file) != bool(self.tls_key_file):
@@ -176,6 +171,14 @@ class Settings:
             _check_replica(replica)
         if self.dns_server:
             _check_dns_server(self.dns_server)
+
+    def _check_cache(self) -> None:
+        if self.cache_mib < 0:
+            raise SettingsError("TIDEGATE_CACHE_MIB must be 0 (no response is kept) or more")
+        if not 0 < self.cache_ttl_s < math.inf:
+            raise SettingsError("TIDEGATE_CACHE_TTL_S must be above 0 seconds")
+        if self.cache_redis_url and not self.cache_mib:
+            raise SettingsError("TIDEGATE_CACHE_REDIS_URL needs TIDEGATE_CACHE_MIB above 0")
 
     def _check_listeners(self) -> None:
         ports: dict[int, str] = {}
