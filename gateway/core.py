@@ -35,6 +35,7 @@ from gateway.settings import Settings
 from gateway.supervision import Supervisor
 from gateway.upstream import trace_context
 from gateway.upstream.admission import FairQueue, Turn
+from gateway.upstream.affinity import TextWork, text_work_of
 from gateway.upstream.balancing import Health
 from gateway.upstream.catalogue_reader import CatalogueReader
 from gateway.upstream.replica_sources import ReplicaSources, Resolver
@@ -205,15 +206,29 @@ class Gateway:
     def _weight(self, context: RequestContext) -> float:
         return self.access_control.policy.current.rules.weight(context.tenant)
 
+    def text_work(
+        self,
+        context: RequestContext,
+        model: Model,
+        message: service_pb2.ModelInferRequest,
+        raws: Sequence[bytes | memoryview],
+    ) -> TextWork | None:
+        """What a text to continue costs, and how it begins, if there are replicas to choose from;
+        ``raws`` are the bytes of the message's inputs."""
+        if not model.decoupled or len(self.pool.replicas) < 2:
+            return None
+        return text_work_of(context.tenant, message.inputs, raws)
+
     def permit(
         self,
         context: RequestContext,
         model: Model,
         message: service_pb2.ModelInferRequest,
         at: Upstream | None = None,
+        work: TextWork | None = None,
     ) -> AbstractContextManager[Upstream]:
-        """A permit for this one request. ``message`` names the model and already carries our own
-        sequence id (``SequenceIds.put_own``).
+        """A permit for this one request, whose text is ``work``. ``message`` names the model and
+        already carries our own sequence id (``SequenceIds.put_own``).
 
         ``at`` is where the previous message of the same stream went: this one goes there too, if
         it belongs to no sequence and that replica still takes requests. Raises NoCapacity, either
@@ -222,7 +237,7 @@ class Gateway:
         """
         step = step_of(message)
         if step is None:
-            return self.pool.permit(message.model_name, message.model_version, at)
+            return self.pool.permit(message.model_name, message.model_version, at, work)
         return self._sequence_permit(context.tenant, model, message, step)
 
     async def send(

@@ -189,7 +189,8 @@ async def stream_responses(
     message.model_name = gateway.serving(context, model)
     idle_s = context.remaining_s()
     sent_at, upstream_s = time.perf_counter(), context.upstream_s
-    permit = gateway.pool.permit(message.model_name, message.model_version)
+    text = gateway.text_work(context, model, message, message.raw_input_contents)
+    permit = gateway.pool.permit(message.model_name, message.model_version, work=text)
     if context.admission:
         context.admission.started()
     may_move = True  # to another replica: once, and before the first response

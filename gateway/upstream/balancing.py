@@ -27,7 +27,8 @@ class ReplicaState(NamedTuple):
     response, or there was none. ``is_ejected``: it fails so much more of the model's requests than
     the others that it gets none.
     ``latency_s``: how long it takes to answer one; 0.0 if that is not known. ``weight``: the part
-    of its usual share that it gets, less than 1.0 while it is new.
+    of its usual share that it gets, less than 1.0 while it is new. ``load``: the work under way
+    there, in requests like the one to send; None: each of those in flight is as much as that.
     """
 
     health: Health
@@ -38,6 +39,13 @@ class ReplicaState(NamedTuple):
     is_ejected: bool = False
     latency_s: float = 0.0
     weight: float = 1.0
+    load: float | None = None
+
+    @property
+    def work(self) -> float:
+        """What it has to do, with the one to send, which each failure counts as much as."""
+        load = self.inflight if self.load is None else self.load
+        return load + self.failures + 1
 
 
 def candidates(states: Sequence[ReplicaState]) -> list[int]:
@@ -99,13 +107,11 @@ def by_lot(
 
 def _goes_first(one: ReplicaState, other: ReplicaState, draw: Callable[[], float]) -> bool:
     """Whether the request goes to ``one``, which was drawn before the ``other``."""
-    one_work = one.inflight + one.failures + 1
-    other_work = other.inflight + other.failures + 1
     slowness = _slowness(one, other)
-    if one_work == other_work:
+    if one.work == other.work:
         # By lot, so that the slower one is asked on, and is found to be quick again when it is.
         return draw() < 1 / (1 + slowness)
-    return one_work * slowness <= other_work
+    return one.work * slowness <= other.work
 
 
 def _slowness(one: ReplicaState, other: ReplicaState) -> float:

@@ -28,6 +28,7 @@ from gateway.errors import (
     TooLarge,
     UpstreamError,
 )
+from gateway.upstream.affinity import PrefixAffinity, TextWork
 from gateway.upstream.balancing import (
     Health,
     ReplicaState,
@@ -77,6 +78,7 @@ class Replica:
         self.address, self.upstream, self.on_failure = address, upstream, on_failure
         self.inflight = 0
         self.aside = 0  # requests whose callers are not reading: not counted in ``inflight``
+        self.tokens = 0  # about how many the texts under way take, of all models
         self.idle = asyncio.Event()
         self.idle.set()
         self.fault = ""  # what the last active check found
@@ -113,17 +115,22 @@ class Replica:
         versions = self.versions.get(model)
         return versions is not None and (not version or version in versions)
 
-    def state(self, model: str, version: str, now: float) -> ReplicaState:
+    def state(self, model: str, version: str, now: float, tokens: int = 0) -> ReplicaState:
+        """``tokens``: those of the text to send; 0 for other requests."""
         serves, is_right = self.serves(model, version), not self.probes.get(model)
         weight = slow_start(now - self.back_since)
+        load = self.tokens / tokens if tokens else None
         record = self.records.get(model)
         if record is None:
-            return ReplicaState(self.health, self.inflight, 0, serves, is_right, weight=weight)
+            return ReplicaState(
+                *(self.health, self.inflight, 0, serves, is_right), weight=weight, load=load
+            )
         return ReplicaState(
             *(self.health, self.inflight, record.refusals(now), serves, is_right),
             is_ejected=record.gets_none(now),
             latency_s=record.latency_s(now),
             weight=min(weight, record.weight(now)),
+            load=load,
         )
 
     def ejected(self) -> dict[str, float]:
@@ -147,10 +154,12 @@ class Replica:
             record = self.records[model] = Record()
         return record
 
-    def permit(self, model: str = "", *, by_lot: bool = False) -> "Permit":
+    def permit(
+        self, model: str = "", *, by_lot: bool = False, work: TextWork | None = None
+    ) -> "Permit":
         """A permit, whatever its load and health. ``by_lot``: nothing but chance chose this
         replica, so what becomes of the request can be compared."""
-        return Permit(self, model, by_lot=by_lot)
+        return Permit(self, model, by_lot=by_lot, work=work)
 
     def index_read(self, versions: Mapping[str, tuple[str, ...]]) -> None:
         """Its index, as just read: what is known of models that are gone is forgotten, and one that
@@ -216,13 +225,21 @@ class Replica:
 class Permit:
     """The right to one request to a replica, which counts as in flight while it is entered."""
 
-    __slots__ = ("_sent", "_trial", "by_lot", "is_trial", "model", "replica")
+    __slots__ = ("_sent", "_trial", "by_lot", "is_trial", "model", "replica", "work")
 
     def __init__(
-        self, replica: Replica, model: str, *, by_lot: bool = False, is_trial: bool = False
+        self,
+        replica: Replica,
+        model: str,
+        *,
+        by_lot: bool = False,
+        is_trial: bool = False,
+        work: TextWork | None = None,
     ) -> None:
-        """``is_trial``: an ejected replica gets it, to see whether it is well again."""
+        """``is_trial``: an ejected replica gets it, to see whether it is well again. ``work``: the
+        text to continue, if it is that."""
         self.replica, self.model, self.by_lot, self.is_trial = replica, model, by_lot, is_trial
+        self.work = work
         self._sent = 0.0
         self._trial: Record | None = None
 
@@ -233,6 +250,8 @@ class Permit:
     def __enter__(self) -> Upstream:
         replica = self.replica
         replica.inflight += 1
+        if self.work:
+            replica.tokens += self.work.tokens
         replica.idle.clear()
         self._sent = time.monotonic()
         if self.is_trial:
@@ -243,6 +262,8 @@ class Permit:
     def __exit__(self, error_type: object, error: BaseException | None, traceback: object) -> None:
         replica, now = self.replica, time.monotonic()
         replica.inflight -= 1
+        if self.work:
+            replica.tokens -= self.work.tokens
         if not replica.inflight and not replica.aside:
             replica.idle.set()
         # A late one counts as refused only if the model has answered nothing here since: load is
@@ -276,6 +297,7 @@ class ReplicaPool:
         self._connect, self._max_inflight, self._draw = connect, max_inflight, draw
         self.replicas: list[Replica] = []
         self._retiring: set[asyncio.Task[None]] = set()
+        self._affinity = PrefixAffinity()
         self._retries = FEW_RETRIES  # how many may be sent now
         self._suspect_until: dict[str, float] = {}  # model -> monotonic seconds
 
@@ -332,7 +354,7 @@ class ReplicaPool:
         if self._retries < 1 or not others or (error.was_sent and not may_repeat):
             raise error
         try:
-            permit = self._permit(others, first.model, version)
+            permit = self._permit(others, first.model, version, first.work)
         except NoCapacity:
             raise error from None
         self._retries -= 1
@@ -343,30 +365,40 @@ class ReplicaPool:
         )
         return permit
 
-    def permit(self, model: str = "", version: str = "", at: Upstream | None = None) -> Permit:
+    def permit(
+        self,
+        model: str = "",
+        version: str = "",
+        at: Upstream | None = None,
+        work: TextWork | None = None,
+    ) -> Permit:
         """A permit for a healthy replica that serves the model (``choose``); enter it at once.
 
         The replica ``at`` which a stream already is comes first, as long as it is up and serves the
-        model. Raises NoCapacity if all are full, and if none is healthy: at once, since a dead
-        server would refuse and a hung one would hold the caller until its deadline.
+        model; then, for a text, the one that has computed its beginning (``PrefixAffinity``), and
+        among others the one with fewer tokens under way. Raises NoCapacity if all are full, and if
+        none is healthy: at once, since a dead server would refuse and a hung one would hold the
+        caller until its deadline.
         """
-        permit = self._first_permit(model, version, at)
+        permit = self._first_permit(model, version, at, work)
         self._retries = min(MOST_RETRIES, self._retries + RETRY_SHARE)
         return permit
 
-    def _first_permit(self, model: str, version: str, at: Upstream | None) -> Permit:
+    def _first_permit(
+        self, model: str, version: str, at: Upstream | None, work: TextWork | None
+    ) -> Permit:
         replica = self._replica_of(at) if at is not None else None
         if replica and replica.health is Health.UP and replica.serves(model, version):
             record = replica.records.get(model)
             if record is None or not record.trials_left:
                 if replica.inflight >= self._max_inflight:
                     raise NoCapacity(_BUSY, retry_after_s=1)
-                return replica.permit(model)
+                return replica.permit(model, work=work)
         if len(self.replicas) == 1:  # nothing to choose from: the hot path of most gateways
             only = self.replicas[0]
             if only.health and only.inflight < self._max_inflight and only.serves(model, version):
                 return only.permit(model)
-        return self._permit(self.replicas, model, version)
+        return self._permit(self.replicas, model, version, work)
 
     def require(self, model: str) -> None:
         """Raises NoCapacity if no replica could take a request for the model now."""
@@ -380,23 +412,51 @@ class ReplicaPool:
             for replica in self.replicas
         )
 
-    def _permit(self, replicas: Sequence[Replica], model: str, version: str) -> Permit:
-        now = time.monotonic()
-        states = [replica.state(model, version, now) for replica in replicas]
+    def _permit(
+        self,
+        replicas: Sequence[Replica],
+        model: str,
+        version: str,
+        work: TextWork | None = None,
+    ) -> Permit:
+        now, tokens = time.monotonic(), work.tokens if work else 0
+        states = [replica.state(model, version, now, tokens) for replica in replicas]
         is_drawn, index = False, None
         if now < self._suspect_until.get(model, 0.0) and self._draw() < LOT_SHARE:
             index = by_lot(states, self._max_inflight, self._draw)
             is_drawn = index is not None
+        if index is None and work:
+            index = self._known_to(replicas, states, model, work)
         if index is None:
             index = choose(states, self._max_inflight, self._draw)
         if index is not None:
             replica = replicas[index]
             record = replica.records.get(model)
             is_trial = record is not None and record.trials_left > 0
-            return Permit(replica, model, by_lot=is_drawn, is_trial=is_trial)
+            if work:
+                self._affinity.sent(model, work, replica.address)
+            return Permit(replica, model, by_lot=is_drawn, is_trial=is_trial, work=work)
         if candidates(states):
             raise NoCapacity(_BUSY, retry_after_s=1)
         raise NoCapacity(_NOBODY, retry_after_s=1)
+
+    def _known_to(
+        self,
+        replicas: Sequence[Replica],
+        states: Sequence[ReplicaState],
+        model: str,
+        work: TextWork,
+    ) -> int | None:
+        """The index of the candidate that has computed the text's beginning; None if it may go to
+        any. One that is new is not drowned: it gets what is drawn."""
+        indices = [
+            index
+            for index in candidates(states)
+            if states[index].inflight < self._max_inflight and states[index].weight >= 1
+        ]
+        loads = {replicas[index].address: replicas[index].tokens for index in indices}
+        address = self._affinity.home(model, work, loads)
+        return next((index for index in indices if replicas[index].address == address), None)
 
     def _on_failure(self, permit: Permit) -> None:
         """Judge the replica by a request that failed: eject it for the model if it is an outlier,

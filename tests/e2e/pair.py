@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -51,6 +52,7 @@ class Pair:
             for name in ("first", "second")
         ]
         self.servers: list[TritonServer | None] = [None, None]
+        self.started_at = -math.inf  # when the last one was, monotonic seconds
 
     def start(self, index: int) -> None:
         server = TritonServer(self.options[index])
@@ -59,6 +61,7 @@ class Pair:
         for name in self.models:
             if name != "only_second" or index == 1:
                 server.control.load(name)
+        self.started_at = time.monotonic()
 
     def kill(self, index: int) -> None:
         self.signal(index, signal.SIGKILL)

@@ -1,15 +1,20 @@
-"""A replica that is killed while it streams, and one that comes back under load; on two real
-Tritons. Each test says in its name whose incident it was."""
+"""A replica that is killed while it streams, one that comes back under load, and which one a text
+goes to; on two real Tritons. Each test of an incident says whose it was."""
 
 import collections
 import json
+import queue
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import numpy as np
 import pytest
+from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
 
+from gateway.upstream.outliers import SLOW_START_S
 from modelspec.golden import Golden
 from tests.back_to_back import back_to_back
 from tests.e2e.grpc_models import ONE
@@ -50,6 +55,39 @@ class TritonPythonModel:
         y = np.array([os.getppid()], np.float32)
         return [pb_utils.InferenceResponse([pb_utils.Tensor("y", y)]) for _ in requests]
 """
+# By the contract of Triton's vLLM backend: the server's pid, after 10 ms for each of max_tokens.
+TEXT = """
+import json
+import os
+import threading
+import time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        for request in requests:
+            threading.Thread(target=self.generate, args=(request,), daemon=True).start()
+
+    def generate(self, request):
+        sampling = pb_utils.get_input_tensor_by_name(request, "sampling_parameters").as_numpy()
+        sender = request.get_response_sender()
+        until = time.monotonic() + 0.01 * json.loads(sampling[0])["max_tokens"]
+        while time.monotonic() < until and not sender.is_cancelled():
+            time.sleep(0.01)
+        text = np.array([str(os.getppid()).encode()], object)
+        tensor = pb_utils.Tensor("text_output", text)
+        final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        sender.send(pb_utils.InferenceResponse([tensor]), final)
+"""
+TEXT_CONFIG = """
+max_batch_size: 0
+input { name: "text_input" data_type: TYPE_STRING dims: 1 }
+input { name: "sampling_parameters" data_type: TYPE_STRING dims: 1 }
+output { name: "text_output" data_type: TYPE_STRING dims: 1 }
+instance_group { count: 1 kind: KIND_CPU }
+model_transaction_policy { decoupled: true }
+"""
 DECOUPLED = ONE + "instance_group { count: 4 kind: KIND_CPU }\n"
 DECOUPLED += "model_transaction_policy { decoupled: true }\n"
 # With a golden sample a model says that it may be asked again.
@@ -67,6 +105,7 @@ def pair(tmp_path_factory):
     models = {
         "stream": (STREAM.replace("GOLDEN", "0"), DECOUPLED),
         "pure": (STREAM.replace("GOLDEN", "7"), DECOUPLED + DECLARED),
+        "text": (TEXT, TEXT_CONFIG),
         "plain": (PLAIN, ONE + "instance_group { count: 2 kind: KIND_CPU }\n"),
     }
     pair = Pair(tmp_path_factory.mktemp("lost"), models)
@@ -188,3 +227,73 @@ def test_one_that_comes_back_under_load_gets_its_share_gradually(pair, gateway):
     sys.stdout.write(f"its share, every two seconds: {[round(share, 2) for share in shares]}\n")
     assert shares[0] < 0.35 < shares[-1]
     assert all(count <= 0 for answer, count in (calls.counts - lost).items() if answer < 0)
+
+
+def _generate(gateway: Running, text: str, max_tokens: int = 1, tenant: str = "one") -> str:
+    """The pid of the server that continued the text."""
+    sampling = json.dumps({"max_tokens": max_tokens})
+    response = httpx.post(
+        f"{gateway.client.base_url}/v2/models/text/generate_stream",
+        json={"text_input": text, "sampling_parameters": sampling},
+        headers=gateway.headers(tenant),
+        timeout=30,
+    )
+    assert response.status_code == 200, response.text
+    return json.loads(response.text.removeprefix("data: "))["text_output"]
+
+
+def _generate_by_grpc(gateway: Running, text: str) -> str:
+    """The same, by a stream of its own on the gateway's gRPC port."""
+    responses: queue.Queue[InferResult | Exception] = queue.Queue()
+    tensors = []
+    for name, value in (("text_input", text), ("sampling_parameters", '{"max_tokens": 1}')):
+        tensors.append(InferInput(name, [1], "BYTES"))
+        tensors[-1].set_data_from_numpy(np.array([value.encode()], object))
+    with InferenceServerClient(f"127.0.0.1:{gateway.grpc_port}") as client:
+        headers = {"authorization": gateway.headers()["Authorization"]}
+        client.start_stream(lambda result, error: responses.put(error or result), headers=headers)
+        client.async_stream_infer("text", tensors)
+        response = responses.get(timeout=20)
+        client.stop_stream()
+    assert isinstance(response, InferResult), response
+    return response.as_numpy("text_output").item().decode()
+
+
+@pytest.fixture
+def _neither_is_new(pair, _both_are_up):
+    """One that is gets less for a while."""
+    wait_until(lambda: time.monotonic() > pair.started_at + SLOW_START_S + 1, 30, "neither is new")
+
+
+@pytest.mark.usefixtures("_neither_is_new")
+def test_the_next_turn_of_a_conversation_goes_where_its_beginning_was_computed(pair, gateway):
+    homes = {}
+    for number in range(10):
+        turns = [f"{number}: {word} " * 80 for word in ("where", "is", "my", "parcel")]
+        servers = {_generate(gateway, "".join(turns[: 1 + turn])) for turn in range(4)}
+        servers.add(_generate_by_grpc(gateway, "".join(turns)))
+        assert len(servers) == 1
+        homes[number] = servers.pop()
+    assert set(homes.values()) == {str(pid) for pid in pair.pids()}
+    # For another tenant the same texts have their own places.
+    theirs = [_generate(gateway, f"{number}: where " * 80, tenant="two") for number in homes]
+    assert theirs != list(homes.values())
+
+
+@pytest.mark.usefixtures("_neither_is_new")
+def test_a_beginning_that_everybody_sends_is_not_all_sent_to_one(pair, gateway):
+    with ThreadPoolExecutor(12) as threads:
+        texts = [f"{'You are helpful. ' * 80}{number}" for number in range(12)]
+        servers = list(threads.map(lambda text: _generate(gateway, text, 50), texts))
+    assert all(servers.count(str(pid)) >= 3 for pid in pair.pids()), servers
+
+
+@pytest.mark.usefixtures("_neither_is_new")
+def test_a_long_text_is_more_work_than_some_short_ones(pair, gateway):
+    with ThreadPoolExecutor(9) as threads:
+        long = threads.submit(_generate, gateway, "tell me everything", 800)
+        wait_until(lambda: _is_under_way(gateway), 10, "it is under way")
+        short = [threads.submit(_generate, gateway, f"hello {n}", 100) for n in range(8)]
+        servers = {text.result() for text in short}
+    assert len(servers) == 1
+    assert servers != {long.result()}

@@ -288,7 +288,8 @@ class InferStream:
         """A permit of the replica that this stream already uses, while it is available; for a
         message of a sequence, of the replica that has the sequence."""
         upstream = self._upstream if self._call is not None else None
-        return self.gateway.permit(message.context, message.model, parts.header, upstream)
+        text = self.gateway.text_work(message.context, message.model, parts.header, parts.raws)
+        return self.gateway.permit(message.context, message.model, parts.header, upstream, text)
 
     async def _call_to(self, upstream: Upstream, decoupled: bool) -> StreamCall:
         """The stream to this replica. There is one replica at a time, so responses keep their

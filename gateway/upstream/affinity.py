@@ -1,0 +1,117 @@
+"""Where a text to continue goes: to the replica that has computed its beginning before, as long as
+that is not much busier than the others.
+
+An engine keeps what it has computed of a prompt (its prefix cache), so the next turn of a
+conversation costs a fraction where the last one was. The beginning is known by a chain of hashes of
+its blocks, each salted with the tenant: nobody can learn by its latency whether another tenant has
+sent a text. What no replica has computed goes by its first block to the same one from every
+gateway. No replica gets more than ``MOST_SHARE`` times the mean of the tokens under way (consistent
+hashing with bounded loads): one that is asked by everybody would be slower than an empty one.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import orjson
+
+from gateway.upstream.balancing import preferred
+
+BLOCK_BYTES = 512  # about 128 tokens of English
+MOST_BLOCKS = 64  # of a prompt: what differs later still begins alike
+MOST_KNOWN = 65_536  # blocks that are remembered: about 10 MB
+MOST_SHARE = 1.25
+BYTES_PER_TOKEN = 4  # of English; a guess is enough to compare
+PROMPT, SAMPLING = "text_input", "sampling_parameters"
+LENGTH_BYTES = 4  # before each element of a BYTES tensor
+DEFAULT_TOKENS = 16  # that vLLM generates for a request that does not say
+MOST_TOKENS = 1_000_000  # that a request can ask for and be believed
+
+
+class InferInput(Protocol):
+    """A tensor of a ModelInferRequest."""
+
+    name: str
+
+
+class TextWork(NamedTuple):
+    """A text to continue. ``tokens``: about how many it takes, read and generated. ``blocks``: the
+    hashes of its beginning, each over all that comes before it too; none if it is shorter than a
+    block."""
+
+    tokens: int
+    blocks: tuple[bytes, ...]
+
+
+def text_work(tenant: str, prompt: bytes, max_tokens: int) -> TextWork:
+    """
+    >>> text_work("shop", b"x" * 1200, 100).tokens
+    400
+    """
+    digest = hashlib.blake2b(tenant.encode() + b"\0", digest_size=16)
+    blocks = []
+    for end in range(BLOCK_BYTES, min(len(prompt), MOST_BLOCKS * BLOCK_BYTES) + 1, BLOCK_BYTES):
+        digest.update(prompt[end - BLOCK_BYTES : end])
+        blocks.append(digest.copy().digest())
+    return TextWork(len(prompt) // BYTES_PER_TOKEN + max_tokens, tuple(blocks))
+
+
+def text_work_of(
+    tenant: str, inputs: Iterable[InferInput], raws: Sequence[bytes | memoryview]
+) -> TextWork | None:
+    """The work of a request by the contract of Triton's vLLM backend, whose ``raws`` are the bytes
+    of its ``inputs``; None if it has no text to continue."""
+    elements = {
+        tensor.name: bytes(raw[LENGTH_BYTES:])
+        for tensor, raw in zip(inputs, raws, strict=False)
+        if tensor.name in (PROMPT, SAMPLING)
+    }
+    if PROMPT not in elements:
+        return None
+    return text_work(tenant, elements[PROMPT], _max_tokens(elements.get(SAMPLING, b"")))
+
+
+def _max_tokens(sampling: bytes) -> int:
+    """What the request says; what it says wrong is refused elsewhere."""
+    try:
+        most = orjson.loads(sampling).get("max_tokens")
+    except (ValueError, AttributeError):
+        most = None
+    return most if type(most) is int and 0 < most < MOST_TOKENS else DEFAULT_TOKENS
+
+
+class PrefixAffinity:
+    """Which replica has computed which beginning of a text, as far as this process sent it."""
+
+    def __init__(self, most_known: int = MOST_KNOWN) -> None:
+        self._most_known = most_known
+        self._homes: OrderedDict[tuple[str, bytes], str] = OrderedDict()
+
+    def home(self, model: str, work: TextWork, loads: Mapping[str, int]) -> str:
+        """The address that gets it, or '' if it may go anywhere. ``loads`` are the tokens under way
+        by the address of each replica that may be asked."""
+        if not work.blocks or len(loads) < 2:
+            return ""
+        for block in reversed(work.blocks):
+            home = self._homes.get((model, block), "")
+            if home in loads:
+                return home if _has_room(home, work, loads) else ""
+        for address in preferred(work.blocks[0].hex(), loads):
+            if _has_room(address, work, loads):
+                return address
+        return ""
+
+    def sent(self, model: str, work: TextWork, address: str) -> None:
+        """It went to this replica, which will have its beginning from now on."""
+        for block in work.blocks:
+            key = (model, block)
+            self._homes[key] = address
+            self._homes.move_to_end(key)
+        while len(self._homes) > self._most_known:
+            self._homes.popitem(last=False)
+
+
+def _has_room(address: str, work: TextWork, loads: Mapping[str, int]) -> bool:
+    """Whether it has at most ``MOST_SHARE`` times the mean, with this text under way somewhere."""
+    return loads[address] * len(loads) <= MOST_SHARE * (sum(loads.values()) + work.tokens)
