@@ -359,7 +359,7 @@ def _lose(options: Options, result: Result, runner: Runner, replica: Replica) ->
     def lose() -> None:
         killed_at.append(time.perf_counter())
         replica.kill()
-        ready_again_s.append(replica.ready_again_s())
+        ready_again_s.append(replica.ready_again_s(result.slo.pipeline))
 
     killer = gevent.spawn_later(BEFORE_KILL_S, lose)
     try:

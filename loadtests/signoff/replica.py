@@ -25,8 +25,9 @@ class Replica:
     host: str
     port: int
 
-    def is_ready(self) -> bool:
-        return is_ready(self.host, self.port)
+    def serves(self, pipeline: str) -> bool:
+        """A Triton that is started again is ready long before it has loaded its models."""
+        return _is_ok(self.host, self.port, f"/v2/models/{pipeline}/ready")
 
     def kill(self) -> None:
         """With SIGKILL, and returns when it has ended."""
@@ -35,10 +36,10 @@ class Replica:
         while _runs(self.pid):
             time.sleep(POLL_S / 10)
 
-    def ready_again_s(self) -> float | None:
-        """The seconds from now until it is ready; None if it is not in three minutes."""
+    def ready_again_s(self, pipeline: str) -> float | None:
+        """The seconds from now until it serves it; None if it does not in three minutes."""
         began = time.monotonic()
-        while not self.is_ready():
+        while not self.serves(pipeline):
             if time.monotonic() - began > NOT_BACK_S:
                 return None
             time.sleep(POLL_S)
@@ -60,7 +61,7 @@ def replica_of(pid: int) -> Replica:
         if connection.status == psutil.CONN_LISTEN and connection.laddr:
             host, port = connection.laddr[:2]
             host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-            if is_ready(host, port):
+            if _is_ok(host, port, _READY):
                 return Replica(pid, host, port)
     raise CannotStart(
         f"process {pid} is no replica: it answers nowhere at {_READY}. Pass the process id of a "
@@ -68,11 +69,11 @@ def replica_of(pid: int) -> Replica:
     )
 
 
-def is_ready(host: str, port: int) -> bool:
-    """Whether a Triton there says that it is ready; also False if none is there."""
+def _is_ok(host: str, port: int, path: str) -> bool:
+    """Whether a server there says so; also False if none is there."""
     connection = http.client.HTTPConnection(host, port, timeout=ANSWER_S)
     try:
-        connection.request("GET", _READY)
+        connection.request("GET", path)
         return connection.getresponse().status == 200
     except (OSError, http.client.HTTPException):
         return False

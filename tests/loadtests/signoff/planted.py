@@ -88,7 +88,7 @@ class Planted:
     async def answer(self, head: bytes) -> tuple[int, bytes]:
         if head.startswith(b"GET /v1/pipelines/planted "):
             return 200, json.dumps(CARD).encode()
-        if head.startswith(b"GET /v2/health/ready "):
+        if head.startswith((b"GET /v2/health/ready ", b"GET /v2/models/planted/ready ")):
             return 200, b"{}"
         if head.startswith(b"GET"):
             return 404, b"{}"
