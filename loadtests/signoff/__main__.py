@@ -150,7 +150,8 @@ def main(options: Options) -> int:
                 if options.cross_check
                 else {}
             )
-            replica = replica_of(options.allow_kill) if options.allow_kill else None
+            first = next(iter(slos))
+            replica = replica_of(options.allow_kill, first) if options.allow_kill else None
             with _runners(options, target, served, slos, trace) as runners:
                 is_whole = _until_stopped(
                     partial(_sign_off, options, results, runners, target, trace)
@@ -339,7 +340,7 @@ def _lose_one_of_two(options: Options, result: Result) -> None:
             served = {name: target.pipeline(name)}
             pids = stack.processes.pids("tritonserver")
             with _runners(options, target, served, {name: result.slo}) as runners:
-                _lose(options, result, runners[name], replica_of(pids[-1]))
+                _lose(options, result, runners[name], replica_of(pids[-1], name))
     except (NotStarted, CannotStart) as error:
         click.echo(f"no replica was killed: {error}", err=True)
         not_killed(result, str(error))

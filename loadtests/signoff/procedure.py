@@ -19,7 +19,7 @@ from loadtests.signoff.knee import Knee, search
 from loadtests.signoff.memory import Drift, Memory, drift
 from loadtests.signoff.samples import NOBODY, Line, Samples, Vector, holds, joined, lines
 from loadtests.signoff.scaling import Scaling
-from loadtests.signoff.slo import Slo
+from loadtests.signoff.slo import STREAMS, Slo
 from loadtests.signoff.steady import steady_from
 from loadtests.signoff.steps import Step, Steps
 
@@ -231,17 +231,20 @@ def judge_kill(
         return
     apis = after.labels.get("api")
     # A stream that has begun cannot go on elsewhere.
-    may_repeat = np.ones(after.requests, bool) if apis is None else apis != "chat"
+    may_repeat = np.ones(after.requests, bool) if apis is None else ~np.isin(apis, STREAMS)
     repeatable, failed = int(may_repeat.sum()), int(after.failed[may_repeat].sum())
     good_again_s = _good_again_s(samples, killed_s, samples.duration_s - killed_s, slo)
     result.killed = ReplicaKilled(after, repeatable, failed, good_again_s, ready_again_s)
     if not repeatable:
-        if apis is None or (samples.labels["api"] != "chat").any():
+        if apis is None or not np.isin(samples.labels["api"], STREAMS).all():
             not_killed(result, "only streams were under way after the kill")
         return
-    holds = failed <= slo.killed_errors * repeatable
     why = f"{failed} of {repeatable} failed, of one kill"
-    outcome = Outcome.PASS if holds else Outcome.FAIL
+    outcome = Outcome.FAIL
+    if failed <= slo.killed_errors * repeatable:
+        outcome = Outcome.PASS
+        if ready_again_s is None:  # then it may have been no replica of this target
+            outcome, why = Outcome.UNDECIDED, f"{why}, but the replica did not come back"
     _add_killed(result, f"{failed / repeatable:.3%}", outcome, why)
 
 

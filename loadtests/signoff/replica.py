@@ -46,9 +46,18 @@ class Replica:
         return time.monotonic() - began
 
 
-def replica_of(pid: int) -> Replica:
-    """The Triton with this process id. CannotStart if it is none, is not of this machine, or may
-    not be killed by this user."""
+def replica_of(pid: int, pipeline: str) -> Replica:
+    """The Triton with this process id. CannotStart if it is none, is not of this machine, may not
+    be killed by this user, or does not serve the pipeline: then it is no replica of the target."""
+    replica = _triton_of(pid)
+    if not replica.serves(pipeline):
+        raise CannotStart(
+            f"process {pid} does not serve {pipeline}, so it is no replica of the target"
+        )
+    return replica
+
+
+def _triton_of(pid: int) -> Replica:
     try:
         process = psutil.Process(pid)
         connections = process.net_connections("tcp")

@@ -40,7 +40,7 @@ _PER_MIN = {"min": 1.0, "h": 1 / 60}
 FEWEST_ERRORS, ERRORS = 0.0001, 0.001
 # How requests are sent: the gateway's APIs, and Triton's own protocol through the gateway's port.
 APIS = ("task", "v2", "v2-binary", "openai", "chat", "grpc", "grpc-stream")
-_STREAMS = {"chat", "grpc-stream"}
+STREAMS = ("chat", "grpc-stream")
 
 
 class SloError(ValueError):
@@ -137,7 +137,7 @@ def _slo(path: Path, pipeline: str, table: Any) -> Slo:
     if not limits and "goodput" not in table:
         raise SloError(f'{place}: there is no limit: write p99 = "100ms", for example')
     apis = _apis(place, table["api"]) if "api" in table else {}
-    if any(limit.of for limit in limits) and apis and not _STREAMS & apis.keys():
+    if any(limit.of for limit in limits) and apis and not apis.keys() & set(STREAMS):
         raise SloError(
             f"{place}: first_token and gap are of streams: add chat or grpc-stream to its api"
         )

@@ -27,7 +27,15 @@ def _signed(**options):
 BEGAN = 1000.0  # second 0 of a stretch, on the clock of the one that kills
 
 
-def _killed(result, failed_s=(5.0, 5.2), slow_s=(5.0, 9.0), api="task", killed_s=5.0, **changes):
+def _killed(
+    result,
+    failed_s=(5.0, 5.2),
+    slow_s=(5.0, 9.0),
+    api="task",
+    killed_s=5.0,
+    back_s=12.34,
+    **changes,
+):
     """A stretch in which requests failed and were slow after the kill, at 5 s."""
     samples = Server().load(50.0, 25.0, "one replica killed")
     due = samples.due_s
@@ -35,7 +43,7 @@ def _killed(result, failed_s=(5.0, 5.2), slow_s=(5.0, 9.0), api="task", killed_s
     latency = np.where((due >= slow_s[0]) & (due < slow_s[1]), 2.0, samples.latency_s)
     apis = {"api": np.full(len(due), api)}
     samples = replace(samples, faults=faults, latency_s=latency, labels=apis, began=BEGAN)
-    judge_kill(result, replace(samples, **changes), BEGAN + killed_s, 12.34)
+    judge_kill(result, replace(samples, **changes), BEGAN + killed_s, back_s)
     return result
 
 
@@ -61,8 +69,16 @@ def test_a_share_may_be_allowed_and_what_failed_before_the_kill_is_not_counted()
     assert _killed(_signed(), failed_s=(1.0, 2.0)).outcome is Outcome.PASS
 
 
-def test_streams_are_reported_and_not_judged():
-    result = _killed(_signed(), api="chat")
+def test_one_that_does_not_come_back_may_have_been_no_replica():
+    result = _killed(_signed(), failed_s=(0.0, 0.0), back_s=None)
+    assert result.outcome is Outcome.UNDECIDED
+    assert "the replica did not come back" in result.lines[-1].why
+    assert _killed(_signed(), back_s=None).outcome is Outcome.FAIL
+
+
+@pytest.mark.parametrize("api", ["chat", "grpc-stream"])
+def test_streams_are_reported_and_not_judged(api):
+    result = _killed(_signed(), api=api)
     assert result.outcome is Outcome.PASS
     assert result.killed.repeatable == 0
     assert result.killed.samples.failed.sum() > 0
@@ -114,4 +130,4 @@ def test_a_kill_that_could_not_be_is_undecided():
 )
 def test_only_a_replica_may_be_killed(pid, said):
     with pytest.raises(CannotStart, match=said):
-        replica_of(pid)
+        replica_of(pid, "planted")
