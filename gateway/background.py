@@ -104,11 +104,19 @@ class Background:
             self.gateway.follow_policy()
 
     async def check_replicas(self) -> None:
-        """Check which replicas are up. Call it once before the catalogue is first read."""
-        gateway = self.gateway
-        await gateway.pool.check()
-        gateway.metrics.show_replicas(gateway.pool.replicas)
+        """Check which replicas are up and which are drained. Call it once before the catalogue is
+        first read."""
+        gateway, pool = self.gateway, self.gateway.pool
+        for replica in pool.drain(gateway.drains.current()):
+            gateway.metrics.is_not_drained(replica)
+        await pool.check()
         gateway.open_sequences.sweep()
+        drained = [
+            replica
+            for replica in pool.replicas
+            if replica.is_drained and gateway.is_idle(replica) and pool.is_dispensable(replica)
+        ]
+        gateway.metrics.show_replicas(pool.replicas, drained)
 
     async def adjust_limits(self) -> None:
         """Let each model have as many requests at a time as Triton's own queue suggests."""
@@ -148,6 +156,7 @@ class Background:
             memory = gateway.response_cache.memory
             gateway.metrics.show_cache(memory.bytes, memory.evicted)
             memory.evicted = 0
+        gateway.compare_fallbacks()
         for model, fault in gateway.reader.faults.items():
             if previous_faults.get(model) != fault:
                 log.error("model %s is not exposed: %s", model, fault)

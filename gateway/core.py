@@ -1,6 +1,7 @@
 """The gateway's core: what every API calls to run an inference."""
 
 import asyncio
+import logging
 import math
 import time
 from collections import deque
@@ -28,6 +29,7 @@ from gateway.metrics import Metrics
 from gateway.models.catalogue import Catalogue, Model
 from gateway.models.compiled_endpoint import CompiledEndpoint, Row
 from gateway.models.rows import Batch, Tensors, batches, count_tokens, read_tensors
+from gateway.models.same_endpoint import difference
 from gateway.models.sequences import OpenSequences, SequenceIds, SequenceStep, step_of
 from gateway.models.v2_request import V2Request
 from gateway.render import Reply
@@ -38,6 +40,8 @@ from gateway.upstream.admission import FairQueue, Turn
 from gateway.upstream.affinity import TextWork, text_work_of
 from gateway.upstream.balancing import Health
 from gateway.upstream.catalogue_reader import CatalogueReader
+from gateway.upstream.circuits import Circuits, Outcome
+from gateway.upstream.drains import Drains
 from gateway.upstream.replica_sources import ReplicaSources, Resolver
 from gateway.upstream.replicas import Replica, ReplicaPool, lost
 from gateway.upstream.server import Upstream
@@ -49,9 +53,11 @@ if TYPE_CHECKING:
     from gateway.response_cache.key import CacheScope
     from gateway.tracing import Tracing
 
+log = logging.getLogger("gateway")
 A = TypeVar("A")
 P = ParamSpec("P")
 OnResponse = Callable[[Batch, service_pb2.ModelInferResponse], None]
+FAILED = 502  # the status of an UpstreamError: the model or its server failed
 WINDOW = 8  # batches of one request in flight at a time
 
 
@@ -81,7 +87,11 @@ class Gateway:
         self.pool = ReplicaPool(
             lambda address: Upstream(address, settings.triton_key_file), settings.max_inflight
         )
+        self.drains = Drains(settings.state_folder)
         self.sources = ReplicaSources(self.pool, lambda: _resolver(settings.dns_server))
+        self.circuits = Circuits(self._circuit_changed)
+        # Pipelines with a fallback -> why it cannot answer for them, or ''.
+        self.fallback_faults: dict[str, str] = {}
         self.queues: dict[str, FairQueue] = {}  # of the models that were asked
         self.response_cache = _response_cache(settings)
         self.request_log = _request_log(settings.request_log, self.metrics)
@@ -90,11 +100,39 @@ class Gateway:
 
     def finished(self, context: RequestContext, status: int) -> None:
         """Count a request that has ended, and log it if there is a request log."""
+        if context.fallback_of:
+            context.model = context.fallback_of
         self.metrics.record(context, status, self.catalogue)
+        if context.trial or (context.replica and (self.circuits or status == FAILED)):
+            self._judge_pipeline(context, status)
         if self.request_log:
             self.request_log.note(context, status)
         if context.spans:
             context.spans.end(context, status)
+
+    def _judge_pipeline(self, context: RequestContext, status: int) -> None:
+        """Count what became of a request for its pipeline's circuit breaker."""
+        outcome = Outcome.NEITHER
+        if context.replica and (status < 400 or status == FAILED):
+            outcome = Outcome.FAILED if status == FAILED else Outcome.ANSWERED
+        pipeline = context.trial or context.pipeline
+        self.circuits.ended(
+            (pipeline, context.tenant),
+            context.replica,
+            outcome,
+            lambda: [replica.address for replica in self.pool.asked(pipeline)],
+            is_trial=bool(context.trial),
+        )
+
+    def _circuit_changed(self, pipeline: str, tenant: str, is_open: bool) -> None:
+        if is_open:
+            self.metrics.circuit_opened(pipeline)
+            log.warning(
+                "%s refuses requests of tenant %s for a while: every replica failed most of them",
+                *(pipeline, tenant),
+            )
+        else:
+            log.info("%s takes the requests of tenant %s again", pipeline, tenant)
 
     def follow_policy(self) -> None:
         """Use the replicas that gateway.toml lists or, if it lists none, those of the settings."""
@@ -141,6 +179,12 @@ class Gateway:
         version = context.param("version")
         return self.catalogue.model(context.param("model"), version), version
 
+    def named_for_inference(self, context: RequestContext) -> tuple[Model, str]:
+        """As ``named``, for an inference: the model may be its fallback (``destination``)."""
+        version = context.param("version")
+        name = self.destination(context, context.param("model"), version)
+        return self.catalogue.model(name, version), version
+
     async def describe_model(self, context: RequestContext, method: str) -> Any:
         """Triton's description of the model in the path: see ``Upstream.describe``."""
         model, version = self.named(context)
@@ -156,6 +200,52 @@ class Gateway:
         finally:
             context.upstream_s += time.perf_counter() - started
 
+    def destination(self, context: RequestContext, name: str, version: str = "") -> str:
+        """The pipeline to resolve for an inference with ``name``: itself or, while it has nowhere
+        to go, its fallback in gateway.toml, if the caller may use that and their endpoints are
+        equal. A ``version`` that was asked for has no fallback."""
+        table = self.access_control.policy.current.rules.pipelines.get(name)
+        if table is None or version or context.principal is None:
+            return name
+        fallback = table.fallback
+        if (
+            self.fallback_faults.get(name) == ""
+            and self._has_nowhere_to_go(context, name)
+            and context.access.allowed(context.principal, "infer", fallback)
+            and not self._has_nowhere_to_go(context, fallback)
+        ):
+            context.fallback, context.fallback_of = fallback, name
+            return fallback
+        context.fallback = context.fallback_of = ""
+        return name
+
+    def _has_nowhere_to_go(self, context: RequestContext, name: str) -> bool:
+        """Whether a request for the pipeline would be refused now for lack of capacity."""
+        if name not in self.catalogue.models or not self.pool.takes(name):
+            return True
+        if self.circuits.retry_after_s(name, context.tenant):
+            return True
+        queue = self.queues.get(name)
+        return queue is not None and queue.is_full(
+            context.tenant, self._weight(context), context.remaining_s()
+        )
+
+    def compare_fallbacks(self) -> None:
+        """Check that the endpoints of the fallbacks in gateway.toml are equal to those of their
+        pipelines, as far as both are served; a fault is logged when it is new."""
+        models, faults = self.catalogue.models, {}
+        for name, table in self.access_control.policy.current.rules.pipelines.items():
+            model, fallback = models.get(name), models.get(table.fallback)
+            if model is None or fallback is None:
+                # What was found when both were served still holds.
+                faults[name] = self.fallback_faults.get(name, "both must be served once")
+                continue
+            what = difference(model, fallback)
+            faults[name] = what and f"{table.fallback} cannot answer for {name}: {what}"
+            if what and self.fallback_faults.get(name) != faults[name]:
+                log.error("gateway.toml: pipelines.%s.fallback: %s", name, faults[name])
+        self.fallback_faults = faults
+
     def serving(
         self,
         context: RequestContext,
@@ -167,7 +257,27 @@ class Gateway:
 
         A request of a sequence never goes to a canary: when the weights change, the next request
         of the sequence would go to a model that knows nothing about it.
+
+        Raises NoCapacity while the pipeline's circuit breaker is open for the caller's tenant.
         """
+        name = self._chosen(context, model, message)
+        if self.circuits and context.trial != name:
+            retry_after_s = self.circuits.retry_after_s(name, context.tenant)
+            if retry_after_s:
+                raise NoCapacity(
+                    "the model has failed most of your requests: try again shortly",
+                    retry_after_s=retry_after_s,
+                )
+            if self.circuits.enter(name, context.tenant):
+                context.trial = name
+        return name
+
+    def _chosen(
+        self,
+        context: RequestContext,
+        model: Model,
+        message: service_pb2.ModelInferRequest | None,
+    ) -> str:
         context.pipeline = name = model.name
         route = self.access_control.policy.current.rules.routes.get(name)
         if not route or context.principal is None or context.param("version"):
@@ -178,11 +288,14 @@ class Gateway:
         from gateway.policy.canary import choose
 
         context.canaries = tuple(route.weights)
-        context.pipeline = choose(name, route.weights, key, self._is_healthy)
-        return context.pipeline
 
-    def _is_healthy(self, name: str) -> bool:
-        return name in self.catalogue.models and not self.probes.get(name, "not probed")
+        def is_healthy(canary: str) -> bool:
+            is_right = not self.probes.get(canary, "not probed")
+            is_closed = not self.circuits.retry_after_s(canary, context.tenant)
+            return canary in self.catalogue.models and is_right and is_closed
+
+        context.pipeline = choose(name, route.weights, key, is_healthy)
+        return context.pipeline
 
     async def turn(self, context: RequestContext, model: Model, serving: str) -> Turn:
         """A turn at the pipeline that is ``serving`` the model, once tenants have had theirs; leave
@@ -289,6 +402,12 @@ class Gateway:
         except UpstreamError:
             self.open_sequences.lose(step.id)
             raise
+
+    def is_idle(self, replica: Replica) -> bool:
+        """Whether it has no request and no open sequence of this process."""
+        if replica.inflight or replica.aside:
+            return False
+        return not self.open_sequences.are_at(replica.grpc_address)
 
     def _under_way(
         self, tenant: str, model: Model, step: SequenceStep, replica: Replica

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ import prometheus_client as prometheus
 from prometheus_client import multiprocess
 
 from gateway.http.request_context import RequestContext
+from gateway.upstream.balancing import Health
 from modelspec.files import lock
 
 if TYPE_CHECKING:
@@ -169,10 +170,22 @@ class Metrics:
             "Lines of the request log that were not written: the disk is full, or nobody reads.",
             registry=self.registry,
         )
+        self._fallbacks = prometheus.Counter(
+            "tidegate_fallbacks",
+            "Requests that were sent to the fallback of their pipeline.",
+            ("model", "fallback"),
+            registry=self.registry,
+        )
+        self._circuits_opened = prometheus.Counter(
+            "tidegate_circuits_opened",
+            "How often a pipeline began to refuse a tenant's requests: every replica failed most.",
+            ("model",),
+            registry=self.registry,
+        )
         # With several workers: healthy if all say so; requests in flight are summed.
         self._healthy = prometheus.Gauge(
             "tidegate_replica_healthy",
-            "1 while the replica gets requests, else 0.",
+            "1 while the replica is up, else 0.",
             ("replica",),
             registry=self.registry,
             multiprocess_mode="livemin",
@@ -190,6 +203,14 @@ class Metrics:
             ("replica",),
             registry=self.registry,
             multiprocess_mode="livemax",
+        )
+        self._drained = prometheus.Gauge(
+            "tidegate_replica_drained",
+            "1 while the replica is drained by an operator, nothing is under way there, and others "
+            "take its requests, else 0.",
+            ("replica",),
+            registry=self.registry,
+            multiprocess_mode="livemin",
         )
         self._waiting = prometheus.Gauge(
             "tidegate_model_waiting_requests",
@@ -241,16 +262,14 @@ class Metrics:
                     self._canary.labels(*labels).observe(duration)
         if context.cache:
             self._cached.labels(self._label(model), context.cache).inc()
+        if context.fallback:
+            self._fallbacks.labels(self._label(model), self._label(context.fallback)).inc()
         operation = GEN_AI_OPERATIONS.get(context.route)
         if operation:
             self._record_gen_ai(context, operation, model, status, duration)
-        # What the cache answered says nothing of the model's own latency.
-        if (
-            context.action == "infer"
-            and status < 400
-            and model in catalogue.models
-            and (context.sent_at or not context.cache)
-        ):
+        # What the cache or a fallback answered says nothing of the model's own latency.
+        is_own = not context.fallback and bool(context.sent_at or not context.cache)
+        if context.action == "infer" and is_own and status < 400 and model in catalogue.models:
             versions = catalogue.models[model].versions
             latest = self._answered.get(model)
             if latest is None or latest.versions != versions:
@@ -285,18 +304,22 @@ class Metrics:
             return []
         return sorted(latest.durations)
 
-    def show_replicas(self, replicas: "Sequence[Replica]") -> None:
-        """Set the gauges to the replicas' current state, and drop those of removed replicas."""
+    def show_replicas(
+        self, replicas: "Sequence[Replica]", drained: "Collection[Replica]" = ()
+    ) -> None:
+        """Set the gauges to the replicas' current state, and drop those of removed replicas.
+        ``drained`` are those that could be stopped now."""
         addresses = {replica.address for replica in replicas}
         for address in self._addresses - addresses:
-            for gauge in (self._healthy, self._inflight, self._ejected):
+            for gauge in (self._healthy, self._inflight, self._ejected, self._drained):
                 if SHARED_FOLDER in os.environ:
                     gauge.labels(address).set(0)  # entries cannot be removed from the shared files
                 else:
                     gauge.remove(address)
         self._addresses = addresses
         for replica in replicas:
-            self._healthy.labels(replica.address).set(not replica.reason)
+            self._healthy.labels(replica.address).set(replica.health is Health.UP)
+            self._drained.labels(replica.address).set(replica in drained)
             self._inflight.labels(replica.address).set(replica.inflight)
             self._ejected.labels(replica.address).set(len(replica.ejected()))
 
@@ -304,6 +327,13 @@ class Metrics:
         """The memory that is used, and how many responses were dropped since the last call."""
         self._cache_bytes.set(used_bytes)
         self._cache_evictions.inc(evicted)
+
+    def circuit_opened(self, model: str) -> None:
+        self._circuits_opened.labels(self._label(model)).inc()
+
+    def is_not_drained(self, replica: "Replica") -> None:
+        """The replica may get requests from now on."""
+        self._drained.labels(replica.address).set(0)
 
     def show_queues(self, queues: "Mapping[str, FairQueue]") -> None:
         """Set the gauges of the models that were asked (of ``LABEL_VALUES`` at most)."""

@@ -233,6 +233,7 @@ class _Response:
             *(self.cors.response_headers(context.headers) if self.cors else ()),
             (b"x-request-id", context.request_id.encode()),
             (b"server-timing", context.server_timing().encode()),
+            *([(b"x-tidegate-model", context.fallback.encode())] if context.fallback else ()),
         ]
 
 

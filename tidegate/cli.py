@@ -17,6 +17,7 @@ VERBS = (
     "up",
     "status",
     "top",
+    "restart",
     "demo",
     "chat",
     "train",

@@ -108,6 +108,9 @@ class RequestContext:
     api: str = ""  # as ``render.api_name`` says; 'grpc' for the gRPC API
     route: str = ""  # the template of the path, or the gRPC method
     pipeline: str = ""  # what serves the model: itself or a canary
+    fallback: str = ""  # the pipeline that answers instead of the one that was asked for
+    fallback_of: str = ""  # which is that one
+    trial: str = ""  # the pipeline whose circuit breaker is on trial with this request
     canaries: Sequence[str] = ()  # those that it could have been sent to
     version: str = ""  # as the server says
     replica: str = ""  # the address of the latest that it was sent to

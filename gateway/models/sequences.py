@@ -126,6 +126,14 @@ class OpenSequences:
             return ""
         return LOST if sequence.is_lost else sequence.group[2]
 
+    def are_at(self, address: str) -> bool:
+        """Whether any was started on the server of this address and is still open."""
+        return any(
+            group[2] == address and not self._is_over(self._open[identifier])
+            for group, members in self._groups.items()
+            for identifier in members
+        )
+
     def lose(self, identifier: int | str) -> None:
         """Its server is gone: even if that comes back, the sequence lacks a request by now."""
         sequence = self._open.get(identifier)

@@ -109,6 +109,12 @@ class Audit(_Table):
     record: Literal["all", "denied", "off"] = "all"
 
 
+class Pipeline(_Table):
+    """``fallback``: the pipeline that answers while this one has nowhere to go."""
+
+    fallback: Name
+
+
 class Route(BaseModel):
     """The shares of a pipeline's load that go to other pipelines: name -> percent, ``per`` caller
     or ``per`` request."""
@@ -137,6 +143,7 @@ class Rules(_Table):
     certificates: dict[str, Certificate] = {}
     proxy: Proxy | None = None
     routes: dict[Name, Route] = {}
+    pipelines: dict[Name, Pipeline] = {}
     audit: Audit = Audit()
 
     def role(self, name: str) -> Role | None:
@@ -224,6 +231,15 @@ def _contradictions(rules: Rules) -> Iterator[Fault]:
     for name, holder in rules.certificates.items():
         for fault in rules.unknown(holder.tenant, holder.roles):
             yield ("certificates", name), fault
+    for name, pipeline in rules.pipelines.items():
+        if pipeline.fallback == name:
+            yield ("pipelines", name, "fallback"), "is the pipeline itself: name another one"
+        elif pipeline.fallback in rules.pipelines:
+            yield (
+                ("pipelines", name, "fallback"),
+                f"[pipelines.{pipeline.fallback}] has a fallback of its own, which would not be "
+                "asked: name a pipeline that has none",
+            )
     for name, route in rules.routes.items():
         for canary in route.weights:
             if not re.fullmatch(NAME, canary):

@@ -154,6 +154,19 @@ class FairQueue:
         self.peak = max(self.peak, self.in_flight)
         return Turn(self)
 
+    def is_full(self, tenant: str, weight: float, timeout_s: float) -> bool:
+        """Whether ``enter`` would raise NoCapacity."""
+        if not self.waiting:
+            return False
+        own = self._tenants.get(tenant) or _Tenant(weight, self._clock)
+        try:
+            self._refuse_late(own, timeout_s)
+            return self.waiting >= MOST_WAITING and len(own.waiting) == self.waiting
+        except NoCapacity:
+            return True
+        except QuotaExceeded:
+            return False
+
     async def enter(
         self, tenant: str, weight: float, timeout_s: float, *, has_begun: bool = False
     ) -> Turn:

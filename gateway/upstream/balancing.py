@@ -29,6 +29,7 @@ class ReplicaState(NamedTuple):
     ``latency_s``: how long it takes to answer one; 0.0 if that is not known. ``weight``: the part
     of its usual share that it gets, less than 1.0 while it is new. ``load``: the work under way
     there, in requests like the one to send; None: each of those in flight is as much as that.
+    ``is_drained``: an operator has drained it.
     """
 
     health: Health
@@ -40,6 +41,7 @@ class ReplicaState(NamedTuple):
     latency_s: float = 0.0
     weight: float = 1.0
     load: float | None = None
+    is_drained: bool = False
 
     @property
     def work(self) -> float:
@@ -50,14 +52,15 @@ class ReplicaState(NamedTuple):
 
 def candidates(states: Sequence[ReplicaState]) -> list[int]:
     """The indices of the replicas that may get the request: the healthiest that serve the model,
-    without those whose probe failed and without ejected ones, if there are others; [] if there is
-    none. So nothing is refused because everything is ejected."""
+    without drained ones, those whose probe failed and ejected ones, if there are others; [] if
+    there is none. So nothing is refused because everything is ejected."""
     best_rank = 0
     indices: list[int] = []
     for index, state in enumerate(states):
         rank = 0
         if state.serves and state.health:
             rank = 4 * state.health + 2 * state.is_right + (not state.is_ejected)
+            rank += 12 * (not state.is_drained)
         if rank > best_rank:
             best_rank, indices = rank, [index]
         elif rank and rank == best_rank:

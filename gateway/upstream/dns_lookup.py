@@ -18,8 +18,10 @@ from modelspec.address import Lookup, host_and_port, joined
 
 TRY_S = 1.0  # for one question to one server
 LOOKUP_S = 3.0  # for all tries of one question
+TOTAL_S = 9.0  # for all questions: SRV records may have many targets
 AT_ONCE = 16  # targets of SRV records that are looked up concurrently
 _FAMILIES = ("A", "AAAA")
+_LATE = "no DNS server answered in time"
 
 
 class _Failed(Exception):
@@ -50,6 +52,13 @@ class DnsResolver:
         self._known: dict[tuple[str, str], tuple[str, ...]] = {}
 
     async def resolve(self, lookup: Lookup) -> Resolved:
+        try:
+            async with asyncio.timeout(TOTAL_S):
+                return await self._resolve(lookup)
+        except TimeoutError:
+            return Resolved((), fault=_LATE)
+
+    async def _resolve(self, lookup: Lookup) -> Resolved:
         try:
             # Made anew each time: /etc/resolv.conf may have changed.
             resolver = self._resolver()
@@ -162,7 +171,7 @@ async def _ask(
     except dns.resolver.NXDOMAIN:
         raise _Gone("the name does not exist (NXDOMAIN)") from None
     except dns.resolver.LifetimeTimeout:
-        reason = "no DNS server answered in time"
+        reason = _LATE
     except dns.resolver.NoNameservers as error:
         reason = f"no DNS server has an answer ({_last_code(error)})"
     except (dns.exception.DNSException, OSError) as error:

@@ -15,7 +15,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -88,6 +88,7 @@ class Replica:
         self.last_response = 0.0  # the last response to anything, monotonic seconds
         self._late_since, self._late = 0.0, 0
         self.records: dict[str, Record] = {}  # model -> what became of its requests here
+        self.is_drained = False  # by an operator
         self.back_since = -math.inf  # when it was found alive again, monotonic seconds
 
     @property
@@ -105,7 +106,8 @@ class Replica:
         if self.fault:
             return self.fault
         reasons = {Health.DOWN: "cannot be reached", Health.UNKNOWN: "is being connected to"}
-        return reasons.get(self.upstream.health(), "")
+        reason = reasons.get(self.upstream.health(), "")
+        return reason or ("is drained by an operator" if self.is_drained else "")
 
     def serves(self, model: str, version: str = "") -> bool:
         """Whether it has the model (and version) ready; true without a name, and until its index
@@ -123,7 +125,10 @@ class Replica:
         record = self.records.get(model)
         if record is None:
             return ReplicaState(
-                *(self.health, self.inflight, 0, serves, is_right), weight=weight, load=load
+                *(self.health, self.inflight, 0, serves, is_right),
+                weight=weight,
+                load=load,
+                is_drained=self.is_drained,
             )
         return ReplicaState(
             *(self.health, self.inflight, record.refusals(now), serves, is_right),
@@ -131,6 +136,7 @@ class Replica:
             latency_s=record.latency_s(now),
             weight=min(weight, record.weight(now)),
             load=load,
+            is_drained=self.is_drained,
         )
 
     def ejected(self) -> dict[str, float]:
@@ -143,10 +149,17 @@ class Replica:
             if record.trials_left
         }
 
-    def standing(self, model: str) -> tuple[Health, bool]:
-        """Its health, and whether it is not ejected for the model."""
+    def standing(self, model: str) -> tuple[bool, Health, bool]:
+        """Whether it is up and not drained, its health, and whether it is not ejected for the
+        model."""
+        record, health = self.records.get(model), self.health
+        is_not_ejected = record is None or not record.trials_left
+        return bool(health) and not self.is_drained, health, is_not_ejected
+
+    def gets_none(self, model: str, now: float) -> bool:
+        """Whether it is ejected for the model."""
         record = self.records.get(model)
-        return self.health, record is None or not record.trials_left
+        return record is not None and record.gets_none(now)
 
     def record(self, model: str) -> Record:
         record = self.records.get(model)
@@ -320,6 +333,35 @@ class ReplicaPool:
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
 
+    def drain(self, addresses: Collection[str]) -> list[Replica]:
+        """Send no new requests to the replicas of these addresses (HOST:GRPC_PORT), as long as
+        others can take them. Those that were drained and are not any more are returned: they start
+        slowly."""
+        lifted = []
+        for replica in self.replicas:
+            was_drained, is_drained = replica.is_drained, replica.grpc_address in addresses
+            replica.is_drained = is_drained
+            if is_drained and not was_drained:
+                log.info("replica %s is drained: it gets no new requests", replica.address)
+            elif was_drained and not is_drained:
+                lifted.append(replica)
+                replica.back_since = time.monotonic()
+                log.info("replica %s is no longer drained", replica.address)
+        return lifted
+
+    def is_dispensable(self, replica: Replica) -> bool:
+        """Whether other replicas take every request for the models that it serves: each model is
+        right on another one that is up and not drained."""
+        others = [
+            other
+            for other in self.replicas
+            if other is not replica and other.health is Health.UP and not other.is_drained
+        ]
+        return all(
+            any(model in (other.versions or ()) and not other.probes.get(model) for other in others)
+            for model in replica.versions or ()
+        )
+
     async def call(
         self,
         model: str,
@@ -388,7 +430,8 @@ class ReplicaPool:
         self, model: str, version: str, at: Upstream | None, work: TextWork | None
     ) -> Permit:
         replica = self._replica_of(at) if at is not None else None
-        if replica and replica.health is Health.UP and replica.serves(model, version):
+        is_up = replica and replica.health is Health.UP and not replica.is_drained
+        if replica and is_up and replica.serves(model, version):
             record = replica.records.get(model)
             if record is None or not record.trials_left:
                 if replica.inflight >= self._max_inflight:
@@ -404,6 +447,20 @@ class ReplicaPool:
         """Raises NoCapacity if no replica could take a request for the model now."""
         if not any(replica.health and replica.serves(model) for replica in self.replicas):
             raise NoCapacity(_NOBODY, retry_after_s=1)
+
+    def takes(self, model: str) -> bool:
+        """Whether a replica would take a request for the model now: one that is up, serves it, is
+        not full, and is not ejected for it."""
+        return any(replica.inflight < self._max_inflight for replica in self.asked(model))
+
+    def asked(self, model: str) -> list[Replica]:
+        """The replicas that get requests for the model now, as far as they have room."""
+        now = time.monotonic()
+        return [
+            replica
+            for replica in self.replicas
+            if replica.health and replica.serves(model) and not replica.gets_none(model, now)
+        ]
 
     def has_http(self, model: str) -> bool:
         """Whether a replica that serves the model can be asked over HTTP/1.1."""

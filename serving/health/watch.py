@@ -16,6 +16,7 @@ from serving.health.events import Events, unfailing
 from serving.health.health import Health
 from serving.health.pulse import Pulse
 from serving.health.restart_backoff import FIRST_PAUSE_S, LATER_S, LONGEST_PAUSE_S, RestartBackoff
+from serving.health.restart_request import take
 from serving.repository.configs import pins, policy_versions
 from serving.repository.model_repository import ModelRepository
 from serving.triton.control import READY
@@ -149,6 +150,12 @@ class Watcher:
         try:
             if not self._server.is_alive():
                 self._restart()
+            elif take(
+                self._server.options.work_dir, self._server.control.address, self._server.pid
+            ):
+                self._report("restarting Triton, as an operator has asked")
+                self._record("restart_asked", "")
+                self._start_again()
             self._end_hung()
             self._look()
         except (ServingError, OSError) as error:
@@ -165,6 +172,14 @@ class Watcher:
         reason = self._server.why_ended()
         self._report(f"Triton has ended{reason and f' ({reason})'}; starting it again")
         self._record("triton_died", "", reason)
+        self._start_again()
+
+    def _is_asked_to_restart(self) -> bool:
+        server = self._server
+        return take(server.options.work_dir, server.control.address, server.pid)
+
+    def _start_again(self) -> None:
+        """Stop what is left of the server, start it, and load its models."""
         self._server.restart()
         self._reloads = {}  # they ended with their server
         self._replaced, self._ended = [], set()

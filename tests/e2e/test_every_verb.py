@@ -43,6 +43,7 @@ NOWHERE = {
     "up": (["nobody"], FAILED),
     "status": ([], NOTHING),
     "top": (["--url", "http://127.0.0.1:1"], FAILED),
+    "restart": ([], NOTHING),
     "convert": (["./nothing.onnx", "--name", "m"], FAILED),
     "kb build": (["./nothing.csv"], FAILED),
     "prove": (["m", "--against", "./nothing"], FAILED),

@@ -16,6 +16,7 @@ from gateway.metrics import Metrics
 from gateway.models.catalogue import Catalogue
 from gateway.models.rows import RowTokens
 from gateway.upstream.admission import FairQueue
+from gateway.upstream.balancing import Health
 from serving.health.events import Events
 from tests.gateway.echo_app import echo_model
 from tests.gateway.request_contexts import context_of
@@ -69,6 +70,8 @@ def test_every_metric_is_in_the_table_and_no_other(tmp_path):
     metrics = Metrics()
     _chat(metrics)
     _chat(metrics, pipeline="echo_llm.v2", canaries=("echo_llm.v2",), cache="miss")
+    metrics.circuit_opened("m")
+    _chat(metrics, fallback="spare")
     metrics.restarted("a task")
     metrics.audit_trouble("lost", 1)
     metrics.log_lines_dropped(1)
@@ -85,7 +88,7 @@ def test_every_metric_is_in_the_table_and_no_other(tmp_path):
 
 
 class _Replica:
-    address, reason, inflight = "127.0.0.1:8001", "", 0
+    address, health, inflight = "127.0.0.1:8001", Health.UP, 0
 
     def ejected(self):
         return {}

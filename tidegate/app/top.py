@@ -129,9 +129,23 @@ class Gateway:
         policy: Mapping[str, Any] = json.loads(self._get("/admin/policy"))
         return policy
 
+    def drain(self, address: str) -> None:
+        """Have the gateway send no new requests to the replica (HOST:GRPC_PORT) for a minute from
+        now. Raises ServingError like ``look``."""
+        self._call("PUT", f"/admin/replicas/{address}/drain")
+
+    def lift_drain(self, address: str) -> None:
+        """Have it send requests to the replica again. Raises ServingError like ``look``."""
+        self._call("DELETE", f"/admin/replicas/{address}/drain")
+
     def _get(self, path: str) -> bytes:
+        return self._call("GET", path)
+
+    def _call(self, method: str, path: str) -> bytes:
         request = urllib.request.Request(  # noqa: S310 - the user's own gateway
-            f"{self.url}{path}", headers={"Authorization": f"Bearer {self._key}"}
+            f"{self.url}{path}",
+            headers={"Authorization": f"Bearer {self._key}"},
+            method=method,
         )
         try:
             with self._opener.open(request, timeout=TIMEOUT_S) as response:

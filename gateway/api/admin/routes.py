@@ -1,5 +1,6 @@
 """The operator's API: metrics, the policy in force, replicas, models; and its own description."""
 
+import asyncio
 from typing import Any, Literal
 
 from fastapi import APIRouter, Response
@@ -8,9 +9,11 @@ from pydantic import BaseModel
 
 from gateway.api.admin.health import Health
 from gateway.core import Gateway
+from gateway.errors import Internal, InvalidRequest, NotFound, quoted
 from gateway.http.control import ControlRoute
 from gateway.http.handler import needs, open_to_all
 from gateway.policy.gateway_toml import Rules
+from gateway.upstream.drains import LEASE_S, LONGEST_S
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -27,6 +30,7 @@ class ReplicaState(BaseModel):
 
     ``ejected`` has the models for which it receives none because it fails more of their requests
     than the others do, and for how many more seconds; 0: it is tried with one request at a time.
+    ``drained``: an operator has drained it.
     """
 
     address: str
@@ -36,6 +40,7 @@ class ReplicaState(BaseModel):
     models: list[str]
     probes: dict[str, str]
     ejected: dict[str, float]
+    drained: bool
 
 
 class SourceState(BaseModel):
@@ -52,22 +57,54 @@ class Replicas(BaseModel):
     sources: list[SourceState]
 
 
+class Drain(BaseModel):
+    """For how many ``seconds`` from now the replica gets no new requests."""
+
+    replica: str
+    seconds: float
+
+
 class ModelState(BaseModel):
     """``probe`` is '' if the last golden probe succeeded, else the fault; ``proved`` says whether
-    the model has a golden sample."""
+    the model has a golden sample. ``refused`` are the tenants whose requests it refuses, because
+    every replica failed most of them, and for how many more seconds; 0: it is tried with one
+    request at a time."""
 
     name: str
     versions: list[str]
     public: bool
     probe: str
     proved: bool
+    refused: dict[str, float]
 
 
 class Models(BaseModel):
-    """``faults``: why models that Triton serves cannot be called."""
+    """``faults``: why models that Triton serves cannot be called; ``fallbacks``: why the fallbacks
+    of pipelines cannot answer for them."""
 
     models: list[ModelState]
     faults: dict[str, str]
+    fallbacks: dict[str, str]
+
+
+def _known(gateway: Gateway, replica: str) -> str:
+    """The HOST:GRPC_PORT of one of the replicas. Raises NotFound for any other."""
+    addresses = [known.grpc_address for known in gateway.pool.replicas]
+    if replica not in addresses:
+        raise NotFound(f"there is no replica {quoted(replica)}: there are {', '.join(addresses)}")
+    return replica
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= LONGEST_S:
+        raise InvalidRequest(
+            f"seconds must be a number above 0 and at most {LONGEST_S:g}", param="seconds"
+        )
+    return seconds
 
 
 def admin_router(gateway: Gateway) -> APIRouter:
@@ -110,6 +147,7 @@ def admin_router(gateway: Gateway) -> APIRouter:
                     "ejected": {
                         model: round(seconds, 1) for model, seconds in replica.ejected().items()
                     },
+                    "drained": replica.is_drained,
                 }
             )
             for replica in gateway.pool.replicas
@@ -119,6 +157,30 @@ def admin_router(gateway: Gateway) -> APIRouter:
             for source in gateway.sources.sources
         ]
         return Replicas(replicas=states, sources=sources)
+
+    @router.put("/admin/replicas/{replica}/drain", operation_id="drain_replica")
+    @needs("admin")
+    async def drain(replica: str, seconds: str = f"{LEASE_S:g}") -> Drain:
+        """Send no new requests to the replica (HOST:GRPC_PORT) for so many seconds, as long as
+        others can take them; all workers follow within a second. Set it again to go on."""
+        address = _known(gateway, replica)
+        seconds_left = _seconds(seconds)
+        try:
+            await asyncio.to_thread(gateway.drains.set, address, seconds_left)
+        except OSError as error:
+            raise Internal(f"the drain cannot be written: {error.strerror}") from error
+        return Drain(replica=address, seconds=seconds_left)
+
+    @router.delete("/admin/replicas/{replica}/drain", operation_id="lift_drain")
+    @needs("admin")
+    async def lift(replica: str) -> Drain:
+        """Send requests to the replica again; its share grows over 10 s."""
+        address = _known(gateway, replica)
+        try:
+            await asyncio.to_thread(gateway.drains.lift, address)
+        except OSError as error:
+            raise Internal(f"the drain cannot be lifted: {error.strerror}") from error
+        return Drain(replica=address, seconds=0)
 
     @router.get("/admin/models", operation_id="models")
     @needs("admin")
@@ -131,10 +193,15 @@ def admin_router(gateway: Gateway) -> APIRouter:
                 public=model.endpoint_schema is not None,
                 probe=gateway.probes.get(model.name, ""),
                 proved=model.probe is not None,
+                refused={
+                    tenant: round(seconds, 1)
+                    for tenant, seconds in gateway.circuits.open_ones(model.name).items()
+                },
             )
             for model in gateway.catalogue.models.values()
         ]
-        return Models(models=states, faults=gateway.reader.faults)
+        fallbacks = {name: fault for name, fault in gateway.fallback_faults.items() if fault}
+        return Models(models=states, faults=gateway.reader.faults, fallbacks=fallbacks)
 
     @router.get("/openapi.json", include_in_schema=False)
     @needs("admin")

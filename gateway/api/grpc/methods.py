@@ -176,6 +176,8 @@ def permitted_model(
     version = request.model_version if is_infer else request.version
     context.scope["path_params"] = {"model": name, "version": version}
     _require(context, action, name)
+    if action == "infer":
+        name = gateway.destination(context, name, version)
     return gateway.catalogue.model(name, version)
 
 
@@ -184,7 +186,7 @@ def parse_request(gateway: Gateway, context: RequestContext, data: bytes) -> Req
 
     def sizes_of(name: str) -> tuple[int, int]:
         _require(context, "infer", name)
-        model = gateway.catalogue.model(name)
+        model = gateway.catalogue.model(gateway.destination(context, name))
         return len(model.inputs), len(model.outputs)
 
     return RequestParts(data, sizes_of)

@@ -29,6 +29,8 @@ STATUS = {
 def trailers(context: RequestContext, error: GatewayError | None = None) -> Metadata:
     """The trailing metadata of a response or an error."""
     metadata = [("x-request-id", context.request_id), ("server-timing", context.server_timing())]
+    if context.fallback:
+        metadata.append(("x-tidegate-model", context.fallback))
     if error:
         metadata.append(("tidegate-code", error.code))
         if error.retry_after_s is not None:

@@ -133,7 +133,9 @@ class RerankApi:
         if not isinstance(name, str) or not name:
             raise InvalidRequest("'model' must name a model: see GET /v1/models", param="model")
         context.require("infer", name)
-        model, endpoint_schema = self.gateway.catalogue.endpoint(name)
+        model, endpoint_schema = self.gateway.catalogue.endpoint(
+            self.gateway.destination(context, name)
+        )
         if not endpoint_schema.compares_texts:
             raise NotFound(
                 f"model {quoted(name)} does not compare texts: choose a cross-encoder or an "

@@ -33,7 +33,9 @@ class TaskApi:
     async def call(self, context: RequestContext) -> Sendable:
         """``{field: ...}`` outputs with one object; ``{"inputs": [{...}, ...]}`` with
         ``{"outputs": [...]}``, in the same order. A multipart form is one object too."""
-        model, endpoint_schema = self.gateway.catalogue.endpoint(context.param("endpoint"))
+        model, endpoint_schema = self.gateway.catalogue.endpoint(
+            self.gateway.destination(context, context.param("endpoint"))
+        )
         if model.decoupled:
             raise NotFound(f"{model.name!r} streams: see /v1/chat/completions and generate_stream")
         if GROUNDED_REPLY in endpoint_schema.openai:

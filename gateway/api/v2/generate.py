@@ -88,7 +88,7 @@ class GenerateApi:
         return name, version
 
     async def _request(self, context: RequestContext) -> tuple[Model, V2Request]:
-        model, version = self.gateway.named(context)
+        model, version = self.gateway.named_for_inference(context)
         request = await self.gateway.read(context, partial(_read, model, version))
         context.shorten_deadline(request.timeout_s)
         return model, request

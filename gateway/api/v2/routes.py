@@ -54,7 +54,7 @@ class V2Api:
     @needs("infer", model="model")
     async def infer(self, context: RequestContext) -> Reply:
         """Check the request against the model's declaration, then run it."""
-        model, version = self.gateway.named(context)
+        model, version = self.gateway.named_for_inference(context)
         if model.decoupled:
             raise InvalidRequest(f"model {model.name!r} streams: it cannot be called with infer")
         request = await self._parse(context, model, version)

@@ -123,6 +123,17 @@ def test_what_is_wrong_is_named_with_its_line(before, after, line, words):
     assert "\n" not in message
 
 
+def test_fallbacks_are_read_and_do_not_go_in_circles():
+    text = "[pipelines.a]\nfallback = 'b'\n"
+    assert parse_rules(text, "gateway.toml").pipelines["a"].fallback == "b"
+    with pytest.raises(PolicyError, match=r"line 2: pipelines.a.fallback: is the pipeline itself"):
+        parse_rules(text.replace("'b'", "'a'"), "gateway.toml")
+    with pytest.raises(PolicyError, match=r"line 2: .*\[pipelines.b\] has a fallback of its own"):
+        parse_rules(text + "[pipelines.b]\nfallback = 'a'\n", "gateway.toml")
+    with pytest.raises(PolicyError, match=r"line 3: pipelines.a.fallbak: there is no such key"):
+        parse_rules(text + "fallbak = 'c'\n", "gateway.toml")
+
+
 def test_two_issuers_may_not_be_the_same():
     second = WHOLE.partition("[issuers.corp]")[2].partition("[certificates")[0]
     with pytest.raises(

@@ -127,3 +127,12 @@ def test_sequences_are_spread_and_move_only_with_their_own_replica():
     for sequence, order in before.items():
         remaining = preferred(sequence, ["a:1", "c:1"])
         assert remaining == [address for address in order if address != "b:1"]
+
+
+def test_a_drained_one_gets_a_request_only_if_no_other_can_take_it():
+    drained = ReplicaState(Health.UP, 0, is_drained=True)
+    busy = ReplicaState(Health.UP, 9, failures=9, is_right=False, is_ejected=True)
+    assert candidates([drained, busy]) == [1]
+    assert candidates([drained, busy._replace(health=Health.UNKNOWN)]) == [1]
+    assert candidates([drained, busy._replace(health=Health.DOWN)]) == [0]
+    assert candidates([drained, busy._replace(serves=False)]) == [0]

@@ -11,6 +11,7 @@ from gateway.http.control import routes_of
 from gateway.middleware import Middleware
 from gateway.policy.principal import ADMIN
 from gateway.settings import Settings
+from gateway.upstream.drains import Drains
 from tests.gateway.settled import write_settled
 from tidegate.app.key_store import KeyStore
 
@@ -73,11 +74,34 @@ async def test_the_answers_have_their_fields(api):
         "models": [],
         "probes": {},
         "ejected": {},
+        "drained": False,
     }
-    assert (await client.get("/admin/models")).json() == {"models": [], "faults": {}}
+    assert (await client.get("/admin/models")).json() == {
+        "models": [],
+        "faults": {},
+        "fallbacks": {},
+    }
     metrics = await client.get("/metrics")
     assert metrics.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert b"tidegate_requests" in metrics.content
+
+
+async def test_a_replica_is_drained_and_the_drain_lifted(api, tmp_path):
+    client, operator, user = api
+    path, headers = "/admin/replicas/127.0.0.1:8001/drain", {"Authorization": f"Bearer {operator}"}
+    assert (await client.put(path, headers={"Authorization": f"Bearer {user}"})).status_code == 403
+    drained = await client.put(path, headers=headers)
+    assert drained.json() == {"replica": "127.0.0.1:8001", "seconds": 60}
+    assert Drains(tmp_path).current() == {"127.0.0.1:8001"}
+    lifted = await client.delete(path, headers=headers)
+    assert (lifted.status_code, Drains(tmp_path).current()) == (200, frozenset())
+    for wrong in ("0", "nan", "soon", "3601"):
+        response = await client.put(f"{path}?seconds={wrong}", headers=headers)
+        assert response.status_code == 422 and "seconds must be a number" in response.text
+    for stranger in ("127.0.0.1:8002", "..", "..%2fup.json"):
+        response = await client.put(f"/admin/replicas/{stranger}/drain", headers=headers)
+        assert response.status_code == 404, response.text
+    assert list((tmp_path / "drains").iterdir()) == []
 
 
 async def test_it_describes_itself(api):
