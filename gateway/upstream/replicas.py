@@ -326,6 +326,8 @@ class ReplicaPool:
             if replica is None:
                 replica = Replica(address, self._connect(address), self._on_failure)
                 replica.fault = fault
+            elif replica.fault == _NEW:
+                replica.fault = fault  # those that it could wait for may be gone
             replicas.append(replica)
         self.replicas = replicas
         for replica in retired.values():

@@ -226,6 +226,9 @@ async def test_a_new_replica_gets_requests_once_it_has_listed_its_models():
     await pool.check()
     assert pool.replicas[1].versions == {"m": ("1",)}
     assert {pool.permit("m").replica.address for _ in range(200)} == {"a:1", "b:1"}
+    pool.apply(["a:1", "b:1", "d:1"])
+    pool.apply(["d:1"])  # which has not listed its models, and is all that there is now
+    assert pool.permit("m").replica.address == "d:1"
     pool.apply(["c:1"])  # with nothing that stays, nothing is gained by waiting
     assert pool.permit("m").replica.address == "c:1"
     await pool.close()
