@@ -6,8 +6,9 @@ nobody to compare with. It is each tenant's own, because anybody can send reques
 fail: they must not close the model to others. Only failures of the model or its server count, never
 a client's error, a missed deadline or a full model.
 
-When a circuit has been open for ``OPEN_S`` seconds, one request at a time is let through: it closes
-after ``TRIALS`` good answers, and a failure opens it for as long again.
+When a circuit has been open for ``OPEN_S`` seconds, one request at a time is let through. A good
+answer closes it: then not every replica fails, and those that do are found by comparison. As many
+failures as there are replicas open it for as long again.
 """
 
 import math
@@ -35,12 +36,13 @@ class Outcome(Enum):
 
 
 class _Circuit:
-    """``trials`` has the state once it has been open; ``replicas`` what became of the requests at
-    each address before."""
+    """``trials`` has the state once it has been open, of which so many have ``failed_trials``;
+    ``replicas`` what became of the requests at each address before."""
 
     def __init__(self) -> None:
         self.replicas: dict[str, Record] = {}
         self.trials = Record()
+        self.failed_trials = 0
         self.failed_at = 0.0
 
     @property
@@ -51,6 +53,7 @@ class _Circuit:
     def open(self, now: float) -> None:
         self.trials.eject(now, for_longer=not self.trials.ejections)  # always for as long
         self.replicas.clear()
+        self.failed_trials = 0
 
 
 class Circuits:
@@ -107,7 +110,7 @@ class Circuits:
             circuit.failed_at = now
         if circuit.is_open:
             if is_trial:
-                self._judge_trial(key, circuit, outcome, now)
+                self._judge_trial(key, circuit, outcome, len(replicas()))
             return  # what was sent before it opened says nothing new
         record = circuit.replicas.setdefault(address, Record())
         if outcome is Outcome.ANSWERED:
@@ -119,12 +122,14 @@ class Circuits:
                 circuit.open(now)
                 self._on_change(*key, True)
 
-    def _judge_trial(self, key: Key, circuit: _Circuit, outcome: Outcome, now: float) -> None:
-        if outcome is Outcome.FAILED:
-            circuit.open(now)
-        elif outcome is Outcome.ANSWERED and circuit.trials.trial_passed(now):
+    def _judge_trial(self, key: Key, circuit: _Circuit, outcome: Outcome, replicas: int) -> None:
+        if outcome is Outcome.ANSWERED:
             del self._circuits[key]
             self._on_change(*key, False)
+        elif outcome is Outcome.FAILED:
+            circuit.failed_trials += 1
+            if circuit.failed_trials >= replicas:
+                circuit.open(self._clock())
 
     def _fails(self, circuit: _Circuit, address: str, now: float) -> bool:
         record = circuit.replicas.get(address)

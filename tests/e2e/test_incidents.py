@@ -129,6 +129,10 @@ class Incidents:
     def replica(self, index: int) -> dict:
         return self.gateway.replicas()[index]
 
+    def models(self) -> list[dict]:
+        url = f"http://127.0.0.1:{self.gateway.admin_port}/admin/models"
+        return httpx.get(url, headers=self.gateway.headers()).json()["models"]
+
     def is_ejected(self, index: int, model="one") -> bool:
         return model in self.replica(index)["ejected"]
 
@@ -167,7 +171,9 @@ def _all_is_well(incidents) -> None:
             for model in ("one", "two"):
                 incidents.ask(client, model=model)  # a trial
             replicas = incidents.gateway.replicas()
-            return not any(r["ejected"] or r["inflight"] or r["health"] != "up" for r in replicas)
+            if any(r["ejected"] or r["inflight"] or r["health"] != "up" for r in replicas):
+                return False
+            return not any(model["refused"] for model in incidents.models())
 
         wait_until(is_well, 60, "both are asked for everything")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.upstream.circuits import CIRCUITS, FORGOTTEN_S, MARGIN, OPEN_S, Circuits, Outcome
-from gateway.upstream.outliers import TRIALS, WINDOW_S
+from gateway.upstream.outliers import WINDOW_S
 
 KEY = ("m", "one")
 LEAST = round(MARGIN)
@@ -114,11 +114,10 @@ def test_trials_come_one_at_a_time_and_close_it(circuits, clock, changes):
     clock.now += OPEN_S - 1.5
     assert circuits.retry_after_s(*KEY) == 2
     clock.now += 1.5
-    for _ in range(TRIALS):
-        assert circuits.retry_after_s(*KEY) == 0
-        assert circuits.enter(*KEY) is True
-        assert circuits.retry_after_s(*KEY) == 1  # until that one has ended
-        _end(circuits, Outcome.ANSWERED, is_trial=True)
+    assert circuits.retry_after_s(*KEY) == 0
+    assert circuits.enter(*KEY) is True
+    assert circuits.retry_after_s(*KEY) == 1  # until that one has ended
+    _end(circuits, Outcome.ANSWERED, is_trial=True)
     assert changes == [("m", "one", True), ("m", "one", False)]
     assert not circuits
     assert circuits.enter(*KEY) is False
@@ -132,6 +131,19 @@ def test_a_trial_that_fails_opens_it_for_as_long_again(circuits, clock, changes)
         _end(circuits, Outcome.FAILED, is_trial=True)
         assert circuits.retry_after_s(*KEY) == OPEN_S
     assert len(changes) == 1
+
+
+def test_there_is_a_trial_for_every_replica_and_one_that_answers_is_enough(circuits, clock):
+    both = ("a:1", "b:1")
+    for address in both:
+        _end(circuits, Outcome.FAILED, LEAST, at=address, replicas=both)
+    clock.now += OPEN_S
+    assert circuits.enter(*KEY) is True
+    _end(circuits, Outcome.FAILED, at="a:1", replicas=both, is_trial=True)
+    assert circuits.retry_after_s(*KEY) == 0
+    assert circuits.enter(*KEY) is True
+    _end(circuits, Outcome.ANSWERED, at="b:1", replicas=both, is_trial=True)
+    assert not circuits
 
 
 def test_a_trial_without_a_verdict_makes_room_for_the_next(circuits, clock):
