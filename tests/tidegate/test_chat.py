@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from serving.errors import ServingError
 from tidegate.app.chat import ChatOptions, Conversation
+from tidegate.app.client import GatewayClient
 from tidegate.app.paths import Paths
 from tidegate.commands.chat import command
 
@@ -97,6 +98,18 @@ def test_one_answer_is_printed_without_control_characters(gateway):
     ]
     assert (body["model"], body["max_tokens"], body["stream"]) == ("tiny", 9, True)
     assert "temperature" not in body
+
+
+def test_a_proxy_of_the_environment_never_gets_the_key(gateway, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert call(gateway, "Where is my parcel?").output.startswith("It is ")
+    client = GatewayClient.at(gateway.url)
+    gateway.refusal = "not like this"
+    with pytest.raises(ServingError, match="the gateway refused"):
+        client.call("chat", {})
 
 
 def test_json_is_one_document(gateway):

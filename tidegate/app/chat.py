@@ -58,7 +58,8 @@ class Conversation:
             base_url=gateway.url,
             headers={"Authorization": f"Bearer {gateway.key}"},
             timeout=TIMEOUT_S,
-            verify=ssl.create_default_context(cafile=authority) if authority else True,
+            verify=ssl.create_default_context(cafile=authority or None),
+            trust_env=False,  # the key is for the gateway, not for a proxy of the environment
         )
         try:
             conversation = cls(http, _chat_model(http, options.model), options)

@@ -12,6 +12,7 @@ from http.client import HTTPResponse
 from typing import Any
 
 from serving.errors import ServingError
+from tidegate.app.direct import direct_opener
 from tidegate.app.paths import Paths
 
 TIMEOUT_S = 30
@@ -71,7 +72,7 @@ class GatewayClient:
             {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310
+            with direct_opener().open(request, timeout=TIMEOUT_S) as response:
                 yield response
         except urllib.error.HTTPError:
             raise
