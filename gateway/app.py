@@ -120,6 +120,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await gateway.supervisor.close()  # first: it must not restart what ends from now on
         for listener in reversed(listeners.values()):
             await listener.stop()
+        if gateway.shadows:
+            await gateway.shadows.close()
         await gateway.pool.close()
         await gateway.access_control.close()
         if gateway.response_cache:

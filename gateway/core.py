@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from gateway.request_log import RequestLog
     from gateway.response_cache.cache import CachedResponse, ResponseCache
     from gateway.response_cache.key import CacheScope
+    from gateway.shadowing import Shadows
     from gateway.tracing import Tracing
 
 log = logging.getLogger("gateway")
@@ -94,6 +95,7 @@ class Gateway:
         self.fallback_faults: dict[str, str] = {}
         self.queues: dict[str, FairQueue] = {}  # of the models that were asked
         self.response_cache = _response_cache(settings)
+        self.shadows: Shadows | None = None  # imported when a request is drawn first
         self.request_log = _request_log(settings.request_log, self.metrics)
         self.tracing = _tracing(settings.otlp_endpoint, settings.trace_ratio)
         self.follow_policy()
@@ -109,6 +111,8 @@ class Gateway:
             self.request_log.note(context, status)
         if context.spans:
             context.spans.end(context, status)
+        if context.shadow and self.shadows and status < 400:
+            self.shadows.send(context, context.shadow, self.catalogue)
 
     def _judge_pipeline(self, context: RequestContext, status: int) -> None:
         """Count what became of a request for its pipeline's circuit breaker."""
@@ -279,7 +283,10 @@ class Gateway:
         message: service_pb2.ModelInferRequest | None,
     ) -> str:
         context.pipeline = name = model.name
-        route = self.access_control.policy.current.rules.routes.get(name)
+        rules = self.access_control.policy.current.rules
+        if rules.shadows and name in rules.shadows and not context.is_stream:
+            self._draw_shadow(context, name, message)
+        route = rules.routes.get(name)
         if not route or context.principal is None or context.param("version"):
             return name
         if message is not None and step_of(message):
@@ -295,7 +302,29 @@ class Gateway:
             return canary in self.catalogue.models and is_right and is_closed
 
         context.pipeline = choose(name, route.weights, key, is_healthy)
+        if context.pipeline != name:
+            context.shadow = None  # the shadow is compared with the pipeline itself
         return context.pipeline
+
+    def _draw_shadow(
+        self,
+        context: RequestContext,
+        name: str,
+        message: service_pb2.ModelInferRequest | None,
+    ) -> None:
+        """Once for each request. A request of a sequence, or to a version, has no shadow."""
+        if context.param("version") or (message is not None and step_of(message)):
+            context.shadow = None
+            return
+        if context.is_shadow_drawn:
+            return
+        context.is_shadow_drawn = True
+        if self.shadows is None:
+            from gateway.shadowing import Shadows
+
+            self.shadows = Shadows(self.pool, self.metrics, self.queues)
+        shadow = self.access_control.policy.current.rules.shadows[name]
+        self.shadows.draw(context, name, shadow, self.catalogue)
 
     async def turn(self, context: RequestContext, model: Model, serving: str) -> Turn:
         """A turn at the pipeline that is ``serving`` the model, once tenants have had theirs; leave
@@ -459,6 +488,8 @@ class Gateway:
         else:
             response = await self.send(context, model, message, send)
         context.version = response.model_version
+        if context.shadow and context.sent_at:
+            context.shadow.answered(message, response)
         if meter:
             meter.read(response)
         response.model_name = model.name
@@ -550,6 +581,8 @@ class Gateway:
             if reply is None:
                 raise _OverGrpc
             context.version = reply.version
+            if context.shadow:
+                context.shadow.answered(request, reply)
             return reply
 
         if not self.pool.has_http(request.model):
@@ -774,6 +807,8 @@ async def _infer_batch(
     tensors = read_tensors(response, len(batch.row_indices))
     if on_response:
         on_response(batch, response)
+    if context.shadow:
+        context.shadow.answered(batch.message, response)
     return tensors
 
 

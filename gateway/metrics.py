@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import prometheus_client as prometheus
 from prometheus_client import multiprocess
@@ -55,6 +55,8 @@ LATEST = 500  # requests to a model whose durations its latency is computed from
 OTHER = "other"
 FEWEST = 20  # fewer say nothing of a percentile
 
+
+ShadowResult = Literal["agrees", "differs", "failed", "dropped"]
 
 # Otherwise each counter and histogram has a time series with the time of its first event.
 prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -152,6 +154,17 @@ class Metrics:
             "Memory of the responses that are kept.",
             registry=self.registry,
             multiprocess_mode="livesum",
+        )
+        self._shadowed = prometheus.Counter(
+            "tidegate_shadow_requests",
+            "Requests that were drawn for a shadow, by what came of it.",
+            ("model", "shadow", "result"),
+            registry=self.registry,
+        )
+        self._shadow_seconds = self._histogram(
+            "tidegate_shadow_seconds",
+            "At the replica: requests that a shadow answered too.",
+            ("model", "shadow", "arm"),
         )
         self._restarts = prometheus.Counter(
             "tidegate_background_restarts",
@@ -322,6 +335,16 @@ class Metrics:
             self._drained.labels(replica.address).set(replica in drained)
             self._inflight.labels(replica.address).set(replica.inflight)
             self._ejected.labels(replica.address).set(len(replica.ejected()))
+
+    def shadowed(self, model: str, shadow: str, result: ShadowResult) -> None:
+        """Count a request that was drawn for the shadow of a model."""
+        self._shadowed.labels(self._label(model), self._label(shadow), result).inc()
+
+    def shadow_took(self, model: str, shadow: str, primary_s: float, shadow_s: float) -> None:
+        """How long a request that the shadow answered took there, and at the model itself."""
+        labels = self._label(model), self._label(shadow)
+        self._shadow_seconds.labels(*labels, "primary").observe(primary_s)
+        self._shadow_seconds.labels(*labels, "shadow").observe(shadow_s)
 
     def show_cache(self, used_bytes: int, evicted: int) -> None:
         """The memory that is used, and how many responses were dropped since the last call."""

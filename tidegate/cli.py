@@ -31,6 +31,7 @@ VERBS = (
     "rollback",
     "canary",
     "promote",
+    "shadow",
     "prune",
     "signoff",
     "lint",

@@ -83,6 +83,23 @@ class Spans(Protocol):
     def end(self, context: "RequestContext", status: int) -> None: ...
 
 
+class ShadowedRequest:
+    """A request that was drawn for a shadow (``gateway.shadowing``), which goes to the pipeline
+    ``to``: what was sent and answered is kept until the caller has the response. Of a request with
+    many rows that is the batch that was answered first."""
+
+    __slots__ = ("request", "response", "to")
+
+    def __init__(self, to: str) -> None:
+        self.to = to
+        self.request: Any = None
+        self.response: Any = None
+
+    def answered(self, request: Any, response: Any) -> None:
+        if self.request is None:
+            self.request, self.response = request, response
+
+
 class ClientGone(Exception):
     """The client closed the connection: there is nobody to respond to."""
 
@@ -118,6 +135,8 @@ class RequestContext:
     first_response_at: float = 0.0  # when a streaming model's first response came
     upstream_s: float = 0.0
     cache: str = ""  # what the response cache had to do with it: hit, redis, shared, miss
+    shadow: ShadowedRequest | None = None  # it was drawn for a shadow
+    is_shadow_drawn: bool = False  # whether lots were drawn
     tokens: Tokens | None = None
     trace_id: str = ""  # of the caller's trace, or of ours
     spans: Spans | None = None  # None: it is not traced

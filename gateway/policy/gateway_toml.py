@@ -129,6 +129,13 @@ class Route(BaseModel):
         return self.__pydantic_extra__
 
 
+class Shadow(_Table):
+    """Which pipeline gets a share of another one's requests once more, to compare the responses."""
+
+    to: Name
+    percent: Percent
+
+
 USER_ROLE, ADMIN_ROLE = Role(actions=["read", "infer"]), Role(actions=["read", "infer", "admin"])
 
 
@@ -144,6 +151,7 @@ class Rules(_Table):
     proxy: Proxy | None = None
     routes: dict[Name, Route] = {}
     pipelines: dict[Name, Pipeline] = {}
+    shadows: dict[Name, Shadow] = {}
     audit: Audit = Audit()
 
     def role(self, name: str) -> Role | None:
@@ -248,6 +256,9 @@ def _contradictions(rules: Rules) -> Iterator[Fault]:
                 yield ("routes", name, canary), f"must be called {name}.SOMETHING"
         if sum(route.weights.values()) > 100:
             yield ("routes", name), "the weights are percentages: their sum must not exceed 100"
+    for name, shadow in rules.shadows.items():
+        if shadow.to == name:
+            yield ("shadows", name, "to"), "must be another pipeline, or a version: NAME.v7"
 
 
 def _issuer_faults(rules: Rules, name: str, issuer: Issuer) -> Iterator[Fault]:

@@ -445,6 +445,18 @@ class ReplicaPool:
                 return only.permit(model)
         return self._permit(self.replicas, model, version, work)
 
+    def unpermitted(self, model: str) -> Upstream:
+        """Of the healthy replicas that serve the model, the one with the fewest requests; for a
+        request that nobody waits for. It counts for nothing. Raises NoCapacity if there is none."""
+        replicas = [
+            replica
+            for replica in self.replicas
+            if replica.health is Health.UP and replica.serves(model)
+        ]
+        if not replicas:
+            raise NoCapacity(_NOBODY, retry_after_s=1)
+        return min(replicas, key=lambda replica: (replica.inflight, self._draw())).upstream
+
     def require(self, model: str) -> None:
         """Raises NoCapacity if no replica could take a request for the model now."""
         if not any(replica.health and replica.serves(model) for replica in self.replicas):

@@ -53,6 +53,7 @@ NOWHERE = {
     "prune": (["m"], FAILED),
     "canary": (["m", "--weight", "10"], FAILED),
     "promote": (["m"], FAILED),
+    "shadow": (["m", "--percent", "10"], FAILED),
     "lint": ([], FAILED),
     "optimize": (["m"], WRONG_USAGE),  # its original is missing
     "train": (["nobody"], WRONG_USAGE),

@@ -30,6 +30,7 @@ OPTIONAL = {
     "gateway.policy.canary",
     "gateway.request_log",
     "gateway.response_cache",
+    "gateway.shadowing",
     "gateway.tracing",
     "gateway.upstream.dns_lookup",
     "gateway.upstream.http_upstream",

@@ -18,6 +18,7 @@ ORDER = [
         "logs",
         "request_log",
         "tracing",
+        "shadowing",
         "core",
         "background",
         "middleware",

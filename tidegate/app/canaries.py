@@ -12,7 +12,15 @@ from serving.publish.canary import canaries, canary_name, promote, start, stop, 
 from serving.repository.model_repository import ModelRepository
 from tidegate.app import rollout
 from tidegate.app.progress import Progress
-from tidegate.app.routes_file import PER, Per, Route, read_route, set_weights, wait_until_taken
+from tidegate.app.routes_file import (
+    PER,
+    Per,
+    Route,
+    read_route,
+    read_shadow,
+    set_weights,
+    wait_until_taken,
+)
 
 if TYPE_CHECKING:
     from serving.publish.deployment import Deployment
@@ -28,15 +36,19 @@ def policies(paths: "Paths", servers: Sequence["Server"]) -> list[Path]:
 
 def companion_models(repository: ModelRepository, policy: Path, names: Sequence[str]) -> list[str]:
     """The models to serve along with these pipelines: their canaries, and every other model that
-    their callers are routed to."""
+    their callers are routed to, or their requests are shadowed by."""
     models: list[str] = []
     for name in names:
         try:
-            routed = list(read_route(policy, name).routed)
+            routed = [*read_route(policy, name).routed]
+            routed += filter(None, [read_shadow(policy, name)])
         except (OSError, ServingError):  # the gateway reports what is wrong with the file
             routed = []
         loaded = [canary_name(name, version) for version in canaries(repository, name)]
-        models += [*loaded, *(model for model in routed if repository.is_published(model))]
+        models += [
+            *loaded,
+            *(model for model in routed if repository.is_published(model)),
+        ]
     return models
 
 
@@ -65,6 +77,10 @@ class Canaries:
             for version in canaries(self.repository, self.name)
         }
 
+    def shadows(self) -> set[str]:
+        """What the files name as shadows of the pipeline."""
+        return {read_shadow(path, self.name) for path in self.policies} - {""}
+
     def routed(self) -> dict[str, int]:
         """The loaded canaries that get traffic: name -> version."""
         loaded = self.loaded()
@@ -82,6 +98,11 @@ class Canaries:
         for other, share in route.routed.items():
             if other != canary and not self._is_stale(other):
                 raise PublishFailed(self._refusal(other, share, route.per))
+        for shadow in sorted(self.shadows() & set(self.loaded()) - {canary}):
+            raise PublishFailed(
+                f"{shadow} is the shadow of {self.name}, and only one other version is served at a "
+                f"time: tidegate shadow {self.name} --percent 0 ends it"
+            )
         removed = self._clear(deployment, set(self.loaded()) - {canary})
         was_loaded = canary in self.loaded()
         start(deployment, self.name, version)
@@ -101,6 +122,7 @@ class Canaries:
         """
         route = self.route()
         ending = set(self.loaded()) if names is None else names
+        shadows = self.shadows()  # they lose their share of the callers, and stay loaded
         remaining = {
             name: percent
             for name, percent in route.weights.items()
@@ -109,7 +131,9 @@ class Canaries:
         if remaining != route.weights:
             self._put(remaining, route.per)
             self._wait()
-        return sorted({*self._clear(deployment, ending), *set(route.weights) - set(remaining)})
+        return sorted(
+            {*self._clear(deployment, ending - shadows), *set(route.weights) - set(remaining)}
+        )
 
     def routed_version(self, version: int | None) -> int:
         """The version of the one canary that gets traffic; PublishFailed unless there is exactly
@@ -270,7 +294,7 @@ def set_canary(
                 raise PublishFailed(f"{options.name} has no canary")
             started = None
         else:
-            started = version or _default_version(canaries)
+            started = version or default_version(canaries)
             removed = canaries.begin(deployment, started, options.percent, options.per)
         route = canaries.route()
         running = [
@@ -313,7 +337,7 @@ def promote_canary(
         return rollout.Outcome.of(deployment, paths, name, number)
 
 
-def _default_version(canaries: Canaries) -> int:
+def default_version(canaries: Canaries) -> int:
     """The running canary's version, or the newest version that is not active."""
     candidates = list(canaries.routed().values()) or list(canaries.loaded().values())
     candidates = candidates or [

@@ -39,9 +39,18 @@ def read_route(path: Path, pipeline: str) -> Route:
     refuse the file."""
     text = _text(path)
     table = _parsed(path, text).get("routes", {}).get(pipeline, {})
-    _require_taken(path, text)
+    require_taken(path, text)
     weights = {name: percent for name, percent in table.items() if isinstance(percent, int)}
     return Route(weights, "request" if table.get("per") == "request" else PER)
+
+
+def read_shadow(path: Path, pipeline: str) -> str:
+    """What ``[shadows.PIPELINE]`` in the file names; '' without one. ServingError if a gateway
+    would refuse the file."""
+    text = _text(path)
+    table = _parsed(path, text).get("shadows", {}).get(pipeline, {})
+    require_taken(path, text)
+    return str(table.get("to", ""))
 
 
 def wait_until_taken(path: Path) -> None:
@@ -81,12 +90,12 @@ def set_weights(path: Path, pipeline: str, weights: Mapping[str, int], per: Per 
             f"{path} writes [routes.{pipeline}] in a form that this command does not change: make "
             f"its weights {dict(weights)} (per = {per!r}) by hand"
         )
-    _require_taken(path, changed)
+    require_taken(path, changed)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, changed, mode=0o600)
 
 
-def _require_taken(path: Path, text: str) -> None:
+def require_taken(path: Path, text: str) -> None:
     """ServingError for a policy that a gateway refuses: it would keep its previous one."""
     from gateway.policy.gateway_toml import PolicyError, parse_rules
 

@@ -78,6 +78,8 @@ class Methods:
         else:
             response = await gateway.send(context, model, parts.header, send)
             context.version = version_of(response)
+        if context.shadow and context.sent_at:
+            context.shadow.answered(parts.message(), response)
         return metered(response, meter) if meter else response
 
     async def _cached(
