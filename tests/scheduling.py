@@ -56,6 +56,8 @@ SECONDS = {
         "e2e/test_incidents": 130,
         "e2e/test_lost_streams": 60,
         "e2e/test_response_cache": 40,
+        "e2e/test_shadow": 50,
+        "e2e/test_shadow_command": 60,
         "e2e/test_signoff": 90,
         "e2e/test_replicas": 90,
         "e2e/test_replicas_from_dns": 60,

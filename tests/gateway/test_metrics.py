@@ -72,6 +72,8 @@ def test_every_metric_is_in_the_table_and_no_other(tmp_path):
     _chat(metrics, pipeline="echo_llm.v2", canaries=("echo_llm.v2",), cache="miss")
     metrics.circuit_opened("m")
     _chat(metrics, fallback="spare")
+    metrics.shadowed("echo_llm", "echo_llm.v2", "agrees")
+    metrics.shadow_took("echo_llm", "echo_llm.v2", 0.1, 0.2)
     metrics.restarted("a task")
     metrics.audit_trouble("lost", 1)
     metrics.log_lines_dropped(1)
