@@ -115,9 +115,9 @@ class Shadows:
             primary = _pair(request, response)
             primary.request.model_name, primary.request.model_version = to, ""
             upstream = self._pool.unpermitted(to)
-            answer = await upstream.infer(primary.request, TIMEOUT_S)
+            shadow_response = await upstream.infer(primary.request, TIMEOUT_S)
             shadow_s = time.perf_counter() - started
-            what = difference(primary.response, answer, tolerance)
+            what = difference(primary.response, shadow_response, tolerance)
             result = "differs" if what else "agrees"
             self._metrics.shadow_took(name, to, primary_s, shadow_s)
         except GatewayError as error:

@@ -224,10 +224,10 @@ def report_of(name: str, policy: Mapping[str, Any], look: Look) -> ShadowReport:
 
 
 def _quantile_ms(look: Look, name: str, shadow: str, arm: str, share: float) -> float | None:
-    wanted = {"model": name, "shadow": shadow, "arm": arm}
+    selected = {"model": name, "shadow": shadow, "arm": arm}
     buckets: dict[float, float] = {}
     for labels, value in look.samples.get(SECONDS, ()):
-        if wanted.items() <= labels.items():
+        if selected.items() <= labels.items():
             bound = inf if labels["le"] == "+Inf" else float(labels["le"])
             buckets[bound] = buckets.get(bound, 0.0) + value
     seconds = quantile(buckets, share)

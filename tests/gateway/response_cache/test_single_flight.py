@@ -57,11 +57,11 @@ def _ask(cache, work, context=None, keys=(KEY,), is_current=lambda: True, flight
 async def test_one_asks_for_all(cache):
     work = Work()
     contexts = [_context() for _ in range(10)]
-    answers = await asyncio.gather(*(_ask(cache, work, context) for context in contexts))
-    assert answers == [[CachedResponse("1", b"0")]] * 10 and len(work.calls) == 1
+    responses = await asyncio.gather(*(_ask(cache, work, context) for context in contexts))
+    assert responses == [[CachedResponse("1", b"0")]] * 10 and len(work.calls) == 1
     assert [context.cache for context in contexts] == ["miss"] + ["shared"] * 9
     later = _context()
-    assert await _ask(cache, work, later) == answers[0]
+    assert await _ask(cache, work, later) == responses[0]
     assert (later.cache, len(work.calls)) == ("hit", 1)
 
 
@@ -130,9 +130,9 @@ async def test_only_the_unknown_batches_are_asked_for(cache):
     work = Work(0)
     await _ask(cache, work, keys=keys[1:2])
     context = _context()
-    answers = await _ask(cache, work, context, keys, flight_key=b"f")
+    responses = await _ask(cache, work, context, keys, flight_key=b"f")
     assert work.calls == [[0], [0, 2]] and context.cache == "miss"
-    assert [answer.data for answer in answers] == [b"0", b"0", b"2"]
+    assert [response.data for response in responses] == [b"0", b"0", b"2"]
 
 
 @pytest.mark.parametrize(
@@ -141,8 +141,8 @@ async def test_only_the_unknown_batches_are_asked_for(cache):
 async def test_what_another_version_answered_is_not_kept(cache, version, is_current):
     work = Work(0, version=version)
     for _ in range(2):
-        (answer,) = await _ask(cache, work, is_current=lambda: is_current)
-        assert answer.version == version
+        (response,) = await _ask(cache, work, is_current=lambda: is_current)
+        assert response.version == version
     assert len(work.calls) == 2 and len(cache.memory) == 0
 
 
