@@ -69,13 +69,13 @@ class Shadows:
         model = catalogue.models.get(shadow.to)
         is_drawn = 100 * random.random() < shadow.percent  # noqa: S311 - no secret
         if is_drawn and model and not model.decoupled and model.sequences is None:
-            context.shadow = ShadowedRequest(shadow.to)
+            context.shadow = ShadowedRequest(name, shadow.to)
 
     def send(self, context: RequestContext, drawn: ShadowedRequest, catalogue: Catalogue) -> None:
         """Send the shadow of a request whose caller has its response, unless that would be too
         much; returns at once."""
         request, response = drawn.request, drawn.response
-        name, to = context.model, drawn.to
+        name, to = drawn.pipeline, drawn.to
         if request is None or response is None:
             return  # it was answered from the cache, or is part of a sequence
         is_large = _size(request) + _size(response) > MOST_BYTES

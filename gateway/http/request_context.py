@@ -84,14 +84,14 @@ class Spans(Protocol):
 
 
 class ShadowedRequest:
-    """A request that was drawn for a shadow (``gateway.shadowing``), which goes to the pipeline
-    ``to``: what was sent and answered is kept until the caller has the response. Of a request with
-    many rows that is the batch that was answered first."""
+    """A request to ``pipeline`` that was drawn for its shadow ``to`` (``gateway.shadowing``): what
+    was sent and answered is kept until the caller has the response. Of a request with many rows
+    that is the batch that was answered first."""
 
-    __slots__ = ("request", "response", "to")
+    __slots__ = ("pipeline", "request", "response", "to")
 
-    def __init__(self, to: str) -> None:
-        self.to = to
+    def __init__(self, pipeline: str, to: str) -> None:
+        self.pipeline, self.to = pipeline, to
         self.request: Any = None
         self.response: Any = None
 
