@@ -3,7 +3,7 @@ missing.
 
 Triton copies nothing in: this folder, with libtriton_python.so in ``python/`` beside it, *is* the
 backend. It serves the same configs as the native backend: see ort_session.py for the parameters,
-ort_graph.py for how a config is completed and checked, ort_batch.py for how requests share a run.
+ort_graph.py for how a config is completed and checked, ort_jobs.py for how requests share a run.
 
 This folder must not contain an ``__init__.py``: a package called onnxruntime would shadow the real
 one.
@@ -19,7 +19,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 import ort_cuda
-from ort_batch import BatchError, InvalidInput, Job, Runner, Tensors
+from ort_batch import Runner
 from ort_graph import (
     Config,
     Graph,
@@ -29,6 +29,7 @@ from ort_graph import (
     drop_empty_reshape,
     is_complete,
 )
+from ort_jobs import BatchError, InvalidInput, Job, Tensors
 from ort_lengths import merge_unlike_shapes
 from ort_session import (
     CPU,

@@ -28,14 +28,7 @@ FOLDER = Path(serving.backends.__file__).parent / "onnxruntime"
 # Triton puts the backend's folder last on the path of each stub; so do we.
 sys.path.append(str(FOLDER))
 
-from ort_batch import (  # noqa: E402 - found through the line above
-    MARKER,
-    BatchError,
-    InvalidInput,
-    Job,
-    RunFailed,
-    Runner,
-)
+from ort_batch import Runner  # noqa: E402 - found through the line above
 from ort_cuda import why_not_started  # noqa: E402
 from ort_cuda_graph import graph_shapes  # noqa: E402
 from ort_graph import (  # noqa: E402
@@ -46,6 +39,13 @@ from ort_graph import (  # noqa: E402
     complete_config,
     drop_empty_reshape,
     is_complete,
+)
+from ort_jobs import (  # noqa: E402
+    MARKER,
+    BatchError,
+    InvalidInput,
+    Job,
+    RunFailed,
 )
 from ort_lengths import (  # noqa: E402
     RUN_COST,
