@@ -124,7 +124,7 @@ def prove_graph(
     if not task.tests_graphs:
         not_compared = task.not_compared
     elif runner is not onnx_runner:
-        not_compared = "a TensorRT plan does not show them; its answers were"
+        not_compared = "this engine does not show them; its answers were"
     elif not (reference.folder / task.graph_file).is_file():
         not_compared = "there is no FP32 graph of this source; the answers were"
     else:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from converters.proof.runner import OpenRunner, onnx_runner
 from converters.proof.tolerance import Tolerance, tolerance
 from modelspec.golden import Golden
 from modelspec.layout import ENGINE_FILE
+
+if TYPE_CHECKING:
+    import torch
 
 Eager = Callable[[Feed], object]
 LAYER_SAMPLES = 12
@@ -37,6 +40,17 @@ class ConversionRequest:
     source: str
     samples: Path | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TorchModule:
+    """A module with positional inputs, in evaluation mode: an ``example`` of each input by its
+    name, of two rows, the axes that may have any length in all of them, and the outputs' names."""
+
+    module: "torch.nn.Module"
+    example: "Mapping[str, torch.Tensor]"
+    open_axes: tuple[int, ...]
+    outputs: tuple[str, ...]
 
 
 class Task(ABC):
@@ -182,6 +196,12 @@ class Task(ABC):
     def table_checks(self, graph: Path, reference: Reference) -> list[Check]:
         """The checks of what no sample reaches in the FP32 ``graph``: large tables, row by row."""
         return []
+
+    # For ``--engine torch``, in addition.
+
+    def torch_module(self) -> TorchModule | None:
+        """The original as a module with the graph's inputs and outputs; None if it has none."""
+        return None
 
     # For ``tidegate optimize``, in addition.
 

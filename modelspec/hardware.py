@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from modelspec.layout import PLAN_FILE
+from modelspec.layout import GPU_PROGRAM_FILE, PLAN_FILE
 from modelspec.model import ModelSpec, Pipeline
 from modelspec.names import Role, member_name
 from modelspec.parameters import INTER_OP_THREADS, INTRA_OP_THREADS, PADDING_MASK, PADDING_VALUE
@@ -23,6 +23,7 @@ from modelspec.pbtxt import to_proto
 from modelspec.profiles import Profile, profiles_of
 
 LANGUAGE_MODEL_BACKEND, VLLM = "openvino_genai", "vllm"
+TORCH, TORCH_BACKEND = "torch", "torch_export"
 GPU, GPU_TENSORRT, TENSORRT = "gpu", "gpu-tensorrt", "tensorrt"
 # TF32 would keep only 11 bits of what is declared and was proved as FP32.
 # HEURISTIC finds convolution algorithms as fast as ONNX Runtime's default, EXHAUSTIVE, does, in a
@@ -39,8 +40,13 @@ _ONNX_RUNTIME_ONLY = (INTRA_OP_THREADS, INTER_OP_THREADS, *_CPU_ONLY)
 
 
 def hardware_configs(spec: ModelSpec) -> dict[str, pb.ModelConfig]:
-    """The config profiles that every ONNX engine and every step in front of one has, by name; {}
-    for other models."""
+    """The config profiles that every ONNX or torch engine and every step in front of one has, by
+    name; {} for other models."""
+    if spec.backend == TORCH_BACKEND:
+        proto = to_proto(spec)
+        proto.default_model_filename = GPU_PROGRAM_FILE
+        _move_to_gpu(proto)
+        return {GPU: proto, GPU_TENSORRT: proto}
     if spec.step in STEP_INSTANCES:
         proto = to_proto(spec)
         proto.instance_group[0].count = STEP_INSTANCES[spec.step]
@@ -82,16 +88,26 @@ def engine_of(pipeline: Pipeline) -> ModelSpec:
     """The model that holds the trained one: a member, or a language model itself; ValueError for a
     pipeline without one."""
     for spec in pipeline.models:
-        if spec.backend in ("onnxruntime", LANGUAGE_MODEL_BACKEND):
+        if spec.backend in ("onnxruntime", TORCH_BACKEND, LANGUAGE_MODEL_BACKEND):
             return spec
     raise ValueError(f"{pipeline.name} has no engine")
 
 
 def with_plan(pipeline: Pipeline) -> Pipeline:
     """The pipeline with ``NAME_trt`` in place of ``NAME_onnx``: wired and pinned the same way."""
-    old, new = engine_of(pipeline).name, member_name(pipeline.name, Role.PLAN)
+    return _with_engine(pipeline, Role.PLAN, engine_of(pipeline).backend)
+
+
+def with_program(pipeline: Pipeline) -> Pipeline:
+    """The pipeline with ``NAME_torch`` in place of ``NAME_onnx``, on our backend for torch."""
+    return _with_engine(pipeline, Role.PROGRAM, TORCH_BACKEND)
+
+
+def _with_engine(pipeline: Pipeline, role: Role, backend: str) -> Pipeline:
+    old, new = engine_of(pipeline).name, member_name(pipeline.name, role)
     members = tuple(
-        replace(member, name=new) if member.name == old else member for member in pipeline.members
+        replace(member, name=new, backend=backend) if member.name == old else member
+        for member in pipeline.members
     )
     public = pipeline.public
     steps = tuple(replace(step, model=new) if step.model == old else step for step in public.steps)
@@ -100,14 +116,18 @@ def with_plan(pipeline: Pipeline) -> Pipeline:
 
 def _on_gpu(spec: ModelSpec) -> pb.ModelConfig:
     proto = to_proto(spec)
+    _move_to_gpu(proto)
+    accelerators = proto.optimization.execution_accelerators
+    accelerators.gpu_execution_accelerator.add(name="cuda", parameters=CUDA_OPTIONS)
+    return proto
+
+
+def _move_to_gpu(proto: pb.ModelConfig) -> None:
     del proto.instance_group[:]
     # One instance per GPU: a second one competes for it and loads the weights again.
     proto.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
-    accelerators = proto.optimization.execution_accelerators
-    accelerators.gpu_execution_accelerator.add(name="cuda", parameters=CUDA_OPTIONS)
     for key in _CPU_ONLY:
         proto.parameters.pop(key, None)
-    return proto
 
 
 def _with_cuda_graphs(proto: pb.ModelConfig, lengths: Sequence[int]) -> pb.ModelConfig:

@@ -6,6 +6,7 @@ from pathlib import Path
 CONFIG_FILE = "config.pbtxt"
 ENGINE_FILE = "model.onnx"
 PLAN_FILE = "model.plan"
+PROGRAM_FILE, GPU_PROGRAM_FILE = "model.pt2", "model.cuda.pt2"
 LANGUAGE_MODEL_FILE = "model.gguf"
 ENGINE_FILES = (ENGINE_FILE, LANGUAGE_MODEL_FILE)
 SETTINGS_FILE = "model.json"  # a language model's, beside it

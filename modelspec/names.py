@@ -2,7 +2,8 @@
 
 mood            the public pipeline
 mood_pre        the step before the engine
-mood_onnx       the engine, or mood_trt where a TensorRT plan serves it
+mood_onnx       the engine, or mood_trt where a TensorRT plan serves it, or mood_torch where
+                torch does
 mood_post       the step after the engine
 """
 
@@ -85,6 +86,7 @@ class Role(StrEnum):
     PRE = "pre"
     ENGINE = "onnx"
     PLAN = "trt"
+    PROGRAM = "torch"
     POST = "post"
 
 

@@ -18,7 +18,7 @@ from converters.export.torch2onnx import OPSET, _quiet
 TEMPORARY_NAME = "tidegate_output_{}"
 
 
-class _PositionalModule(torch.nn.Module):
+class PositionalModule(torch.nn.Module):
     """The module with positional inputs and its outputs as a tuple."""
 
     def __init__(self, module: torch.nn.Module, names: Sequence[str]) -> None:
@@ -53,7 +53,7 @@ def export_module(
     try:
         with _quiet():
             program = torch.onnx.export(
-                _PositionalModule(module, list(example)).eval(),
+                PositionalModule(module, list(example)).eval(),
                 tuple(example.values()),
                 dynamo=True,
                 opset_version=OPSET,

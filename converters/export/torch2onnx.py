@@ -23,9 +23,13 @@ def export_token_model(
 
     An output named ``embedding`` breaks the exporter ("Duplicate definition of name").
     """
-    # Two rows: the exporter would fix a size of one as a constant.
-    example = tuple(torch.ones(2, 9, dtype=torch.int64) for _ in input_names)
-    _export(module, dict(zip(input_names, example, strict=True)), (0, 1), output_name, target)
+    _export(module, token_example(input_names), (0, 1), output_name, target)
+
+
+def token_example(input_names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """An example of each input, INT64 [2, 9]: the exporter would fix a size of one as a
+    constant."""
+    return {name: torch.ones(2, 9, dtype=torch.int64) for name in input_names}
 
 
 def export_image_model(

@@ -10,6 +10,7 @@ import numpy as np
 
 from converters.errors import SourceRefused
 from converters.export.tensor_info import TensorInfo
+from converters.task import TorchModule
 from modelspec.dtypes import NUMERIC_TYPES
 
 # Rows of the same shape: each input's array [n, *dims].
@@ -58,6 +59,10 @@ class TensorSource(ABC):
 
     def eager(self) -> Callable[[Batch], object] | None:
         """The original in its own framework; None if it exists only in ONNX."""
+        return None
+
+    def torch_module(self) -> TorchModule | None:
+        """The original as a torch module; None if it exists only in ONNX."""
         return None
 
     @abstractmethod

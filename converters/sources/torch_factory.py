@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from converters.errors import SourceMissing, SourceRefused
-from converters.export.module2onnx import export_module, named_outputs
+from converters.export.module2onnx import PositionalModule, export_module, named_outputs
 from converters.export.tensor_info import TensorInfo
 from converters.sources.ids import id_counts
 from converters.sources.tensor_source import Batch, TensorSource
+from converters.task import TorchModule
 
 V2_TYPES = {
     torch.bool: "BOOL",
@@ -78,6 +79,11 @@ class TorchFactory(TensorSource):
         return lambda feed: self.module(
             **{name: torch.from_numpy(values) for name, values in feed.items()}
         )
+
+    def torch_module(self) -> TorchModule:
+        module = PositionalModule(self.module, list(self._example))
+        names = tuple(tensor.name for tensor in self.outputs)
+        return TorchModule(module.eval(), self._example, (0,), names)
 
     def write(self, target: Path) -> None:
         export_module(self.module, self._example, self.outputs, target)

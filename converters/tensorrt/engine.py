@@ -19,6 +19,7 @@ from converters.tensorrt import reproduce, stamp
 from converters.tensorrt.available import find_gpu, missing
 from converters.tensorrt.onnx_inputs import read_inputs
 from converters.tensorrt.stamp import STAMP_FILE, Stamp
+from modelspec.hardware import TENSORRT
 from modelspec.layout import ENGINE_FILE, PLAN_FILE
 from modelspec.model import ModelSpec
 from modelspec.profiles import batch_sizes, profiles
@@ -37,6 +38,11 @@ class Engine:
     def files(self) -> Mapping[str, Path]:
         """The files for the version folder, by name."""
         return {name: self.folder / name for name in FILES}
+
+    @property
+    def profiles(self) -> tuple[str | None, ...]:
+        """The config profiles to prove: the graph beside the plan, and the plan."""
+        return (None, TENSORRT)
 
 
 def why_not_here() -> str:

@@ -21,6 +21,7 @@ DEFAULT_FILES: Mapping[str, str] = {
     "openvino": "model.xml",
     "python": "model.py",
     "vllm": "model.json",
+    "torch_export": "model.pt2",
     "dali": "model.dali",
 }
 # Platforms that name a backend. A backend in this table needs its own platform, or none.

@@ -7,6 +7,12 @@ from pathlib import Path
 from serving.triton.installation import Installation
 
 OURS = Path(__file__).parent.parent / "backends"
+# Files of one of our backends that another one uses too: each is once in git.
+SHARED = {
+    "torch_export": [
+        OURS / "onnxruntime" / name for name in ("ort_graph.py", "ort_jobs.py", "ort_lengths.py")
+    ]
+}
 
 
 def assemble(installation: Installation, directory: Path) -> Path:
@@ -32,6 +38,8 @@ def assemble(installation: Installation, directory: Path) -> Path:
         shutil.copytree(
             backend, directory / backend.name, ignore=shutil.ignore_patterns("__pycache__")
         )
+        for file in SHARED.get(backend.name, ()):
+            shutil.copy2(file, directory / backend.name)
     return directory
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelspec.hardware import VLLM
-from tidegate.app.engines import is_on, on_engine
+from tidegate.app.engines import ONNX, is_on, on_engine, require_engine
 from tidegate.app.errors import UsageError
 from tidegate.app.paths import Paths
 from tidegate.app.progress import Progress
@@ -78,7 +78,7 @@ class ConvertOptions:
     precisions: tuple[str, ...] = ()  # () is the source's default
     accepted: str = ""
     force: bool = False
-    engine: str = "onnx"
+    engine: str = ONNX
     source_options: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -130,6 +130,7 @@ def _convert(
     options = replace(options, precisions=options.precisions or task.offered()[:1])
     if not options.is_known and _is_published(task, options, repository, report):
         return _already_published(name, repository)
+    require_engine(task, options.precisions[0], options.engine)
     served, *others = (
         build(registered, task, ConversionOptions(precision, options.accepted), report)
         for precision in options.precisions

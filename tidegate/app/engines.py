@@ -1,30 +1,57 @@
-"""``--engine tensorrt``: the same pipeline with NAME_trt, a TensorRT plan, in place of NAME_onnx.
+"""``--engine tensorrt`` and ``--engine torch``: the same pipeline with another engine in place of
+NAME_onnx.
 
-NAME_trt's version folder holds the plan and, beside it, the ONNX graph that it was built from: its
-``config.pbtxt`` serves the graph on any machine, ``configs/tensorrt.pbtxt`` the plan.
+NAME_trt's version folder holds a TensorRT plan and, beside it, the ONNX graph that it was built
+from: its ``config.pbtxt`` serves the graph on any machine, ``configs/tensorrt.pbtxt`` the plan.
+NAME_torch's holds a program for the CPU, which its ``config.pbtxt`` serves, one for the GPU where
+there was one (``configs/gpu.pbtxt``), and the ONNX graph of the same original.
 """
 
 from dataclasses import replace
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from modelspec.hardware import TENSORRT, VLLM, engine_of, with_plan
-from modelspec.layout import PLAN_FILE
-from modelspec.names import Role, member_name
+from modelspec.hardware import GPU, TENSORRT, TORCH, VLLM, engine_of, with_plan, with_program
+from modelspec.layout import GPU_PROGRAM_FILE, PLAN_FILE, PROGRAM_FILE
+from modelspec.names import Role, role_of
 from serving.triton.installation import find_triton
 from tidegate.app.progress import Progress
 from tidegate.app.published import engine_file
 
 if TYPE_CHECKING:
+    # The files of a Triton backend are top-level modules in Triton, and for mypy.
+    import pt2_stamp
+
+    from converters.task import Task
     from serving.repository.model_repository import ModelRepository
     from tidegate.app.pipelines import Built
+else:
+    from serving.backends.torch_export import pt2_stamp
 
-ENGINES = ("onnx", TENSORRT, VLLM)
+ONNX = "onnx"
+ENGINES = (ONNX, TENSORRT, TORCH, VLLM)
+
+
+def require_engine(task: "Task", precision: str, engine: str) -> None:
+    """ConversionError where the model cannot have this engine on any machine: before its
+    conversion, which takes minutes."""
+    if engine == TORCH:
+        from converters.torch_export.engine import require_torch_module
+
+        require_torch_module(task, precision)
 
 
 def on_engine(built: "Built", engine: str, report: Progress) -> "Built":
     """``built`` on the requested engine; unchanged, and the reason reported, where this machine
     cannot build it. Raises ConversionError when the engine is built but fails its proof."""
-    if engine != TENSORRT or built.converted is None:
+    if built.converted is None:
+        return built
+    if engine == TORCH:
+        from converters.torch_export.engine import build_program
+
+        program = build_program(built.converted, report)
+        return replace(built, pipeline=with_program(built.pipeline), engine=program)
+    if engine != TENSORRT:
         return built
     reason = why_not_here()
     if reason:
@@ -33,7 +60,7 @@ def on_engine(built: "Built", engine: str, report: Progress) -> "Built":
     from converters.tensorrt.engine import build_engine
 
     plan = build_engine(built.converted, engine_of(built.pipeline), report)
-    return replace(built, pipeline=with_plan(built.pipeline), plan=plan)
+    return replace(built, pipeline=with_plan(built.pipeline), engine=plan)
 
 
 def why_not_here() -> str:
@@ -50,18 +77,18 @@ def why_not_here() -> str:
 
 
 def is_on(repository: "ModelRepository", name: str, engine: str, report: Progress) -> bool:
-    """Whether the published pipeline runs on this engine. A plan of another machine does not count;
-    where no plan can be built, whatever is published counts."""
-    has_plan = any(
-        model.startswith(member_name(name, Role.PLAN)) for model in repository.pinned_members(name)
-    )
+    """Whether the published pipeline runs on this engine. A plan or a program of another machine
+    does not count; where no plan can be built, whatever is published counts."""
+    roles = {role_of(name, member) for member in repository.pinned_members(name)}
+    if engine == TORCH:
+        return Role.PROGRAM in roles and _fits(repository, name, report)
     if engine != TENSORRT:
-        return not has_plan
+        return not roles & {Role.PLAN, Role.PROGRAM}
     reason = why_not_here()
     if reason:
         report(f"{reason}. The published pipeline stays as it is")
         return True
-    if not has_plan:
+    if Role.PLAN not in roles:
         return False
     from converters.tensorrt.engine import unavailable_reason
 
@@ -71,10 +98,37 @@ def is_on(repository: "ModelRepository", name: str, engine: str, report: Progres
     return not reason
 
 
+def _fits(repository: "ModelRepository", name: str, report: Progress) -> bool:
+    """Whether the published programs are for this machine; reports the reason if they are not."""
+    from converters.torch_export.engine import FILES, devices
+
+    folder = engine_file(repository, name).parent
+    missing = [device for device in devices() if not (folder / FILES[device]).is_file()]
+    reason = f"there is none for {', '.join(missing)}" if missing else ""
+    if not reason:
+        try:
+            stamp = pt2_stamp.read_stamp(folder / PROGRAM_FILE)
+            reason = pt2_stamp.why_not_here(stamp, "cpu", version("torch"))
+        except pt2_stamp.StampMissing as error:
+            reason = str(error)
+    if reason:
+        report(f"{name}: the engine must be rebuilt: {reason}")
+    return not reason
+
+
 def proved_profiles(repository: "ModelRepository", name: str, report: Progress) -> list[str | None]:
     """The config profiles with which the published pipeline can be proved on this machine: None for
-    the main config, and that of its plan. Reports the reason where a plan cannot be proved."""
-    if not engine_file(repository, name).with_name(PLAN_FILE).is_file():
+    the main config, and that of its plan or of its program for the GPU. Reports the reason where
+    one cannot be proved."""
+    folder = engine_file(repository, name).parent
+    if (folder / GPU_PROGRAM_FILE).is_file():
+        from converters.torch_export.engine import devices
+
+        if "cuda" in devices():
+            return [None, GPU]
+        report("torch finds no GPU here. Only the program for the CPU is proved")
+        return [None]
+    if not (folder / PLAN_FILE).is_file():
         return [None]
     reason = why_not_here()
     if reason:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelspec.hardware import LANGUAGE_MODEL_BACKEND, TENSORRT, engine_of, with_plan
+from modelspec.hardware import LANGUAGE_MODEL_BACKEND, engine_of, with_plan, with_program
 from modelspec.layout import (
     ENGINE_FILE,
     SETTINGS_FILE,
@@ -32,16 +32,17 @@ if TYPE_CHECKING:
     from converters.proof.record import Record
     from converters.task import Task
     from converters.tensorrt.engine import Engine
+    from converters.torch_export.engine import Program
 
 
 @dataclass(frozen=True)
 class Built:
-    """A pipeline and the conversion that it serves, unless there is nothing to convert; with a
-    ``plan``, that is its engine."""
+    """A pipeline and the conversion that it serves, unless there is nothing to convert; with an
+    ``engine``, that serves it in place of the ONNX graph."""
 
     pipeline: Pipeline
     converted: "Converted | None" = None
-    plan: "Engine | None" = None
+    engine: "Engine | Program | None" = None
 
     def files(self, spec: ModelSpec) -> Mapping[str, Path]:
         """The files for the version folder of this member: name -> source."""
@@ -52,10 +53,10 @@ class Built:
             engine = self.converted.engine
             return {engine.name: engine, SETTINGS_FILE: engine.with_name(SETTINGS_FILE)}
         part = spec.name.removeprefix(f"{self.pipeline.name}_")
-        if part == "onnx":
+        if part == Role.ENGINE:
             return {**files, ENGINE_FILE: self.converted.engine}
-        if part == "trt" and self.plan:
-            return {**files, **self.plan.files()}
+        if part in (Role.PLAN, Role.PROGRAM) and self.engine:
+            return {**files, **self.engine.files()}
         return {**files, **self.converted.step_files(part)}
 
 
@@ -130,9 +131,11 @@ def publish_staged(
 def is_current(name: str, repository: ModelRepository) -> bool:
     """Whether the known pipeline is in the repository, with the current steps."""
     pipeline: Pipeline = importlib.import_module(f"ensembles.{name}").PIPELINE
-    plan = member_name(name, Role.PLAN)
-    if repository.is_published(name) and plan in repository.pinned_members(name):
+    pinned = repository.pinned_members(name) if repository.is_published(name) else {}
+    if member_name(name, Role.PLAN) in pinned:
         pipeline = with_plan(pipeline)
+    elif member_name(name, Role.PROGRAM) in pinned:
+        pipeline = with_program(pipeline)
     return all(
         repository.is_published(spec.name) and has_step(repository, spec)
         for spec in pipeline.models
@@ -161,12 +164,13 @@ def has_step(repository: ModelRepository, spec: ModelSpec) -> bool:
 
 def _proved(staged: ModelRepository, work_dir: Path, built: Built) -> "Record | None":
     """The record with the proof through Triton added, saved beside the staged engine; None if
-    nothing was converted. A plan is proved as it will be served, and so is the graph beside it."""
+    nothing was converted. A plan is proved as it will be served, and so is the graph beside it; a
+    program for the CPU and that for the GPU likewise."""
     if built.converted is None:
         return None
-    converted, plan = built.converted, built.plan
-    record = plan.record if plan else converted.record
-    for profile in (None, TENSORRT) if plan else (None,):
+    converted, engine = built.converted, built.engine
+    record = engine.record if engine else converted.record
+    for profile in engine.profiles if engine else (None,):
         proof = proved_through_triton(
             staged, work_dir, converted.task, converted.reference, profile
         )

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from tidegate.app.convert import ConvertOptions, run, source_options
-from tidegate.app.engines import ENGINES
+from tidegate.app.engines import ENGINES, ONNX
 from tidegate.app.paths import Paths
 from tidegate.app.signals import interrupt_on_sigterm
 from tidegate.app.task_registry import KNOWN, TASKS
@@ -49,9 +49,11 @@ HELP = f"""Convert SOURCE, prove it, and publish it into model_repository/.
 @click.option(
     "--engine",
     type=click.Choice(ENGINES),
-    default="onnx",
+    default=ONNX,
     show_default=True,
     help="tensorrt: also build a TensorRT engine for this machine's GPU, prove it, and pin it. "
+    "torch: also export the torch module with torch.export, compile it with AOTInductor for this "
+    "machine, prove it, and pin it. "
     "vllm: only write the folder of a language model for Triton's vLLM backend; nothing is proved.",
 )
 @click.option(

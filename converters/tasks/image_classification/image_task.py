@@ -20,7 +20,7 @@ from converters.proof.exercised import label_lines, spread_lines
 from converters.proof.reference import Feed, Reference
 from converters.proof.runner import OpenRunner, onnx_runner
 from converters.sources.image_rules import COLOURS
-from converters.task import Eager, Task
+from converters.task import Eager, Task, TorchModule
 from converters.tasks.image_classification.checks import (
     Graph,
     failed,
@@ -109,6 +109,9 @@ class ImageTask(Task):
 
     def export(self, target: Path) -> None:
         export_image_model(self.module, "pixels", self.seen, "logits", target)
+
+    def torch_module(self) -> TorchModule:
+        return TorchModule(self.module, {"pixels": torch.zeros(2, *self.seen)}, (0,), ("logits",))
 
     def ask(self, folder: Path, report: Progress) -> dict[str, np.ndarray]:
         report(f"{self.request.name}: {len(self.samples)} images")

@@ -16,7 +16,7 @@ from converters.proof.runner import OpenRunner, onnx_runner
 from converters.sources.batch_files import pack_batches, unpack_batches
 from converters.sources.made_up_rows import made_up
 from converters.sources.tensor_source import Batch, TensorSource, require_servable, to_feed
-from converters.task import ConversionRequest, Eager, Task
+from converters.task import ConversionRequest, Eager, Task, TorchModule
 from converters.tasks.tensors.checks import (
     TensorGraph,
     graph_checks,
@@ -109,6 +109,9 @@ class Tensors(Task):
 
     def export(self, target: Path) -> None:
         self.source.write(target)
+
+    def torch_module(self) -> TorchModule | None:
+        return self.source.torch_module()
 
     def ask(self, folder: Path, report: Progress) -> dict[str, np.ndarray]:
         reported = ask_original(self.source, self.groups, folder)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from converters.cache import Progress
 from converters.errors import SourceRefused
-from converters.export.torch2onnx import export_token_model
+from converters.export.torch2onnx import export_token_model, token_example
 from converters.proof.checks import Check
 from converters.proof.exercised import rows_lines
 from converters.proof.invariance import padding_checks, texts_for_buckets
@@ -31,7 +31,7 @@ from converters.sources.token_model import (
     require_batches,
     usable_tokens,
 )
-from converters.task import LAYER_SAMPLES, ConversionRequest, Eager, Task
+from converters.task import LAYER_SAMPLES, ConversionRequest, Eager, Task, TorchModule
 from converters.tasks.text.answered import reference_texts
 from converters.tasks.text.samples import corpus_texts, default_texts, multilingual_texts, odd_texts
 
@@ -143,9 +143,17 @@ class TextTask(Task):
     def write_steps(self, folder: Path) -> None:
         self.tokenizer.save(folder / TOKENIZER)
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The graph's inputs, INT64 [n, length]."""
+        return INPUTS
+
     def export(self, target: Path) -> None:
         self._require_known_tokens()
-        export_token_model(self.module, list(INPUTS), self.output, target)
+        export_token_model(self.module, self.inputs, self.output, target)
+
+    def torch_module(self) -> TorchModule:
+        return TorchModule(self.module, token_example(self.inputs), (0, 1), (self.output,))
 
     def graph(
         self, engine: Path, reference: Reference, runner: OpenRunner = onnx_runner

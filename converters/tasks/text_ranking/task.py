@@ -13,7 +13,6 @@ from tokenizers import Tokenizer
 
 from converters.cache import Progress
 from converters.errors import SourceRefused
-from converters.export.torch2onnx import export_token_model
 from converters.proof.checks import Check
 from converters.proof.closeness import Closeness
 from converters.proof.exercised import spread_lines
@@ -125,10 +124,6 @@ class TextRanking(TextTask):
     def write_steps(self, folder: Path) -> None:
         super().write_steps(folder)
         (folder / "post" / "labels.txt").write_text(f"{LABEL}\n", encoding="utf-8")
-
-    def export(self, target: Path) -> None:
-        self._require_known_tokens()
-        export_token_model(self.module, list(self.inputs), self.output, target)
 
     def graph(
         self, engine: Path, reference: Reference, runner: OpenRunner = onnx_runner

@@ -170,7 +170,7 @@ def _report(args: dict[str, str], served_by: dict[str, int]) -> Any:
     try:
         family = pb_utils.MetricFamily(
             name="tidegate_engine_operators",
-            description="Operators of the model's graph, by ONNX Runtime's provider that runs them",
+            description="Operators of the model's graph, by the provider that runs them",
             kind=pb_utils.MetricFamily.GAUGE,
         )
         metrics = []

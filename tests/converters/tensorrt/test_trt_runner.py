@@ -120,7 +120,7 @@ def test_an_engine_is_built_proved_and_cached_with_both_proofs(converted):
     graph, plan = engine.record.proofs
     assert (graph.note, plan.note) == (
         "",
-        "Layers were not compared: a TensorRT plan does not show them; its answers were.",
+        "Layers were not compared: this engine does not show them; its answers were.",
     )
     assert plan.note in (engine.folder / "proof.md").read_text()
     assert engine.record.tools["tensorrt"] == fake_trt.VERSION
