@@ -33,6 +33,7 @@ LISTED = {
         "e2e/test_convert_images",
         "e2e/test_convert_tensors",
         "e2e/test_convert_texts_of_tables",
+        "e2e/test_convert_torch",
         "e2e/test_optimize",
         "e2e/test_prove",
         "e2e/test_publish",
@@ -65,6 +66,7 @@ LISTED = {
         "converters/tensorrt/test_trt_runner",
         "converters/test_code_key",
         "converters/test_conversion",
+        "converters/torch_export",
         "ensembles/test_decode_image::test_the_largest_image_takes_a_known_amount",
         "ensembles/test_label_entities::test_any_labels_are_joined_as_transformers_joins_them",
         "ensembles/test_tokenize_pairs",
@@ -102,6 +104,7 @@ LISTED = {
         "serving/backends/test_openvino_genai_engine",
         "serving/backends/test_openvino_genai_schema",
         "serving/backends/test_openvino_genai_supervisor",
+        "serving/backends/test_torch_export_backend",
         "serving/triton/test_children::test_a_child_never_runs_grpcs_fork_handlers",
         "serving/tuning/test_closed_loop::test_the_lead_in_is_not_counted",
         "serving/tuning/test_config_search_samples::"

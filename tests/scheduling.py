@@ -69,6 +69,7 @@ SECONDS = {
         "converters/tasks/test_served_image_proof": 70,
         "e2e/test_attacks": 70,
         "e2e/test_convert_images": 60,
+        "e2e/test_convert_torch": 120,
         "e2e/test_compose": 60,
         "e2e/test_onnxruntime_backend": 60,
         "e2e/test_publish_config_profiles": 60,

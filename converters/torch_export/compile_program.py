@@ -14,6 +14,13 @@ from torch.export.passes import move_to_device_pass
 from converters.torch_export.stamp import full_fp32
 
 USAGE = 2
+SETTINGS = {
+    # The config says how many threads run, not the machine that compiles.
+    "cpp.dynamic_threads": True,
+    # They take half a minute, and pay only where much is compiled with one cache.
+    "aot_inductor.precompile_headers": False,
+    "cpp_cache_precompile_headers": False,
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -29,7 +36,9 @@ def main(arguments: list[str]) -> int:
     # The name inside the package is that of the file.
     Path(target).unlink(missing_ok=True)
     try:
-        torch._inductor.aoti_compile_and_package(program, package_path=target)
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=target, inductor_configs=SETTINGS
+        )
     except Exception as error:  # Inductor's errors share no base class
         reason = " ".join(str(error).split())[:300]
         sys.stderr.write(f"\n{type(error).__name__}: {reason}\n")

@@ -135,8 +135,6 @@ def _compile(source: Path, device: str, target: Path) -> str:
         **os.environ,
         "TORCHINDUCTOR_CACHE_DIR": str(scratch),
         "TMPDIR": str(scratch),
-        # The number of threads is the config's, not that of the machine that compiles.
-        "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1",
     }
     command = [sys.executable, "-m", "converters.torch_export.compile_program"]
     try:

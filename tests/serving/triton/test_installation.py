@@ -30,6 +30,11 @@ def test_the_backend_directory_holds_the_stub_and_our_backend(tmp_path):
     assert (python / "triton_python_backend_stub").stat().st_mode & 0o111
     assert (python / "libtriton_python.so").is_file()
     assert (assembled / "onnxruntime" / "model.py").is_file()
+    assert {path.name for path in (assembled / "torch_export").iterdir()} == {
+        "model.py",
+        *("pt2_program.py", "pt2_stamp.py"),
+        *("ort_graph.py", "ort_jobs.py", "ort_lengths.py"),
+    }
     assert not list(assembled.rglob("__pycache__"))
 
 
@@ -55,7 +60,9 @@ def test_a_server_on_path_wins_and_its_native_backend_is_not_replaced_by_ours(tm
 
 
 def test_a_server_with_every_backend_needs_no_directory_of_ours(tmp_path):
-    path = _container(tmp_path / "triton", "python", "onnxruntime", "openvino_genai")
+    path = _container(
+        tmp_path / "triton", "python", "onnxruntime", "openvino_genai", "torch_export"
+    )
     installation = find_triton(search_path=path)
     assert assemble(installation, tmp_path / "backends") == installation.backends
 
