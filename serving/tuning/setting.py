@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from modelspec.hardware import TORCH_BACKEND
 from modelspec.names import Role, role_of
 from modelspec.parameters import BUCKETS_PARAMETER, INTRA_OP_THREADS
 from serving.repository.configs import is_ensemble, pins
 
-ENGINE_BACKEND = "onnxruntime"
+ENGINE_BACKENDS = ("onnxruntime", TORCH_BACKEND)
 Configs = Mapping[str, ModelConfig]
 
 
@@ -65,7 +66,7 @@ def roles(configs: Configs) -> Roles:
     generation's suffix or not)."""
     public = next(name for name, config in configs.items() if is_ensemble(config))
     members = {role_of(public, model): model for model in pins(configs[public])}
-    by_backend = [m for m, c in configs.items() if c.backend == ENGINE_BACKEND]
+    by_backend = [m for m, c in configs.items() if c.backend in ENGINE_BACKENDS]
     engine = members.get(Role.ENGINE) or next(iter(by_backend), "")
     return Roles(public, engine, members.get(Role.PRE, ""))
 

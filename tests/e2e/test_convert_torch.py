@@ -98,7 +98,7 @@ def test_a_file_of_another_torch_is_refused_by_triton_in_one_sentence(mood, path
 
 def test_without_a_compiler_a_module_is_served_as_an_exported_program(paths, tmp_path, monkeypatch):
     (tmp_path / "torch_served_nets.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CXX", "no-such-compiler")
     messages = []
     options = ConvertOptions("torch_served_nets:good", name="net", engine="torch")
@@ -112,7 +112,7 @@ def test_without_a_compiler_a_module_is_served_as_an_exported_program(paths, tmp
 
 def test_the_onnx_engine_replaces_it_again(paths, tmp_path, monkeypatch):
     (tmp_path / "torch_replaced_nets.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CXX", "no-such-compiler")
     source = "torch_replaced_nets:good"
     assert run(ConvertOptions(source, name="twice", engine="torch"), paths, str).is_new

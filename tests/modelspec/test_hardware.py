@@ -7,7 +7,14 @@ import pytest
 from tritonclient.grpc import model_config_pb2 as pb
 
 from ensembles.text_embedding import BUCKETS, PIPELINE
-from modelspec.hardware import STEP_INSTANCES, engine_of, hardware_configs, plan_config, with_plan
+from modelspec.hardware import (
+    STEP_INSTANCES,
+    engine_of,
+    hardware_configs,
+    plan_config,
+    with_plan,
+    with_program,
+)
 from modelspec.model import ModelSpec, TensorSpec
 from modelspec.pbtxt import parse, render, to_proto
 from modelspec.staging import stage_model
@@ -62,6 +69,28 @@ def test_the_steps_in_front_of_an_engine_on_a_gpu_run_in_more_processes():
         (pb.ModelInstanceGroup.KIND_CPU, 4)
     ]
     assert _without(gpu, "instance_group") == _without(to_proto(tokenizer), "instance_group")
+
+
+def test_an_engine_on_torch_is_wired_the_same_and_has_its_own_program_on_a_gpu():
+    pipeline = with_program(PIPELINE)
+    engine = engine_of(pipeline)
+    assert (engine.name, engine.backend) == ("text_embedding_torch", "torch_export")
+    assert [step.model for step in pipeline.public.steps] == [
+        "text_embedding_pre",
+        "text_embedding_torch",
+    ]
+    assert to_proto(engine).default_model_filename == ""  # the backend's own: model.pt2
+    profiles = hardware_configs(engine)
+    assert profiles["gpu"] == profiles["gpu-tensorrt"]
+    gpu, main = profiles["gpu"], to_proto(engine)
+    assert gpu.default_model_filename == "model.cuda.pt2"
+    (group,) = gpu.instance_group
+    assert (group.kind, group.count) == (pb.ModelInstanceGroup.KIND_GPU, 1)
+    for parameter in ("padding_mask", "padding_value"):  # padding is cut off on a CPU only
+        assert parameter not in gpu.parameters
+        del main.parameters[parameter]
+    varying = ("instance_group", "default_model_filename")
+    assert _without(gpu, *varying) == _without(main, *varying)
 
 
 def test_the_accelerator_is_an_option_and_gets_the_profiles():

@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from ensembles.text_embedding import PIPELINE
+from modelspec.hardware import with_program
 from modelspec.parameters import TUNED_PARAMETER
 from modelspec.pbtxt import parse, render, to_proto
 from serving.repository.configs import carried, meaning
@@ -32,6 +34,13 @@ def test_each_kind_of_pipeline_has_its_own_serving_parameters(configs):
     assert setting_of(small) == Setting(
         instances=2, max_batch=8, dynamic_batching=False, pre_instances=1
     )
+
+
+def test_an_engine_on_torch_has_the_serving_parameters_of_one_on_onnx_runtime(configs):
+    specs = with_program(PIPELINE).models
+    on_torch = {spec.name: to_proto(spec) for spec in specs}
+    assert roles(on_torch).engine == "text_embedding_torch"
+    assert setting_of(on_torch) == setting_of(configs)
 
 
 def test_a_setting_is_read_back_as_applied(configs):
