@@ -35,6 +35,8 @@ except ImportError:  # outside Triton: unit tests set their own stand-in
 # Asking whether a request was cancelled is a round trip to the server process: see the backend
 # onnxruntime.
 ASK_CANCELLED_ABOVE_S = 0.001
+# By the device's type: what the metric says.
+PROVIDERS = {"cpu": "torch_cpu", "cuda": "torch_cuda"}
 
 
 class TritonPythonModel:
@@ -100,7 +102,7 @@ def _report(args: dict[str, str], device: torch.device, stamp: dict[str, Any]) -
     long as they are referred to."""
     model, version = args["model_name"], args["model_version"]
     how = "compiled by AOTInductor" if stamp["is_compiled"] else "run operator by operator"
-    provider, operators = f"torch_{device.type}", stamp["operators"]
+    provider, operators = PROVIDERS[device.type], stamp["operators"]
     pb_utils.Logger.log_info(
         f"model '{model}' version {version}: {operators} operators on {provider}, {how}"
     )
