@@ -23,10 +23,11 @@ PEER_fastapi_onnx := fastapi 'uvicorn[standard]'
 PEER_litserve_app := litserve
 PEER_bentoml_app := bentoml
 PEER_xllamacpp_server := xllamacpp
+PEER_litellm_proxy := 'litellm[proxy]'
 PEER_ENGINE := $(shell grep -E '^(numpy|onnxruntime|tokenizers)==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-fast check format docs load demo bench bench-peers bench-chat bench-growth bench-optimized clients clean
+.PHONY: help up test test-fast check format docs load demo bench bench-peers bench-chat bench-growth bench-litellm bench-optimized clients aiperf clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -76,6 +77,11 @@ bench-peers: $(VENV)/.load $(PEERS:%=.venv-bench/%/.installed) ## Measure agains
 bench-chat: $(VENV)/.load .venv-bench/xllamacpp_server/.installed ## Measure a language model's streams, beside llama.cpp's server
 	@ls -d model_repository/chat/[0-9]* >/dev/null 2>&1 || $(BIN)/tidegate convert chat
 	@$(BIN)/python -m loadtests.bench chat $(ARGS)
+
+bench-litellm: $(VENV)/.load .venv-bench/litellm_proxy/.installed ## Measure the OpenAI route beside LiteLLM's proxy
+	@$(WRK)
+	@ls -d model_repository/text_embedding/[0-9]* >/dev/null 2>&1 || $(BIN)/tidegate convert text_embedding
+	@$(BIN)/python -m loadtests.bench litellm $(ARGS)
 
 bench-growth: $(VENV)/.load ## Measure the gateway with 1,000 models, 10,000 keys, 4 workers
 	@$(WRK)

@@ -15,6 +15,7 @@ from loadtests.bench import (
     benchmarks_gateway,
     benchmarks_growth,
     benchmarks_large,
+    benchmarks_litellm,
     benchmarks_peers,
     benchmarks_perf_analyzer,
 )
@@ -43,6 +44,7 @@ BENCHMARKS: dict[str, tuple[Benchmark, ...]] = {
 }
 ALONE: dict[str, tuple[Callable[[Effort], Section], ...]] = {
     "growth": (benchmarks_growth.growth, benchmarks_growth.workers),
+    "litellm": (benchmarks_litellm.litellm,),
     "chat": (benchmarks_chat.events, benchmarks_chat.streams, benchmarks_chat.beside_llama_cpp),
 }
 
@@ -83,7 +85,8 @@ def command(
 ) -> None:
     """Measure our own stack (``ours``), or its large requests (``large``), or compare it with its
     peers (``peers``), after ``tidegate optimize`` too (``optimized``), or gateways alone as their
-    work grows (``growth``), or the streams of a language model (``chat``).
+    work grows (``growth``) or beside LiteLLM's proxy (``litellm``), or the streams of a language
+    model (``chat``).
 
     Exit codes: 0 every floor held; 1 one was missed; 2 the measurement failed; 3 none was missed,
     but the noise was too large to judge some (``--rounds`` makes it smaller).
