@@ -7,12 +7,12 @@ import time
 from itertools import islice
 from typing import Any, ClassVar
 
-import grpc.experimental.gevent
 import numpy as np
 from locust import FastHttpUser, User, task
-from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput, InferResult
+from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
 from tritonclient.utils import InferenceServerException
 
+from loadtests.gevent_triton import TritonClient
 from loadtests.listeners import PART, require_launch_host
 from loadtests.preflight import PIPELINE, find_key, parse_weights
 from loadtests.responses import (
@@ -27,9 +27,6 @@ from loadtests.responses import (
 from loadtests.signoff.preflight import pipeline_of
 from loadtests.signoff.requests import Client, Mix
 from loadtests.texts import endless, real_texts
-
-# Without this a gRPC call blocks gevent's loop, and with it every other user.
-grpc.experimental.gevent.init_gevent()
 
 OPENAI_BATCH = 4
 TIMEOUT_S = 35.0  # above the gateway's deadline of 30 s, so that its 504 arrives
@@ -78,26 +75,6 @@ class RestUser(FastHttpUser):
                 response.failure(str(fault))
 
 
-class TritonClient(InferenceServerClient):  # type: ignore[misc]  # tritonclient ships no types
-    """A client that is closed by the end of the process; until then the next user reuses it.
-
-    The stock client closes its channel again when it is garbage-collected. Under gevent (grpcio
-    1.85) such a close was seen to wait forever on gRPC's own lock, in
-    ``gevent_decrement_channel_count``, and Locust with it.
-    """
-
-    idle: ClassVar[list["TritonClient"]] = []
-
-    @classmethod
-    def take(cls, address: str) -> "TritonClient":
-        # Its own connection, as a separate process would have: otherwise channels share one.
-        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
-        return cls.idle.pop() if cls.idle else cls(address, channel_args=options)
-
-    def __del__(self) -> None:
-        """Nothing: see above."""
-
-
 class TritonUser(User):
     """A latency-sensitive client: stock ``tritonclient``, with nothing between it and the
     server."""
@@ -108,7 +85,7 @@ class TritonUser(User):
         self.client = TritonClient.take(self.environment.parsed_options.grpc_address)
 
     def on_stop(self) -> None:
-        TritonClient.idle.append(self.client)
+        self.client.give_back()
 
     @task
     def infer(self) -> None:
@@ -140,7 +117,7 @@ class PipelineUser(User):
     real texts and photos: the requests that a sign-off sends, but in a closed loop."""
 
     protocol = "pipeline"
-    # One for all: each request that is under way has a connection of its own.
+    # One for all: each request under way has a connection of its own, over gRPC one of a few.
     _mixes: ClassVar[list[Mix]] = []
 
     def on_start(self) -> None:

@@ -60,6 +60,11 @@ class Failures:
         if report.failed:
             self.is_whole = False
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self) -> None:
+        """A worker has died, and took with it what its test would have said."""
+        self.is_whole = False
+
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if session.config.getoption("maxfail"):

@@ -68,6 +68,13 @@ def test_two_that_fail_once_each_do_not_fail_the_run(tmp_path):
         assert f"unsteady: test_toy.py::test_{test} failed in one of two runs" in output
 
 
+def test_a_worker_that_dies_fails_the_run(tmp_path):
+    crash = "\ndef test_crash():\n    import os\n    nth_run('crash') > 1 or os._exit(3)\n"
+    code, output = _run(tmp_path, crash, "-n", "2", "--dist", "loadfile")
+    assert code == 1, output
+    assert "unsteady" not in output
+
+
 def test_a_second_run_that_crashes_fails_the_run(tmp_path):
     crash = "\ndef test_crash():\n    import os\n    nth_run('crash') == 1 or os._exit(3)\n"
     code, output = _run(tmp_path, crash + FLAKY.format(1), "-n", "0", "test_toy.py")

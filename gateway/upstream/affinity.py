@@ -4,9 +4,10 @@ that is not much busier than the others.
 An engine keeps what it has computed of a prompt (its prefix cache), so the next turn of a
 conversation costs a fraction where the last one was. The beginning is known by a chain of hashes of
 its blocks, each salted with the tenant: nobody can learn by its latency whether another tenant has
-sent a text. What no replica has computed goes by its first block to the same one from every
-gateway. No replica gets more than ``MOST_SHARE`` times the mean of the tokens under way (consistent
-hashing with bounded loads): one that is asked by everybody would be slower than an empty one.
+sent a text. What this process has sent nowhere goes anywhere: were the replica computed from the
+text, each of many processes, which see their own load alone, would send what everybody sends to the
+same one. No replica gets more than ``MOST_SHARE`` times the mean of the work under way (bounded
+load): one that is asked by everybody would be slower than an empty one.
 """
 
 import hashlib
@@ -16,8 +17,6 @@ from typing import NamedTuple, Protocol
 
 import orjson
 
-from gateway.upstream.balancing import preferred
-
 BLOCK_BYTES = 512  # about 128 tokens of English
 MOST_BLOCKS = 64  # of a prompt: what differs later still begins alike
 MOST_KNOWN = 65_536  # blocks that are remembered: about 10 MB
@@ -26,7 +25,7 @@ BYTES_PER_TOKEN = 4  # of English; a guess is enough to compare
 PROMPT, SAMPLING = "text_input", "sampling_parameters"
 LENGTH_BYTES = 4  # before each element of a BYTES tensor
 DEFAULT_TOKENS = 16  # that vLLM generates for a request that does not say
-MOST_TOKENS = 1_000_000  # that a request can ask for and be believed
+MOST_TOKENS = 4096  # that one text counts for
 
 
 class InferInput(Protocol):
@@ -36,7 +35,8 @@ class InferInput(Protocol):
 
 
 class TextWork(NamedTuple):
-    """A text to continue. ``tokens``: about how many it takes, read and generated. ``blocks``: the
+    """A text to continue. ``tokens``: about how many it takes, read and generated, at most
+    ``MOST_TOKENS``: nobody makes a replica look busy by what is asked for. ``blocks``: the
     hashes of its beginning, each over all that comes before it too; none if it is shorter than a
     block."""
 
@@ -54,7 +54,8 @@ def text_work(tenant: str, prompt: bytes, max_tokens: int) -> TextWork:
     for end in range(BLOCK_BYTES, min(len(prompt), MOST_BLOCKS * BLOCK_BYTES) + 1, BLOCK_BYTES):
         digest.update(prompt[end - BLOCK_BYTES : end])
         blocks.append(digest.copy().digest())
-    return TextWork(len(prompt) // BYTES_PER_TOKEN + max_tokens, tuple(blocks))
+    tokens = max(1, min(len(prompt) // BYTES_PER_TOKEN + max_tokens, MOST_TOKENS))
+    return TextWork(tokens, tuple(blocks))
 
 
 def text_work_of(
@@ -78,7 +79,7 @@ def _max_tokens(sampling: bytes) -> int:
         most = orjson.loads(sampling).get("max_tokens")
     except (ValueError, AttributeError):
         most = None
-    return most if type(most) is int and 0 < most < MOST_TOKENS else DEFAULT_TOKENS
+    return most if type(most) is int and most > 0 else DEFAULT_TOKENS
 
 
 class PrefixAffinity:
@@ -88,22 +89,17 @@ class PrefixAffinity:
         self._most_known = most_known
         self._homes: OrderedDict[tuple[str, bytes], str] = OrderedDict()
 
-    def home(self, model: str, work: TextWork, loads: Mapping[str, int]) -> str:
-        """The address that gets it, or '' if it may go anywhere. ``loads`` are the tokens under way
-        by the address of each replica that may be asked."""
-        if not work.blocks or len(loads) < 2:
-            return ""
+    def home(self, model: str, work: TextWork, loads: Mapping[str, float]) -> str:
+        """The address that gets it, or '' if it may go anywhere. ``loads`` is the work under way by
+        the address of each replica that may be asked, in texts like this one."""
         for block in reversed(work.blocks):
-            home = self._homes.get((model, block), "")
-            if home in loads:
-                return home if _has_room(home, work, loads) else ""
-        for address in preferred(work.blocks[0].hex(), loads):
-            if _has_room(address, work, loads):
-                return address
+            address = self._homes.get((model, block), "")
+            if address in loads:
+                return address if _has_room(address, loads) else ""
         return ""
 
     def sent(self, model: str, work: TextWork, address: str) -> None:
-        """It went to this replica, which will have its beginning from now on."""
+        """This replica has continued it, and so has its beginning from now on."""
         for block in work.blocks:
             key = (model, block)
             self._homes[key] = address
@@ -112,6 +108,6 @@ class PrefixAffinity:
             self._homes.popitem(last=False)
 
 
-def _has_room(address: str, work: TextWork, loads: Mapping[str, int]) -> bool:
+def _has_room(address: str, loads: Mapping[str, float]) -> bool:
     """Whether it has at most ``MOST_SHARE`` times the mean, with this text under way somewhere."""
-    return loads[address] * len(loads) <= MOST_SHARE * (sum(loads.values()) + work.tokens)
+    return loads[address] * len(loads) <= MOST_SHARE * (sum(loads.values()) + 1)

@@ -30,6 +30,7 @@ from gateway.errors import (
 )
 from gateway.upstream.affinity import PrefixAffinity, TextWork
 from gateway.upstream.balancing import (
+    MUCH_SLOWER,
     Health,
     ReplicaState,
     by_lot,
@@ -73,12 +74,15 @@ class Replica:
         address: str,
         upstream: Upstream,
         on_failure: Callable[["Permit"], None] = lambda permit: None,
+        on_text: Callable[["Permit"], None] = lambda permit: None,
     ) -> None:
-        """``on_failure`` is called after each failure that may be the replica's own fault."""
-        self.address, self.upstream, self.on_failure = address, upstream, on_failure
+        """``on_failure`` is called after each failure that may be the replica's own fault,
+        ``on_text`` after each text that it continued."""
+        self.address, self.upstream = address, upstream
+        self.on_failure, self.on_text = on_failure, on_text
         self.inflight = 0
         self.aside = 0  # requests whose callers are not reading: not counted in ``inflight``
-        self.tokens = 0  # about how many the texts under way take, of all models
+        self.texts = self.tokens = 0  # texts under way, of all models, and about how many tokens
         self.idle = asyncio.Event()
         self.idle.set()
         self.fault = ""  # what the last active check found
@@ -121,7 +125,9 @@ class Replica:
         """``tokens``: those of the text to send; 0 for other requests."""
         serves, is_right = self.serves(model, version), not self.probes.get(model)
         weight = slow_start(now - self.back_since)
-        load = self.tokens / tokens if tokens else None
+        load = None
+        if tokens:  # what is no text is as much work as this one: who knows
+            load = self.tokens / tokens + max(0, self.inflight - self.texts)
         record = self.records.get(model)
         if record is None:
             return ReplicaState(
@@ -264,6 +270,7 @@ class Permit:
         replica = self.replica
         replica.inflight += 1
         if self.work:
+            replica.texts += 1
             replica.tokens += self.work.tokens
         replica.idle.clear()
         self._sent = time.monotonic()
@@ -276,6 +283,7 @@ class Permit:
         replica, now = self.replica, time.monotonic()
         replica.inflight -= 1
         if self.work:
+            replica.texts -= 1
             replica.tokens -= self.work.tokens
         if not replica.inflight and not replica.aside:
             replica.idle.set()
@@ -295,6 +303,9 @@ class Permit:
                 log.info("replica %s gets requests for %s again", replica.address, self.model)
         if is_failure:
             replica.on_failure(self)
+        # Who has read enough of it closes the generator.
+        if self.work and (error is None or isinstance(error, GeneratorExit)):
+            replica.on_text(self)
         replica.ended(self.model, error)
 
 
@@ -324,7 +335,7 @@ class ReplicaPool:
         for address in dict.fromkeys(addresses):
             replica = retired.pop(address, None)
             if replica is None:
-                replica = Replica(address, self._connect(address), self._on_failure)
+                replica = Replica(address, self._connect(address), self._on_failure, self._on_text)
                 replica.fault = fault
             elif replica.fault == _NEW:
                 replica.fault = fault  # those that it could wait for may be gone
@@ -504,8 +515,6 @@ class ReplicaPool:
             replica = replicas[index]
             record = replica.records.get(model)
             is_trial = record is not None and record.trials_left > 0
-            if work:
-                self._affinity.sent(model, work, replica.address)
             return Permit(replica, model, by_lot=is_drawn, is_trial=is_trial, work=work)
         if candidates(states):
             raise NoCapacity(_BUSY, retry_after_s=1)
@@ -519,15 +528,23 @@ class ReplicaPool:
         work: TextWork,
     ) -> int | None:
         """The index of the candidate that has computed the text's beginning; None if it may go to
-        any. One that is new is not drowned: it gets what is drawn."""
-        indices = [
-            index
+        any. One that is new is not drowned, and one that refuses or is much slower than another
+        gets what is drawn: it would have nothing under way, and so always have room."""
+        quickest_s = min((state.latency_s for state in states if state.latency_s), default=0.0)
+        loads = {
+            replicas[index].address: states[index].load or 0.0
             for index in candidates(states)
-            if states[index].inflight < self._max_inflight and states[index].weight >= 1
-        ]
-        loads = {replicas[index].address: replicas[index].tokens for index in indices}
-        address = self._affinity.home(model, work, loads)
-        return next((index for index in indices if replicas[index].address == address), None)
+            if (state := states[index]).inflight < self._max_inflight
+            and state.weight >= 1
+            and not state.failures
+            and state.latency_s <= MUCH_SLOWER * (quickest_s or state.latency_s)
+        }
+        home = self._affinity.home(model, work, loads)
+        return next((i for i, replica in enumerate(replicas) if replica.address == home), None)
+
+    def _on_text(self, permit: Permit) -> None:
+        if permit.work:
+            self._affinity.sent(permit.model, permit.work, permit.replica.address)
 
     def _on_failure(self, permit: Permit) -> None:
         """Judge the replica by a request that failed: eject it for the model if it is an outlier,

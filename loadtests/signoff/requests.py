@@ -17,12 +17,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import gevent.queue
-import grpc.experimental.gevent
 import numpy as np
 from geventhttpclient import HTTPClient
-from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
+from tritonclient.grpc import InferInput, InferResult
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
+from loadtests.gevent_triton import TritonClient
 from loadtests.photos import photos
 from loadtests.preflight import CannotStart
 from loadtests.signoff.cross_check import CHAT_TOKENS
@@ -32,12 +32,13 @@ from loadtests.signoff.tenants import Tenant
 from loadtests.signoff.trace import Recorded, Trace, text_of
 from loadtests.texts import endless, real_texts
 
-grpc.experimental.gevent.init_gevent()
-
 TIMEOUT_S = 35.0  # above the gateway's deadline of 30 s, so that its 504 arrives
 # So many connections at most. What is due beyond that waits for one, and its wait counts in its
 # latency.
 MOST_OPEN = 4096
+GRPC_CONNECTIONS = 8  # that unary requests share
+MOST_IDLE = 32  # gRPC streams that wait for their next request: a gateway keeps 64 of a caller
+FRESH_S = 10.0  # after which an idle one is not used again: a gateway keeps it for its deadline
 _TIMING = re.compile(r"(\w+);dur=([0-9.]+)")
 _JSON_LENGTH = "Inference-Header-Content-Length"
 
@@ -161,22 +162,23 @@ class Client:
         images = _images(pipeline)
         return _unary(http, f"/v1/{pipeline.name}", lambda: _example(pipeline, texts, images))
 
-    def _grpc_client(self) -> InferenceServerClient:
+    def _grpc_client(self) -> TritonClient:
         if not self.grpc_address:
             raise CannotStart("gRPC needs the address of the gateway's port: pass --grpc HOST:PORT")
-        return InferenceServerClient(
-            self.grpc_address, channel_args=[("grpc.enable_http_proxy", 0)]
-        )
+        return TritonClient.take(self.grpc_address)
 
     @property
     def _metadata(self) -> dict[str, str] | None:
         return {"authorization": f"Bearer {self.key}"} if self.key else None
 
     def _grpc(self, pipeline: Pipeline, texts: Iterator[str]) -> Sender:
-        client, headers = self._grpc_client(), self._metadata
+        # Several connections, as several callers have: with one, one of a gateway's workers would
+        # get everything.
+        clients = itertools.cycle([self._grpc_client() for _ in range(GRPC_CONNECTIONS)])
+        headers = self._metadata
 
         def prepare() -> Callable[[], Response]:
-            tensors = _infer_inputs(_tensors(pipeline, texts))
+            tensors, client = _infer_inputs(_tensors(pipeline, texts)), next(clients)
 
             def send() -> Response:
                 try:
@@ -201,15 +203,17 @@ class Client:
         def prepare() -> Callable[[], Response]:
             make = _language_model_tensors if is_language_model else _tensors
             tensors = _infer_inputs(make(pipeline, texts))
+            while idle and not idle[-1].is_fresh:
+                idle.pop().close()
             # Opened before it is due: its greeting is not the request's time.
             stream = idle.pop() if idle else _GrpcStream(self._grpc_client(), self._metadata)
 
             def send() -> Response:
                 response = stream.infer(pipeline.name, tensors, self.timeout_s)
-                if response.fault:
+                if response.fault or len(idle) >= MOST_IDLE:
                     stream.close()
-                    return response
-                idle.append(stream)
+                else:
+                    idle.append(stream)
                 # Of others the first response says nothing that the last one does not say.
                 return response if is_language_model else Response("", {})
 
@@ -221,14 +225,20 @@ class Client:
 class _GrpcStream:
     """A stream of Triton's gRPC API by the stock client, which carries one request at a time."""
 
-    def __init__(self, client: InferenceServerClient, metadata: Mapping[str, str] | None) -> None:
+    def __init__(self, client: TritonClient, metadata: Mapping[str, str] | None) -> None:
         self._client = client
+        self._used_at = time.monotonic()
         self._received: gevent.queue.Queue[InferResult | InferenceServerException] = (
             gevent.queue.Queue()
         )
         client.start_stream(
             lambda result, error: self._received.put(error or result), headers=metadata
         )
+
+    @property
+    def is_fresh(self) -> bool:
+        """A gateway ends a stream on which nothing has moved for long, and says so on it."""
+        return not self._received.qsize() and time.monotonic() - self._used_at < FRESH_S
 
     def infer(self, model: str, tensors: list[InferInput], timeout_s: float) -> Response:
         """When its first response came, and the mean time between two; a response without text is
@@ -251,10 +261,13 @@ class _GrpcStream:
             return Response("gRPC timed out", _NEVER)
         except InferenceServerException as error:  # the stream has ended meanwhile
             return Response(f"gRPC {error.message()[:80]}", _NEVER)
+        finally:
+            self._used_at = time.monotonic()
         return _streamed(times)
 
     def close(self) -> None:
         self._client.stop_stream(cancel_requests=True)
+        self._client.give_back()
 
 
 class Texts(Iterator[str]):
