@@ -68,6 +68,9 @@ class ReplicaSources:
         self._pool, self._connect = pool, connect
         self._entries: tuple[str, ...] = ()
         self._sources: dict[str, Source] = {}
+        # What the entries may replace, of the replicas before them: it stays until each name has
+        # been looked up, unless an entry lists it, which then decides whether it stays.
+        self._replaced: list[str] = []
 
     @property
     def sources(self) -> list[Source]:
@@ -81,6 +84,7 @@ class ReplicaSources:
             for entry in self._entries
             if (lookup := lookup_of(entry))
         }
+        self._replaced = [replica.address for replica in self._pool.replicas]
         self._apply_addresses()
 
     async def refresh(self) -> None:
@@ -92,16 +96,15 @@ class ReplicaSources:
             self._apply_addresses()
 
     def _apply_addresses(self) -> None:
-        current = [replica.address for replica in self._pool.replicas]
         addresses: list[str] = []
         for entry in self._entries:
             source = self._sources.get(entry)
             addresses += source.addresses if source else [entry]
-        if any(not source.addresses for source in self._sources.values()):
-            # Until a new name has been looked up, those that it may replace stay.
-            addresses += current
-        addresses = list(dict.fromkeys(addresses))
-        if addresses != current:
+        if all(source.addresses for source in self._sources.values()):
+            self._replaced = []
+        self._replaced = [address for address in self._replaced if address not in addresses]
+        addresses = list(dict.fromkeys([*addresses, *self._replaced]))
+        if addresses != [replica.address for replica in self._pool.replicas]:
             self._pool.apply(addresses)
 
     def fault(self) -> str:

@@ -202,6 +202,26 @@ async def test_a_new_name_replaces_addresses_only_once_it_was_looked_up(server, 
     assert _addresses(sources) == ["10.0.0.1:8001"]
 
 
+async def test_while_a_name_is_unknown_what_the_others_drop_is_removed(server, sources):
+    server.records = {(NAME, "A"): ["10.0.0.1", "10.0.0.2"]}
+    followed, unknown = f"dns:{NAME}:8001", "dns:unknown.example:8001"
+    sources.apply(["10.0.0.1:8001", "10.9.9.9:8001"])
+    sources.apply([followed, unknown])
+    await sources.refresh()
+    assert _addresses(sources) == ["10.0.0.1:8001", "10.0.0.2:8001", "10.9.9.9:8001"]
+    for number in (2, 3, 4):
+        server.records[NAME, "A"] = [f"10.0.0.{number}", f"10.0.0.{number + 1}"]
+        await sources.refresh()
+    assert _addresses(sources) == ["10.0.0.4:8001", "10.0.0.5:8001", "10.9.9.9:8001"]
+    sources.apply([followed, unknown])  # gateway.toml was saved again
+    server.records = {
+        (NAME, "A"): ["10.0.0.5", "10.0.0.6"],
+        ("unknown.example", "A"): ["10.0.0.7"],
+    }
+    await sources.refresh()
+    assert _addresses(sources) == ["10.0.0.5:8001", "10.0.0.6:8001", "10.0.0.7:8001"]
+
+
 @pytest.mark.parametrize(("ttl_s", "wait_s"), [(0, 1), (12, 12), (3600, 30)])
 async def test_a_list_is_used_for_its_ttl_within_bounds(server, ttl_s, wait_s):
     server.records, server.ttl_s = {(NAME, "A"): ["10.0.0.1"]}, ttl_s
