@@ -24,6 +24,7 @@ from modelspec.layout import ENGINE_FILE, GPU_PROGRAM_FILE, PROGRAM_FILE
 
 FILES = {"cpu": PROGRAM_FILE, "cuda": GPU_PROGRAM_FILE}
 PRECISION = "fp32"
+_NAMES = {"cpu": "CPU", "cuda": "GPU"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ def require_torch_module(task: Task, precision: str) -> TorchModule:
     return module
 
 
+def name_of(device: str) -> str:
+    """The program for a device, as a proof names it."""
+    return f"the torch engine on the {_NAMES[device]}"
+
+
 def devices() -> tuple[str, ...]:
     """Those that programs are made for on this machine."""
     return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
@@ -83,11 +89,11 @@ def build_program(converted: Converted, report: Progress) -> Program:
         program = export_program(module)
         proved = record
         for device in devices():
-            report(f"{record.name}: compiling with AOTInductor for the {_name(device)}")
+            report(f"{record.name}: compiling with AOTInductor for the {_NAMES[device]}")
             file = folder / FILES[device]
             stamp = write_program(program, module, device, file, report)
             report(f"{record.name}: proving the torch engine against the original")
-            what = f"the torch engine on the {_name(device)}, {_how(stamp)}"
+            what = f"{name_of(device)}, {_how(stamp)}"
             proof = prove_graph(converted.task, file, converted.reference, TorchRunner, what)
             proved = proved.add(proof)
         proved = replace(proved, tools={**proved.tools, "torch.export on": platform.machine()})
@@ -97,10 +103,6 @@ def build_program(converted: Converted, report: Progress) -> Program:
 
     folder = conversion(record.name, key, PROOF_FILE, build)
     return Program(folder, Record.load(folder / PROOF_FILE))
-
-
-def _name(device: str) -> str:
-    return {"cpu": "CPU", "cuda": "GPU"}[device]
 
 
 def _how(stamp: Stamp) -> str:

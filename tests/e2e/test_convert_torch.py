@@ -11,6 +11,7 @@ from modelspec.pbtxt import parse
 from serving.errors import ServingError
 from serving.repository.model_repository import ModelRepository
 from tests.converters.tasks.test_tensors import MODULE
+from tests.tiny_image_models import save_image_classifier
 from tests.tiny_models import save_classifier
 from tidegate.app.convert import ConvertOptions, run
 from tidegate.app.engines import is_on
@@ -71,7 +72,11 @@ def test_the_published_engine_is_known_and_can_be_proved_again(mood, paths):
     options = ConvertOptions(str(source), task="text-classification", name="mood", engine="torch")
     assert not run(options, paths, messages.append).is_new
     proofs = prove(ProveOptions("mood", str(source)), paths, messages.append)
-    assert [proof.subject for proof in proofs] == ["mood: the graph", "mood: served by Triton"]
+    assert [proof.subject for proof in proofs] == [
+        "mood: the graph",
+        "mood: the torch engine on the CPU",
+        "mood: served by Triton",
+    ]
     assert all(proof.passed for proof in proofs)
 
 
@@ -108,6 +113,16 @@ def test_without_a_compiler_a_module_is_served_as_an_exported_program(paths, tmp
     assert _pins(paths, "net") == {"net_torch": 1}
     page = (paths.repository / "net_torch" / "1" / "proof.md").read_text()
     assert "## net: the torch engine on the CPU, run operator by operator" in page
+
+
+def test_an_image_classifier_is_served_by_torch(paths, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    folder = save_image_classifier("resnet", tmp_path / "resnet")
+    options = ConvertOptions(
+        str(folder), task="image-classification", name="photos", engine="torch"
+    )
+    assert run(options, paths, str).is_new
+    assert _pins(paths, "photos") == {"photos_pre": 1, "photos_torch": 1, "photos_post": 1}
 
 
 def test_the_onnx_engine_replaces_it_again(paths, tmp_path, monkeypatch):

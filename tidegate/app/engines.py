@@ -9,6 +9,7 @@ there was one (``configs/gpu.pbtxt``), and the ONNX graph of the same original.
 
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelspec.hardware import GPU, TENSORRT, TORCH, VLLM, engine_of, with_plan, with_program
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     # The files of a Triton backend are top-level modules in Triton, and for mypy.
     import pt2_stamp
 
+    from converters.proof.checks import Proof
+    from converters.proof.reference import Reference
     from converters.task import Task
     from serving.repository.model_repository import ModelRepository
     from tidegate.app.pipelines import Built
@@ -114,6 +117,23 @@ def _fits(repository: "ModelRepository", name: str, report: Progress) -> bool:
     if reason:
         report(f"{name}: the engine must be rebuilt: {reason}")
     return not reason
+
+
+def prove_programs(task: "Task", folder: Path, reference: "Reference") -> list["Proof"]:
+    """The proofs of the programs for torch in an engine's version folder, by the checks of the
+    graph; [] where there are none. That of the GPU only where torch finds one."""
+    if not (folder / PROGRAM_FILE).is_file():
+        return []
+    from converters.conversion import prove_graph
+    from converters.torch_export.engine import FILES, devices, name_of
+    from converters.torch_export.runner import TorchRunner
+
+    files = {device: folder / FILES[device] for device in devices()}
+    return [
+        prove_graph(task, file, reference, TorchRunner, name_of(device))
+        for device, file in files.items()
+        if file.is_file()
+    ]
 
 
 def proved_profiles(repository: "ModelRepository", name: str, report: Progress) -> list[str | None]:

@@ -29,11 +29,12 @@ class ProveOptions:
 
 
 def prove(options: ProveOptions, paths: Paths, report: Callable[[str], None]) -> list["Proof"]:
-    """The graph's proof and the one through Triton; raises ConversionError or ServingError."""
+    """The proofs of the graph, of the programs beside it, and through Triton; raises
+    ConversionError or ServingError."""
     from converters.conversion import ask_original, prove_graph, put_graph, reference_in
     from converters.task import ConversionRequest
     from serving.repository.model_repository import ModelRepository
-    from tidegate.app.engines import proved_profiles
+    from tidegate.app.engines import prove_programs, proved_profiles
     from tidegate.app.published import copy_pipeline, engine_file, published_record
     from tidegate.app.scratch import proved_through_triton
 
@@ -62,6 +63,7 @@ def prove(options: ProveOptions, paths: Paths, report: Callable[[str], None]) ->
         if record:
             checks = (*graph.checks, _same_engine(record.engine_sha256, engine))
             graph = replace(graph, checks=checks)
+        programs = prove_programs(task, engine.parent, reference)
         copy_pipeline(repository, name, copy)
         report(f"{name}: proving the pipeline through a scratch Triton")
         profiles = proved_profiles(repository, name, report)
@@ -69,7 +71,7 @@ def prove(options: ProveOptions, paths: Paths, report: Callable[[str], None]) ->
             proved_through_triton(ModelRepository(copy), paths.state, task, reference, profile)
             for profile in profiles
         ]
-        return [graph, *served]
+        return [graph, *programs, *served]
 
 
 def _same_engine(recorded: str, engine: Path) -> "Check":
