@@ -516,7 +516,7 @@ class Gateway:
         if self.response_cache is None:
             return None
         return self.response_cache.scope(
-            context, self.catalogue, self.reader.read_at, serving, version, parameters
+            context, self.catalogue, self.reader.as_of, serving, version, parameters
         )
 
     async def cached(

@@ -56,7 +56,11 @@ class Model:
     uses_http_upstream: bool = False  # plain requests go over the HTTP upstream
     sequences: SequenceSlots | None = None  # for a model that keeps state between requests
     deterministic: bool = False  # it says that equal requests get equal responses
-    revision: str = ""  # of a deterministic model: changes with its config and those of its steps
+    # Of a deterministic model: changes with its config, those of its steps and their versions; ''
+    # while these are not known for certain.
+    revision: str = ""
+    # Likewise: the one version that is ready on the replicas that are not down; '' if they differ.
+    only_version: str = ""
 
     @cached_property
     def tokens(self) -> TokenOutputs:

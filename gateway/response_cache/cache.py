@@ -6,6 +6,7 @@ identity, rights, limits, the tensor firewall, the audit record.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +23,10 @@ from gateway.settings import Settings
 if TYPE_CHECKING:
     from gateway.response_cache.redis_store import RedisStore
 
+log = logging.getLogger("gateway")
 # The catalogue says which version is served. If it could not be read for so long, nobody knows.
 FRESH_S = 2.0
+UNCERTAIN_S = 30.0  # a model whose versions differ for so long is reported: no rollout takes longer
 Result = Literal["hit", "redis", "shared", "miss"]
 
 
@@ -60,6 +63,8 @@ class ResponseCache:
         self.memory = MemoryStore(limit_bytes, settings.cache_ttl_s)
         self.redis = _redis_store(settings)
         self._flights: dict[bytes, _Flight] = {}
+        self._uncertain: dict[str, float] = {}  # model -> since when, monotonic seconds
+        self._reported: set[str] = set()
 
     async def open(self) -> None:
         if self.redis:
@@ -73,28 +78,29 @@ class ResponseCache:
         self,
         context: RequestContext,
         catalogue: Catalogue,
-        read_at: float,
+        as_of: float,
         serving: str,
         version: str = "",
         parameters: Iterable[str] = (),
     ) -> CacheScope | None:
         """What the response would be kept under; None if this request has nothing to do with the
         cache: its model does not say that it is deterministic, keeps state or streams, its caller
-        says no-store, or it is not known for certain which version will answer. ``read_at`` is when
-        the catalogue was last read."""
+        says no-store, or it is not known for certain which version will answer. ``as_of`` is when
+        the replicas were asked for the versions in the catalogue."""
         model = catalogue.models.get(serving)
         if model is None or not _is_cacheable(model) or SEQUENCE_ID in parameters:
             return None
-        if time.monotonic() - read_at > FRESH_S or b"no-store" in _directives(context):
+        if time.monotonic() - as_of > FRESH_S or b"no-store" in _directives(context):
             return None
-        if not version:
-            if len(model.versions) != 1:
-                return None  # one is being replaced by another, or replicas differ
-            version = model.versions[0]
+        version = version or model.only_version
+        if not version or not model.revision:
+            return None  # one is being replaced by another, or replicas differ
         return CacheScope(context.tenant, serving, version, model.revision)
 
     def keep_served(self, catalogue: Catalogue) -> None:
-        """Forget the responses of versions that are no longer served."""
+        """Forget the responses of versions that are no longer served, and report models that are
+        not cached although they could be."""
+        self._report(catalogue)
         self.memory.keep_only(
             {
                 (name, version, model.revision)
@@ -103,6 +109,24 @@ class ResponseCache:
                 for version in model.versions
             }
         )
+
+    def _report(self, catalogue: Catalogue) -> None:
+        now = time.monotonic()
+        self._uncertain = {
+            name: self._uncertain.get(name, now)
+            for name, model in catalogue.models.items()
+            if _is_cacheable(model) and not (model.only_version and model.revision)
+        }
+        late = {name for name, since in self._uncertain.items() if now - since >= UNCERTAIN_S}
+        for name in sorted(late - self._reported):
+            log.warning(
+                "the response cache leaves out %s: for %.0f s it has not been certain which "
+                "version of it, or of its steps, answers. More than one is ready, or none",
+                *(name, UNCERTAIN_S),
+            )
+        for name in sorted(self._reported - self._uncertain.keys()):
+            log.info("the response cache leaves out %s no longer", name)
+        self._reported = late
 
     async def responses(
         self,

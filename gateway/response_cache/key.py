@@ -15,7 +15,7 @@ Elements = tuple[bool, bytes | memoryview]
 
 class CacheScope(NamedTuple):
     """Whose responses, and of what. ``model`` is what serves: the pipeline, or a canary of it;
-    ``revision`` changes with its config and those of its steps."""
+    ``revision`` changes with its config, those of its steps and their versions."""
 
     tenant: str
     model: str

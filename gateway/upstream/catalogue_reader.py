@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gateway.errors import DeadlineExceeded, GatewayError, NoCapacity
@@ -16,6 +16,10 @@ from modelspec.errors import DeclarationError
 # How many configs are read again at each refresh, twice a second: all of a small catalogue. Of a
 # thousand models each one is read every 16 s, and all of them at once would take a whole core.
 REREAD = 32
+# The models that an ensemble names, each with the version: NEWEST is whichever is ready.
+_StepVersions = tuple[tuple[str, int], ...]
+_NO_STEPS: _StepVersions = ()
+NEWEST = -1
 
 
 class CatalogueReader:
@@ -24,11 +28,11 @@ class CatalogueReader:
     def __init__(self, expected: Iterable[str] = ()) -> None:
         self.faults: dict[str, str] = {}
         self.read_at = -math.inf  # when a replica last listed its models, monotonic seconds
+        self.as_of = -math.inf  # when the versions in the last catalogue were asked for, likewise
         self.is_waiting = False  # for a response, or none came in time; False after a refusal
         self._expected = frozenset(expected)
         self._entries: dict[str, _Entry] = {}
         self._next_due = 0
-        self._last: dict[str, Model] = {}
 
     async def read(self, replicas: Sequence[Replica]) -> Catalogue:
         """What the replicas serve together. Raises a GatewayError if none of them responds.
@@ -37,6 +41,7 @@ class CatalogueReader:
         its models are not unknown because it is away. A model's config comes from the first replica
         in the list that has it; it is read when the model's versions change, and once in a while.
         """
+        started = time.monotonic()
         reachable = [replica for replica in replicas if replica.health]
         self.is_waiting = True
         errors = await asyncio.gather(*map(_read_index, reachable))
@@ -47,19 +52,16 @@ class CatalogueReader:
             self.is_waiting = any(isinstance(error, DeadlineExceeded) for error in errors)
             raise next(filter(None, errors), NoCapacity("no replica can be asked for its models"))
         self.read_at = time.monotonic()
-        self._last = models = await self._read_models(replicas, responding)
-        self.is_waiting = False
+        models = await self._read_models(replicas, responding)
+        self.is_waiting, self.as_of = False, started
         return Catalogue(models, self._expected)
 
     async def _read_models(
         self, replicas: Sequence[Replica], responding: Sequence[Replica]
     ) -> dict[str, Model]:
-        all_versions: dict[str, tuple[str, ...]] = {}
-        for replica in replicas:
-            for name, versions in (replica.versions or {}).items():
-                all_versions[name] = tuple(dict.fromkeys((*all_versions.get(name, ()), *versions)))
-        models: dict[str, Model] = {}
+        all_versions = _versions(replicas)
         entries: dict[str, _Entry] = {}
+        unread: set[str] = set()  # models whose versions have changed since their config was read
         due = self._due(all_versions)
         for name, versions in all_versions.items():
             holder = next(
@@ -74,15 +76,18 @@ class CatalogueReader:
             except (NoCapacity, DeadlineExceeded):
                 # The model or its server went away between the two requests, or is too busy for the
                 # second one: neither is a reason for a 404.
-                if name in self._last:
-                    models[name] = self._last[name]
-                continue
+                if entry is None:
+                    continue
+                if entry.versions != versions:
+                    unread.add(name)
             entries[name] = entry
-            if entry.model:
-                models[name] = entry.model
         self._entries = entries
         self.faults = {name: entry.fault for name, entry in entries.items() if entry.fault}
-        return {name: _as_its_steps(model, entries) for name, model in models.items()}
+        ready = _versions(replica for replica in replicas if replica.health)
+        steps = _Steps(entries, ready, unread)
+        return {
+            name: steps.completed(entry.model) for name, entry in entries.items() if entry.model
+        }
 
     def _due(self, names: Iterable[str]) -> set[str]:
         """The models whose configs are read again although their versions are the same: a few at a
@@ -96,7 +101,7 @@ class CatalogueReader:
         """Raises NoCapacity or DeadlineExceeded if the server does not respond; a model's own fault
         is its entry's, and affects no other."""
         previous, config_bytes, slots = self._entries.get(name), b"", None
-        delay_s = None
+        delay_s, steps = None, _NO_STEPS
         try:
             config = (await holder.upstream.describe("ModelConfig", name)).config
             self.read_at = time.monotonic()
@@ -104,15 +109,18 @@ class CatalogueReader:
             if previous and (previous.versions, previous.config) == (versions, config_bytes):
                 return previous
             slots, delay_s = sequence_slots(config), batch_delay_s(config)
+            steps = tuple(
+                (step.model_name, step.model_version) for step in config.ensemble_scheduling.step
+            )
             model = read_model(config, versions)
         except (NoCapacity, DeadlineExceeded):
             raise
         except DeclarationError as error:
-            return _Entry(versions, config_bytes, None, slots, delay_s, error.problem)
+            return _Entry(versions, config_bytes, None, slots, delay_s, error.problem, steps)
         except Exception as error:
             return _Entry(versions, b"", None, slots, delay_s, str(error) or type(error).__name__)
         fault = model.golden_fault if model else ""
-        return _Entry(versions, config_bytes, model, slots, delay_s, fault)
+        return _Entry(versions, config_bytes, model, slots, delay_s, fault, steps)
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,7 @@ class _Entry:
     slots: SequenceSlots | None
     batch_delay_s: float | None
     fault: str
+    steps: _StepVersions = ()
 
 
 async def _read_index(replica: Replica) -> GatewayError | None:
@@ -138,27 +147,69 @@ async def _read_index(replica: Replica) -> GatewayError | None:
     return None
 
 
-def _as_its_steps(model: Model, entries: "Mapping[str, _Entry]") -> Model:
-    """An ensemble takes as many sequences as the step that takes the fewest, and gathers batches if
-    one of its steps does."""
-    steps = [entry for entry in map(entries.get, model.steps) if entry]
-    delay_s, sequences = model.batch_delay_s, model.sequences
-    if delays_s := [step.batch_delay_s for step in steps if step.batch_delay_s is not None]:
-        delay_s = sum(delays_s)
-    slots = [step.slots for step in steps if step.slots]
-    if slots and not sequences:
-        sequences = SequenceSlots(
-            min(step.at_once for step in slots), max(step.idle_s for step in slots)
+def _versions(replicas: Iterable[Replica]) -> dict[str, tuple[str, ...]]:
+    """Model -> the versions that any of the replicas has, as far as they are known."""
+    union: dict[str, tuple[str, ...]] = {}
+    for replica in replicas:
+        for name, versions in (replica.versions or {}).items():
+            union[name] = tuple(dict.fromkeys((*union.get(name, ()), *versions)))
+    return union
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """What the models say of one another. ``ready``: the versions on the replicas that are not
+    down; ``unread``: the models whose present config is not known."""
+
+    entries: "Mapping[str, _Entry]"
+    ready: Mapping[str, tuple[str, ...]]
+    unread: Collection[str]
+
+    def completed(self, model: Model) -> Model:
+        """An ensemble takes as many sequences as the step that takes the fewest, and gathers
+        batches if one of its steps does. A deterministic model gets what its responses are cached
+        by."""
+        steps = [entry for entry in map(self.entries.get, model.steps) if entry]
+        delay_s, sequences = model.batch_delay_s, model.sequences
+        if delays_s := [step.batch_delay_s for step in steps if step.batch_delay_s is not None]:
+            delay_s = sum(delays_s)
+        slots = [step.slots for step in steps if step.slots]
+        if slots and not sequences:
+            sequences = SequenceSlots(
+                min(step.at_once for step in slots), max(step.idle_s for step in slots)
+            )
+        revision, version = "", ""
+        if model.deterministic:
+            revision = self._revision(model.name)
+            ready = self.ready.get(model.name, ())
+            version = ready[0] if len(ready) == 1 else ""
+        known = (model.batch_delay_s, model.sequences, model.revision, model.only_version)
+        if (delay_s, sequences, revision, version) == known:
+            return model
+        return replace(
+            model,
+            batch_delay_s=delay_s,
+            sequences=sequences,
+            revision=revision,
+            only_version=version,
         )
-    revision = _revision(entries[model.name], steps) if model.deterministic else ""
-    if (delay_s, sequences, revision) == (model.batch_delay_s, model.sequences, model.revision):
-        return model
-    return replace(model, batch_delay_s=delay_s, sequences=sequences, revision=revision)
 
-
-def _revision(own: _Entry, steps: "Iterable[_Entry]") -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for entry in (own, *steps):
-        digest.update(len(entry.config).to_bytes(8, "big"))
-        digest.update(entry.config)
-    return digest.hexdigest()
+    def _revision(self, model: str) -> str:
+        """A digest of the configs of the model and of all its steps, and of the versions of the
+        steps that it takes the newest of. '' if one of them is not known, or two are ready."""
+        digest = hashlib.blake2b(digest_size=8)
+        pending = [(model, 0)]  # which version of its own answers is no part of the revision
+        for name, version in pending:
+            entry = self.entries.get(name)
+            if entry is None or not entry.config or name in self.unread:
+                return ""
+            if version == NEWEST:
+                ready = self.ready.get(name) or entry.versions
+                if len(ready) != 1:
+                    return ""
+                version = int(ready[0])
+            head = repr((name, version, len(entry.config)))
+            digest.update(head.encode())
+            digest.update(entry.config)
+            pending += [step for step in entry.steps if step not in pending]
+        return digest.hexdigest()

@@ -20,6 +20,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(self, *configs: model_config_pb2.ModelConfig) -> None:
         self.configs = {config.name: config for config in configs}
+        self.versions: dict[str, tuple[str, ...]] = {}  # of those that do not have just version 1
         self.answer: Answer = _zero
         self.raw: bytes | None = None  # instead of the value's own bytes
         self.inferences = self.configs_read = 0
@@ -44,7 +45,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         await asyncio.sleep(self.takes_s.get("RepositoryIndex", 0))
         index = service_pb2.RepositoryIndexResponse()
         for name in self.configs:
-            index.models.add(name=name, version="1", state="READY")
+            for version in self.versions.get(name, ("1",)):
+                index.models.add(name=name, version=version, state="READY")
         return index
 
     async def ModelConfig(self, request, context):  # noqa: N802

@@ -10,7 +10,7 @@ from gateway.errors import DeadlineExceeded, InvalidRequest, NoCapacity, Upstrea
 from gateway.http.request_context import RequestContext
 from gateway.models.catalogue import Catalogue, Model
 from gateway.models.sequences import SequenceSlots
-from gateway.response_cache.cache import FRESH_S, CachedResponse, ResponseCache
+from gateway.response_cache.cache import FRESH_S, UNCERTAIN_S, CachedResponse, ResponseCache
 from gateway.response_cache.key import CacheScope
 from gateway.settings import Settings
 from tests.gateway.request_contexts import context_of
@@ -157,6 +157,7 @@ def _model(**changes) -> Model:
         "probe": None,
         "deterministic": True,
         "revision": "abc",
+        "only_version": "1",
         **changes,
     }
     return Model("m", **fields)
@@ -164,13 +165,14 @@ def _model(**changes) -> Model:
 
 def _scope_of(cache, model, context=None, age_s=0.0, **more) -> CacheScope | None:
     catalogue = Catalogue({"m": model})
-    read_at = time.monotonic() - age_s
-    return cache.scope(context or _context(), catalogue, read_at, "m", **more)
+    as_of = time.monotonic() - age_s
+    return cache.scope(context or _context(), catalogue, as_of, "m", **more)
 
 
 def test_what_is_cached(cache):
     assert _scope_of(cache, _model()) == SCOPE
-    assert _scope_of(cache, _model(versions=("1", "2")), version="1") == SCOPE
+    assert _scope_of(cache, _model(only_version=""), version="1") == SCOPE
+    assert _scope_of(cache, _model(versions=("1", "2"))) == SCOPE  # 2 is on a dead replica
     assert _scope_of(cache, _model(), _context(cache_control="max-age=0")) == SCOPE
     assert _scope_of(cache, _model(), parameters=["top"]) == SCOPE
 
@@ -181,7 +183,8 @@ def test_what_is_cached(cache):
         pytest.param(_model(deterministic=False), {}, id="undeclared"),
         pytest.param(_model(decoupled=True), {}, id="decoupled"),
         pytest.param(_model(sequences=SequenceSlots(1, 1.0)), {}, id="stateful"),
-        pytest.param(_model(versions=("1", "2")), {}, id="two_versions"),
+        pytest.param(_model(only_version=""), {}, id="two_versions"),
+        pytest.param(_model(revision=""), {"version": "1"}, id="unknown_steps"),
         pytest.param(_model(), {"parameters": ["sequence_id"]}, id="sequence"),
         pytest.param(_model(), {"age_s": FRESH_S + 1}, id="stale_catalogue"),
         pytest.param(
@@ -203,3 +206,22 @@ def test_a_header_that_is_there_twice_counts_twice(cache):
 async def test_memory_is_divided_among_the_workers():
     cache = ResponseCache(Settings(cache_mib=8, workers=4))
     assert cache.memory.limit_bytes == 2 * 2**20
+
+
+def test_a_model_whose_versions_differ_for_long_is_reported_once(cache, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="gateway")
+    now = time.monotonic()
+    monkeypatch.setattr("gateway.response_cache.cache.time.monotonic", lambda: now)
+    differing = Catalogue({"m": _model(only_version=""), "other": _model(deterministic=False)})
+    cache.keep_served(differing)
+    now += UNCERTAIN_S - 1  # a rollout
+    cache.keep_served(differing)
+    assert not caplog.messages
+    for _ in range(2):
+        now += 1
+        cache.keep_served(differing)
+    (message,) = caplog.messages
+    assert message.startswith("the response cache leaves out m: ")
+    for _ in range(2):
+        cache.keep_served(Catalogue({"m": _model()}))
+    assert caplog.messages[1:] == ["the response cache leaves out m no longer"]
