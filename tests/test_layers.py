@@ -136,7 +136,7 @@ def test_only_what_locust_loads_imports_locust():
     importers = {
         str(path.relative_to(ROOT)) for path in _files(*PACKAGES) if "locust" in _imports(path)
     }
-    assert importers <= {"loadtests/locustfile.py", "loadtests/listeners.py"}
+    assert importers <= {"loadtests/users.py", "loadtests/listeners.py"}
 
 
 def test_names_say_something_and_shadow_nothing():
