@@ -37,6 +37,7 @@ BUSY_S, LONGEST_BUSY_S = 15.0, 60.0
 # A probe that takes longer than this, as a language model's does, is not sent in every round: so
 # many times as long must pass between two, but no more than LATE_S, within which a fault is found.
 SLOW_PROBE_S, PAUSES = 0.05, 50
+ANSWERS = "answers its golden sample"  # so begins what is wrong with an answer, not what is late
 _NO_RESPONSE = "does not answer its golden sample"
 STALE_S = 5.0  # the greatest age of the catalogue
 
@@ -152,7 +153,7 @@ class Background:
         except GatewayError:
             return  # ``outage`` reports it after a while; the last catalogue stays in use
         if gateway.response_cache:
-            gateway.response_cache.keep_served(gateway.catalogue)
+            gateway.response_cache.keep_served(gateway.catalogue, self._giving_wrong_answers())
             memory = gateway.response_cache.memory
             gateway.metrics.show_cache(memory.bytes, memory.evicted)
             memory.evicted = 0
@@ -160,6 +161,15 @@ class Background:
         for model, fault in gateway.reader.faults.items():
             if previous_faults.get(model) != fault:
                 log.error("model %s is not exposed: %s", model, fault)
+
+    def _giving_wrong_answers(self) -> frozenset[str]:
+        """The pipelines whose golden answer is wrong, at one replica or more."""
+        return frozenset(
+            name
+            for replica in self.gateway.pool.replicas
+            for name, fault in replica.probes.items()
+            if fault.startswith(ANSWERS)
+        )
 
     async def probe(self) -> None:
         """Probe every pipeline on every replica that can be probed, and evaluate the responses.

@@ -8,6 +8,7 @@ identity, rights, limits, the tensor firewall, the audit record.
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -27,6 +28,10 @@ log = logging.getLogger("gateway")
 # The catalogue says which version is served. If it could not be read for so long, nobody knows.
 FRESH_S = 2.0
 UNCERTAIN_S = 30.0  # a model whose versions differ for so long is reported: no rollout takes longer
+# Golden samples are asked every second, or every 5 s if that takes long, and a wrong answer is seen
+# within another second.
+CONFIRM_S = 7.0
+MOST_UNCONFIRMED = 100_000  # keys
 Result = Literal["hit", "redis", "shared", "miss"]
 
 
@@ -65,6 +70,9 @@ class ResponseCache:
         self._flights: dict[bytes, _Flight] = {}
         self._uncertain: dict[str, float] = {}  # model -> since when, monotonic seconds
         self._reported: set[str] = set()
+        self._distrusted: frozenset[str] = frozenset()
+        # What is to be put into Redis, and since when it is known; its response is in memory.
+        self._unconfirmed: deque[tuple[float, bytes]] = deque(maxlen=MOST_UNCONFIRMED)
 
     async def open(self) -> None:
         if self.redis:
@@ -85,10 +93,12 @@ class ResponseCache:
     ) -> CacheScope | None:
         """What the response would be kept under; None if this request has nothing to do with the
         cache: its model does not say that it is deterministic, keeps state or streams, its caller
-        says no-store, or it is not known for certain which version will answer. ``as_of`` is when
-        the replicas were asked for the versions in the catalogue."""
+        says no-store, its golden answer is wrong, or it is not known for certain which version will
+        answer. ``as_of`` is when the replicas were asked for the versions in the catalogue."""
         model = catalogue.models.get(serving)
         if model is None or not _is_cacheable(model) or SEQUENCE_ID in parameters:
+            return None
+        if serving in self._distrusted:
             return None
         if time.monotonic() - as_of > FRESH_S or b"no-store" in _directives(context):
             return None
@@ -97,18 +107,29 @@ class ResponseCache:
             return None  # one is being replaced by another, or replicas differ
         return CacheScope(context.tenant, serving, version, model.revision)
 
-    def keep_served(self, catalogue: Catalogue) -> None:
-        """Forget the responses of versions that are no longer served, and report models that are
-        not cached although they could be."""
+    def keep_served(self, catalogue: Catalogue, distrusted: frozenset[str] = frozenset()) -> None:
+        """Forget the responses of versions that are no longer served, and those of the models that
+        are ``distrusted``: they give a wrong golden answer, and may have given others before that
+        was seen. Report models that are not cached although they could be. Call it twice a second.
+
+        Redis gets a response after ``CONFIRM_S``, in which its model gave the right golden answer:
+        what is there cannot be taken back.
+        """
+        self._distrusted = distrusted
         self._report(catalogue)
         self.memory.keep_only(
             {
                 (name, version, model.revision)
                 for name, model in catalogue.models.items()
-                if _is_cacheable(model)
+                if _is_cacheable(model) and name not in distrusted
                 for version in model.versions
             }
         )
+        while self._unconfirmed and self._unconfirmed[0][0] <= time.monotonic() - CONFIRM_S:
+            _, key = self._unconfirmed.popleft()
+            data = self.memory.get(key)
+            if data is not None and self.redis:
+                self.redis.put(key, data)
 
     def _report(self, catalogue: Catalogue) -> None:
         now = time.monotonic()
@@ -236,7 +257,7 @@ class ResponseCache:
             if response.version == scope.version:  # else it was replaced meanwhile
                 self.memory.put(scope, key, response.data)
                 if self.redis:
-                    self.redis.put(key, response.data)
+                    self._unconfirmed.append((time.monotonic(), key))
 
 
 def _redis_store(settings: Settings) -> "RedisStore | None":

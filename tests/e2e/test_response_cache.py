@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput
 
+from gateway.response_cache.cache import CONFIRM_S
 from modelspec.parameters import DETERMINISTIC_PARAMETER
 from tests.e2e.grpc_models import SEQUENCE, TALLY
 from tests.e2e.pair import POLICY, Pair, Running
@@ -53,6 +54,21 @@ input { name: "x" data_type: TYPE_FP32 dims: 1 }
 output { name: "y" data_type: TYPE_FP32 dims: 1 }
 output { name: "asked" data_type: TYPE_FP32 dims: 1 }
 """
+# y is x, or while there is a file SICK x + 100.
+SICK = """
+import os
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor("y", x + 100 * os.path.exists("HOME/sick")),
+             pb_utils.Tensor("asked", x)])
+"""
 NUMBER = {"type": "number"}
 ENDPOINT = {
     "purpose": "A test.",
@@ -74,9 +90,11 @@ def _parameter(name: str, value: str) -> str:
 DETERMINISTIC = _parameter(DETERMINISTIC_PARAMETER, "true")
 SHORT = _parameter("tidegate.cancellable", "false")
 CACHED = TENSORS + _parameter("tidegate.endpoint", json.dumps(ENDPOINT)) + DETERMINISTIC
+GOLDEN = {"request": {"x": 1}, "expect": {"y": [1]}, "tolerance": 0.01}
 MODELS = {
     "counting": (COUNTING, CACHED),
     "short": (COUNTING, TENSORS + SHORT + DETERMINISTIC),
+    "sick": (SICK, CACHED + _parameter("tidegate.golden", json.dumps(GOLDEN))),
     "undeclared": (COUNTING, TENSORS),
     "tally": (TALLY, SEQUENCE + DETERMINISTIC),
     "versions": (COUNTING, TENSORS + DETERMINISTIC),
@@ -85,7 +103,11 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    servers = Pair(tmp_path_factory.mktemp("cache"), MODELS)
+    home = tmp_path_factory.mktemp("cache")
+    models = {
+        name: (code.replace("HOME", str(home)), config) for name, (code, config) in MODELS.items()
+    }
+    servers = Pair(home, models)
     try:
         servers.start(0)
         yield servers
@@ -367,6 +389,22 @@ def test_another_version_never_gets_an_older_ones_responses(pair, gateway, x):
     wait_until(lambda: _cache(_post(gateway, x, model="versions").headers) == "", 10, "both")
 
 
+def test_what_a_sick_model_answered_does_not_outlive_its_sickness(pair, gateway, x):
+    """Its golden answer is wrong a second later: what it said before that is not given again."""
+    (pair.home / "sick").touch()
+    try:
+        assert _outputs(_post(gateway, x, model="sick"))["y"] == x + 100
+        wait_until(
+            lambda: _cache(_post(gateway, x, model="sick").headers) == "", 10, "it is distrusted"
+        )
+    finally:
+        (pair.home / "sick").unlink()
+    wait_until(
+        lambda: _cache(_post(gateway, x, model="sick").headers) == "hit", 10, "it is trusted again"
+    )
+    assert _outputs(_post(gateway, x, model="sick"))["y"] == x
+
+
 def test_gateways_share_what_redis_has_and_never_wait_for_it(pair, x):
     redis = RedisServer()
     try:
@@ -376,17 +414,19 @@ def test_gateways_share_what_redis_has_and_never_wait_for_it(pair, x):
         ):
             two.keys = one.keys
 
-            def is_shared() -> bool:
-                """On a busy machine Redis may be late, which is a miss."""
-                number = float(next(_numbers))
-                first, second = _post(one, number), _post(two, number)
-                third = _post(two, number)
-                assert _cache(third.headers) == "hit" and _outputs(third) == _outputs(second)
-                if _cache(second.headers) == "miss":
-                    return False
-                return (_cache(second.headers), _outputs(second)) == ("redis", _outputs(first))
-
-            wait_until(is_shared, 20, "what one has, the other has")
+            numbers = [float(next(_numbers)) for _ in range(20)]
+            expected = [_outputs(_post(one, number)) for number in numbers]
+            with redis.client() as client:
+                wait_until(lambda: client.dbsize() >= 20, CONFIRM_S + 20, "they are in Redis")
+            shared = []
+            for number in numbers:
+                shared.append(_post(two, number))
+                time.sleep(0.1)  # on a busy machine it may be late, and then rests for a second
+            results = [_cache(response.headers) for response in shared]
+            assert "redis" in results, results
+            for response, result, outputs in zip(shared, results, expected, strict=True):
+                assert result == "miss" or _outputs(response) == outputs
+            assert _cache(_post(two, numbers[0]).headers) == "hit"
             for part, ails in ((64, redis.freeze), (128, redis.kill)):
                 ails()
                 seconds = []

@@ -225,3 +225,33 @@ def test_a_model_whose_versions_differ_for_long_is_reported_once(cache, monkeypa
     for _ in range(2):
         cache.keep_served(Catalogue({"m": _model()}))
     assert caplog.messages[1:] == ["the response cache leaves out m no longer"]
+
+
+class Redis:
+    """What it was given."""
+
+    def __init__(self) -> None:
+        self.stored: list[bytes] = []
+
+    async def get(self, key: bytes) -> None:
+        return None
+
+    def put(self, key: bytes, response: bytes) -> None:
+        self.stored.append(key)
+
+
+@pytest.mark.parametrize("is_sick", [False, True])
+async def test_redis_gets_what_is_still_trusted_a_while_later(cache, monkeypatch, is_sick):
+    redis = Redis()
+    monkeypatch.setattr(cache, "redis", redis)
+    served = Catalogue({"m": _model()})
+    await _ask(cache, Work(0))
+    cache.keep_served(served)
+    assert redis.stored == []
+    if is_sick:
+        cache.keep_served(served, frozenset({"m"}))
+        assert len(cache.memory) == 0
+        assert cache.scope(_context(), served, time.monotonic(), "m") is None
+    monkeypatch.setattr("gateway.response_cache.cache.CONFIRM_S", 0)
+    cache.keep_served(served)
+    assert redis.stored == ([] if is_sick else [KEY])
