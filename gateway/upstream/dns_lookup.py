@@ -5,6 +5,7 @@ Imported when an entry of the list needs it.
 """
 
 import asyncio
+from ipaddress import ip_address
 from typing import NamedTuple
 
 import dns.asyncresolver
@@ -98,7 +99,7 @@ class DnsResolver:
             targets = {
                 (record.target.to_text(), record.port)
                 for record in records
-                if record.priority == priority and record.target.to_text() != "."
+                if record.priority == priority and record.port and record.target.to_text() != "."
             }
             names = sorted({name for name, _ in targets})
             hosts = dict(zip(names, await self._hosts_of(resolver, names), strict=True))
@@ -127,27 +128,31 @@ class DnsResolver:
         return await asyncio.gather(*map(hosts, names))
 
     async def _hosts(self, resolver: dns.asyncresolver.Resolver, name: str) -> _Hosts:
-        """Its IPv4 and IPv6 addresses. A type of record that cannot be asked for keeps the
-        addresses that it had; the name is at fault if no type has an address of now."""
-        addresses: list[str] = []
-        ttls: list[float] = []
+        """Its IPv4 addresses or, if it has none, the IPv6 ones: a host that has both is one
+        replica. A type of record that cannot be asked for keeps the addresses that it had, and the
+        name is then at fault."""
         fault = ""
         answers = await asyncio.gather(*(_answer(resolver, name, family) for family in _FAMILIES))
         for family, answer in zip(_FAMILIES, answers, strict=True):
-            key = name, family
-            if isinstance(answer, _Failed):
-                fault = str(answer)
+            key, failure, ttl_s = (name, family), "", 0.0
             if answer is None or isinstance(answer, _Gone):
                 self._known.pop(key, None)
             elif not isinstance(answer, _Failed):
-                self._known[key] = tuple(record.to_text() for record in answer)
-                ttls.append(answer.chaining_result.minimum_ttl)
-            addresses += self._known.get(key, ())
-        return (
-            _Hosts(tuple(addresses), min(ttls), "")
-            if ttls
-            else _Hosts(tuple(addresses), 0.0, fault)
-        )
+                self._known[key] = tuple(
+                    filter(_is_usable, (record.to_text() for record in answer))
+                )
+                ttl_s = answer.chaining_result.minimum_ttl
+            if isinstance(answer, _Failed):
+                fault = failure = str(answer)
+            if known := self._known.get(key):
+                return _Hosts(known, ttl_s, failure)
+        return _Hosts((), 0.0, fault)
+
+
+def _is_usable(address: str) -> bool:
+    """Whether one server can have it: 0.0.0.0 is what filters of DNS answer for blocked names."""
+    ip = ip_address(address)
+    return not (ip.is_unspecified or ip.is_multicast)
 
 
 async def _answer(

@@ -71,6 +71,7 @@ class ReplicaSources:
         # What the entries may replace, of the replicas before them: it stays until each name has
         # been looked up, unless an entry lists it, which then decides whether it stays.
         self._replaced: list[str] = []
+        self._applied: list[str] = []
 
     @property
     def sources(self) -> list[Source]:
@@ -84,7 +85,7 @@ class ReplicaSources:
             for entry in self._entries
             if (lookup := lookup_of(entry))
         }
-        self._replaced = [replica.address for replica in self._pool.replicas]
+        self._replaced = self._applied
         self._apply_addresses()
 
     async def refresh(self) -> None:
@@ -104,7 +105,8 @@ class ReplicaSources:
             self._replaced = []
         self._replaced = [address for address in self._replaced if address not in addresses]
         addresses = list(dict.fromkeys([*addresses, *self._replaced]))
-        if addresses != [replica.address for replica in self._pool.replicas]:
+        if addresses != self._applied:
+            self._applied = addresses
             self._pool.apply(addresses)
 
     def fault(self) -> str:

@@ -15,7 +15,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -58,6 +58,7 @@ CHECK_S = 0.5  # how often ``ReplicaPool.check`` should be called
 CHECK_TIMEOUT_S = 1.0
 LATE_CHECKS = 2  # after this many in a row, with no response to anything else, it counts as hung
 RETIRED_S = 2 * CONTROL_TIMEOUT_S  # how long a removed replica's connection is kept
+LEAVING_S = 30.0  # how long removed replicas wait at most for new ones to serve their models
 _DOWN = Health.DOWN
 # TooLarge is a response, but also a failure: the server may have run out of memory.
 _FULL, _REFUSALS = (NoCapacity, TooLarge), (InvalidRequest, TooLarge)
@@ -94,11 +95,18 @@ class Replica:
         self.records: dict[str, Record] = {}  # model -> what became of its requests here
         self.is_drained = False  # by an operator
         self.back_since = -math.inf  # when it was found alive again, monotonic seconds
+        # When it is removed at the latest, monotonic seconds; inf as long as it is listed.
+        self.leaves_at = math.inf
 
     @property
     def grpc_address(self) -> str:
         """HOST:GRPC_PORT: the same for every gateway, whether it uses the HTTP port or not."""
         return self.address.partition("/")[0]
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it is no longer listed, and stays only until others can replace it."""
+        return self.leaves_at < math.inf
 
     @property
     def health(self) -> Health:
@@ -327,24 +335,59 @@ class ReplicaPool:
 
     def apply(self, addresses: Sequence[str]) -> None:
         """Use these replicas from now on; requests in flight on others end there. A new one gets
-        requests once it has listed its models, if one that stays is up meanwhile."""
-        retired = {replica.address: replica for replica in self.replicas}
-        kept = [retired[address] for address in addresses if address in retired]
-        fault = _NEW if any(replica.health is Health.UP for replica in kept) else ""
-        replicas = []
-        for address in dict.fromkeys(addresses):
-            replica = retired.pop(address, None)
-            if replica is None:
-                replica = Replica(address, self._connect(address), self._on_failure, self._on_text)
-                replica.fault = fault
-            elif replica.fault == _NEW:
+        requests once it has listed its models, if others are up meanwhile: one that stays or, if
+        none of those is up, the removed ones, which leave when they are dispensable (after
+        LEAVING_S at the latest)."""
+        removed = {replica.address: replica for replica in self.replicas}
+        addresses = list(dict.fromkeys(addresses))
+        kept = [removed.pop(address, None) for address in addresses]
+        is_served = any(replica and replica.health is Health.UP for replica in kept)
+        leaving = [
+            replica
+            for replica in removed.values()
+            if replica.health is Health.UP and (not is_served or replica.is_leaving)
+        ]
+        fault = _NEW if is_served or leaving else ""
+        listed = []
+        for address, known in zip(addresses, kept, strict=True):
+            replica = known or Replica(
+                address, self._connect(address), self._on_failure, self._on_text
+            )
+            if known is None or known.fault == _NEW:
                 replica.fault = fault  # those that it could wait for may be gone
-            replicas.append(replica)
-        self.replicas = replicas
-        for replica in retired.values():
+            replica.leaves_at = math.inf
+            listed.append(replica)
+        for replica in leaving:
+            if not replica.is_leaving:
+                replica.leaves_at = time.monotonic() + LEAVING_S
+                log.info("replica %s stays until a new one serves its models", replica.address)
+        self.replicas = [*listed, *leaving]
+        self._retire(replica for replica in removed.values() if replica not in leaving)
+
+    def _retire(self, replicas: Iterable[Replica]) -> None:
+        for replica in replicas:
             task = asyncio.ensure_future(_retire(replica))
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
+
+    def _let_leave(self) -> None:
+        """Retire what is no longer listed, as soon as those that are listed can replace it."""
+        listed = [replica for replica in self.replicas if not replica.is_leaving]
+        is_served = any(replica.health is Health.UP for replica in listed)
+        now = time.monotonic()
+        gone = [
+            replica
+            for replica in self.replicas
+            if replica.is_leaving
+            and (
+                replica.leaves_at <= now
+                or replica.health is not Health.UP
+                or (is_served and self.is_dispensable(replica))
+            )
+        ]
+        if gone:
+            self.replicas = [replica for replica in self.replicas if replica not in gone]
+            self._retire(gone)
 
     def drain(self, addresses: Collection[str]) -> list[Replica]:
         """Send no new requests to the replicas of these addresses (HOST:GRPC_PORT), as long as
@@ -368,7 +411,10 @@ class ReplicaPool:
         others = [
             other
             for other in self.replicas
-            if other is not replica and other.health is Health.UP and not other.is_drained
+            if other is not replica
+            and other.health is Health.UP
+            and not other.is_drained
+            and not other.is_leaving
         ]
         return all(
             any(model in (other.versions or ()) and not other.probes.get(model) for other in others)
@@ -662,6 +708,7 @@ class ReplicaPool:
     async def check(self) -> None:
         """Check all replicas concurrently; takes CHECK_TIMEOUT_S at most. Call it every CHECK_S."""
         await asyncio.gather(*(replica.check() for replica in self.replicas))
+        self._let_leave()
 
     async def close(self) -> None:
         for task in self._retiring:

@@ -6,7 +6,8 @@ import logging
 import dns.rcode
 import pytest
 
-from gateway.upstream import replica_sources
+from gateway.errors import NoCapacity
+from gateway.upstream import replica_sources, replicas
 from gateway.upstream.balancing import Health
 from gateway.upstream.dns_lookup import DnsResolver
 from gateway.upstream.replica_sources import ReplicaSources
@@ -34,26 +35,34 @@ def sources(server, monkeypatch):
 
 
 def _addresses(sources):
-    return [replica.address for replica in sources._pool.replicas]
+    return [replica.address for replica in sources._pool.replicas if not replica.is_leaving]
 
 
 async def _resolved(server, entry):
     return await DnsResolver(server.address).resolve(lookup_of(entry))
 
 
-async def test_every_address_of_a_name_is_a_replica_ipv6_in_brackets(server):
+async def test_every_address_of_one_family_is_a_replica_ipv6_in_brackets(server):
     server.records = {
         (NAME, "A"): ["10.0.0.7", "10.0.0.5"],
-        (NAME, "AAAA"): ["2001:db8::7"],
+        (NAME, "AAAA"): ["2001:db8::7", "2001:db8::5"],
     }
     server.ttl_s = 17
     resolved = await _resolved(server, f"dns:{NAME}:8001/8000")
-    assert resolved.addresses == (
-        "10.0.0.5:8001/8000",
-        "10.0.0.7:8001/8000",
-        "[2001:db8::7]:8001/8000",
-    )
-    assert (resolved.ttl_s, resolved.fault) == (17, "")
+    assert resolved == (("10.0.0.5:8001/8000", "10.0.0.7:8001/8000"), 17, "")
+    del server.records[NAME, "A"]
+    resolved = await _resolved(server, f"dns:{NAME}:8001/8000")
+    assert resolved == (("[2001:db8::5]:8001/8000", "[2001:db8::7]:8001/8000"), 17, "")
+
+
+async def test_what_no_server_can_have_is_no_address(server):
+    server.records = {
+        (NAME, "A"): ["0.0.0.0", "224.0.0.1", "10.0.0.5"],  # noqa: S104 - an answer
+        (NAME, "AAAA"): ["::", "ff02::1"],
+    }
+    assert (await _resolved(server, f"dns:{NAME}:8001")).addresses == ("10.0.0.5:8001",)
+    server.records[NAME, "A"] = ["0.0.0.0"]  # noqa: S104 - an answer
+    assert await _resolved(server, f"dns:{NAME}:8001") == ((), 0.0, "the name has no address")
 
 
 async def test_more_addresses_than_a_datagram_holds_come_over_tcp(server):
@@ -67,6 +76,7 @@ async def test_srv_takes_the_lowest_priority_that_has_targets_with_their_ports(s
     server.records = {
         (SERVICE, "SRV"): [
             "0 5 8001 gone.example.",
+            "0 5 0 a.example.",
             "10 1 8011 a.example.",
             "10 99 8021 b.example.",
             "20 1 8031 spare.example.",
@@ -105,18 +115,19 @@ async def test_a_service_without_targets_is_a_fault(server):
     assert (await _resolved(server, f"srv:{SERVICE}")).fault == "the name has no SRV record"
 
 
-async def test_one_family_that_fails_keeps_its_addresses_and_the_other_is_followed(server):
+async def test_the_family_that_is_used_keeps_its_addresses_when_it_fails(server):
     resolver, lookup = DnsResolver(server.address), lookup_of(f"dns:{NAME}:8001")
     server.records = {(NAME, "A"): ["10.0.0.1"], (NAME, "AAAA"): ["2001:db8::1"]}
-    await resolver.resolve(lookup)
-    server.records[NAME, "A"] = ["10.0.0.2"]
     server.failing = {(NAME, "AAAA"): dns.rcode.SERVFAIL}
-    resolved = await resolver.resolve(lookup)
-    assert resolved.addresses == ("10.0.0.2:8001", "[2001:db8::1]:8001")
-    assert resolved.fault == ""
+    assert (await resolver.resolve(lookup)).addresses == ("10.0.0.1:8001",)
+    server.failing = {(NAME, "A"): dns.rcode.SERVFAIL}
+    failed = await resolver.resolve(lookup)
+    assert failed == ((), 0.0, "no DNS server has an answer (SERVFAIL)")  # the last list stays
+    never_had = DnsResolver(server.address)
+    assert (await never_had.resolve(lookup)).addresses == ("[2001:db8::1]:8001",)
     server.failing = {}
-    del server.records[NAME, "AAAA"]
-    assert (await resolver.resolve(lookup)).addresses == ("10.0.0.2:8001",)
+    del server.records[NAME, "A"]
+    assert (await resolver.resolve(lookup)).addresses == ("[2001:db8::1]:8001",)
 
 
 async def test_the_pool_follows_the_name_and_keeps_what_stays(server, sources):
@@ -247,8 +258,44 @@ async def test_a_new_replica_gets_requests_once_it_has_listed_its_models():
     assert pool.replicas[1].versions == {"m": ("1",)}
     assert {pool.permit("m").replica.address for _ in range(200)} == {"a:1", "b:1"}
     pool.apply(["a:1", "b:1", "d:1"])
+    pool.replicas[0].upstream.connection = pool.replicas[1].upstream.connection = Health.DOWN
     pool.apply(["d:1"])  # which has not listed its models, and is all that there is now
     assert pool.permit("m").replica.address == "d:1"
-    pool.apply(["c:1"])  # with nothing that stays, nothing is gained by waiting
-    assert pool.permit("m").replica.address == "c:1"
+    await pool.close()
+
+
+async def test_a_list_that_keeps_none_replaces_what_is_up_once_its_models_are_served():
+    pool = ReplicaPool(Connection, 2)
+    pool.apply(["a:1", "b:1"])
+    await pool.check()
+    for replica in pool.replicas:
+        replica.index_read({"m": ("1",), "n": ("1",)})
+    pool.apply(["c:1", "d:1"])
+    assert {pool.permit("m").replica.address for _ in range(50)} == {"a:1", "b:1"}
+    new = pool.replicas[0].upstream
+    pool.replicas[1].upstream.live = NoCapacity("nothing is there")
+    new.index = {"m": ("1",)}  # n is still being loaded
+    await pool.check()
+    assert {pool.permit("n").replica.address for _ in range(50)} == {"a:1", "b:1"}
+    pool.replicas[3].upstream.connection = Health.DOWN  # it ends before it is replaced
+    pool.apply(["c:1", "d:1", "e:1"])
+    assert [replica.address for replica in pool.replicas] == ["c:1", "d:1", "e:1", "a:1"]
+    pool.replicas[2].upstream.index = {"m": ("1",), "n": ("1",)}
+    await pool.check()
+    assert [replica.address for replica in pool.replicas] == ["c:1", "d:1", "e:1"]
+    await pool.close()
+
+
+async def test_removed_replicas_do_not_wait_for_ever_and_one_that_is_listed_again_stays(
+    monkeypatch,
+):
+    pool = ReplicaPool(Connection, 2)
+    pool.apply(["a:1", "b:1"])
+    monkeypatch.setattr(replicas, "LEAVING_S", 0.0)
+    pool.apply(["c:1"])
+    pool.replicas[0].upstream.live = NoCapacity("nothing is there")
+    pool.apply(["c:1", "b:1"])
+    await pool.check()
+    assert [replica.address for replica in pool.replicas] == ["c:1", "b:1"]
+    assert pool.permit("m").replica.address == "b:1"
     await pool.close()
