@@ -122,6 +122,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             await listener.stop()
         if gateway.shadows:
             await gateway.shadows.close()
+        await gateway.sources.close()
         await gateway.pool.close()
         await gateway.access_control.close()
         if gateway.response_cache:

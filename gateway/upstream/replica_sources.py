@@ -72,6 +72,7 @@ class ReplicaSources:
         # been looked up, unless an entry lists it, which then decides whether it stays.
         self._replaced: list[str] = []
         self._applied: list[str] = []
+        self._under_way: dict[Source, asyncio.Task[None]] = {}
 
     @property
     def sources(self) -> list[Source]:
@@ -88,13 +89,30 @@ class ReplicaSources:
         self._replaced = self._applied
         self._apply_addresses()
 
-    async def refresh(self) -> None:
-        """Look up what is due. Call it every LOOK_S."""
+    async def refresh(self, wait_s: float = LOOK_S) -> None:
+        """Begin to look up what is due, and wait for what is under way, for ``wait_s`` at most. The
+        pool follows each name as soon as it has been looked up: a slow one delays no other. Call it
+        every LOOK_S. Raises what an earlier lookup has raised."""
         now = time.monotonic()
-        due = [source for source in self._sources.values() if now >= source.due]
-        if due:
-            await asyncio.gather(*(source.look_up() for source in due))
+        for source in self._sources.values():
+            if source not in self._under_way and now >= source.due:
+                self._under_way[source] = asyncio.create_task(self._follow(source))
+        if self._under_way:
+            await asyncio.wait(self._under_way.values(), timeout=wait_s)
+        ended = [source for source, task in self._under_way.items() if task.done()]
+        for task in [self._under_way.pop(source) for source in ended]:
+            task.result()
+
+    async def _follow(self, source: Source) -> None:
+        await source.look_up()
+        if source in self._sources.values():  # else the list has changed meanwhile
             self._apply_addresses()
+
+    async def close(self) -> None:
+        """End the lookups that are under way."""
+        for task in self._under_way.values():
+            task.cancel()
+        await asyncio.gather(*self._under_way.values(), return_exceptions=True)
 
     def _apply_addresses(self) -> None:
         addresses: list[str] = []

@@ -10,7 +10,7 @@ from gateway.errors import NoCapacity
 from gateway.upstream import replica_sources, replicas
 from gateway.upstream.balancing import Health
 from gateway.upstream.dns_lookup import DnsResolver
-from gateway.upstream.replica_sources import ReplicaSources
+from gateway.upstream.replica_sources import ReplicaSources, Resolved
 from gateway.upstream.replicas import ReplicaPool
 from modelspec.address import lookup_of
 from tests.dns_server import dns_server
@@ -134,11 +134,11 @@ async def test_the_pool_follows_the_name_and_keeps_what_stays(server, sources):
     server.records = {(NAME, "A"): ["10.0.0.1", "10.0.0.2"]}
     sources.apply(["10.9.9.9:8001", f"dns:{NAME}:8001"])
     assert _addresses(sources) == ["10.9.9.9:8001"]
-    await sources.refresh()
+    await sources.refresh(10)
     assert _addresses(sources) == ["10.9.9.9:8001", "10.0.0.1:8001", "10.0.0.2:8001"]
     kept = sources._pool.replicas[2]
     server.records[NAME, "A"] = ["10.0.0.3", "10.0.0.2"]
-    await sources.refresh()
+    await sources.refresh(10)
     assert _addresses(sources) == ["10.9.9.9:8001", "10.0.0.2:8001", "10.0.0.3:8001"]
     assert sources._pool.replicas[1] is kept
     await sources._pool.close()
@@ -176,12 +176,12 @@ async def test_what_fails_keeps_the_last_good_list_and_says_so_once(
     monkeypatch.setattr("gateway.upstream.dns_lookup.LOOKUP_S", 0.4)
     server.records = {(NAME, "A"): ["10.0.0.1"]}
     sources.apply([f"dns:{NAME}:8001"])
-    await sources.refresh()
+    await sources.refresh(10)
     caplog.set_level(logging.INFO, "gateway")
     caplog.clear()
     fail(server)
     for _ in range(3):
-        await sources.refresh()
+        await sources.refresh(10)
     assert _addresses(sources) == ["10.0.0.1:8001"]
     assert (sources.sources[0].fault, sources.fault()) == (reason, "")
     kept = "those last known stay in use: 10.0.0.1:8001"
@@ -190,7 +190,7 @@ async def test_what_fails_keeps_the_last_good_list_and_says_so_once(
     ]
     server.rcode, server.is_silent = None, False
     server.records = {(NAME, "A"): ["10.0.0.2"]}
-    await sources.refresh()
+    await sources.refresh(10)
     assert _addresses(sources) == ["10.0.0.2:8001"]
     assert sources.sources[0].fault == ""
 
@@ -198,7 +198,7 @@ async def test_what_fails_keeps_the_last_good_list_and_says_so_once(
 async def test_without_a_first_list_the_reason_is_given(server, sources):
     sources.apply([f"dns:{NAME}:8001"])
     assert sources.fault() == "has not been looked up yet"
-    await sources.refresh()
+    await sources.refresh(10)
     assert sources.fault() == "the name does not exist (NXDOMAIN)"
     assert _addresses(sources) == []
 
@@ -206,10 +206,10 @@ async def test_without_a_first_list_the_reason_is_given(server, sources):
 async def test_a_new_name_replaces_addresses_only_once_it_was_looked_up(server, sources):
     sources.apply(["10.9.9.9:8001"])
     sources.apply([f"dns:{NAME}:8001"])
-    await sources.refresh()
+    await sources.refresh(10)
     assert _addresses(sources) == ["10.9.9.9:8001"]
     server.records = {(NAME, "A"): ["10.0.0.1"]}
-    await sources.refresh()
+    await sources.refresh(10)
     assert _addresses(sources) == ["10.0.0.1:8001"]
 
 
@@ -218,19 +218,65 @@ async def test_while_a_name_is_unknown_what_the_others_drop_is_removed(server, s
     followed, unknown = f"dns:{NAME}:8001", "dns:unknown.example:8001"
     sources.apply(["10.0.0.1:8001", "10.9.9.9:8001"])
     sources.apply([followed, unknown])
-    await sources.refresh()
+    await sources.refresh(10)
     assert _addresses(sources) == ["10.0.0.1:8001", "10.0.0.2:8001", "10.9.9.9:8001"]
     for number in (2, 3, 4):
         server.records[NAME, "A"] = [f"10.0.0.{number}", f"10.0.0.{number + 1}"]
-        await sources.refresh()
+        await sources.refresh(10)
     assert _addresses(sources) == ["10.0.0.4:8001", "10.0.0.5:8001", "10.9.9.9:8001"]
     sources.apply([followed, unknown])  # gateway.toml was saved again
     server.records = {
         (NAME, "A"): ["10.0.0.5", "10.0.0.6"],
         ("unknown.example", "A"): ["10.0.0.7"],
     }
-    await sources.refresh()
+    await sources.refresh(10)
     assert _addresses(sources) == ["10.0.0.5:8001", "10.0.0.6:8001", "10.0.0.7:8001"]
+
+
+async def test_a_slow_name_delays_no_other_and_is_asked_once_at_a_time():
+    started = []
+
+    class Resolver:
+        async def resolve(self, lookup):
+            started.append(lookup.name)
+            if lookup.name == "slow.example":
+                await is_over.wait()
+            return Resolved((f"{lookup.name}:{len(started)}",))
+
+    is_over = asyncio.Event()
+    pool = ReplicaPool(Connection, 2)
+    sources = ReplicaSources(pool, Resolver)
+    sources.apply(["dns:slow.example:1", "dns:quick.example:1"])
+    for _ in range(2):
+        await asyncio.wait_for(sources.refresh(0.0), 10)
+        await asyncio.wait_for(sources.refresh(0.05), 10)
+        assert _addresses(sources) == [f"quick.example:{len(started)}"]
+        sources.sources[1].due = 0.0
+    assert started == ["slow.example", "quick.example", "quick.example"]
+    is_over.set()
+    await sources.refresh(10)
+    assert _addresses(sources)[0].startswith("slow.example")
+    is_over.clear()
+    sources.sources[0].due = 0.0
+    await sources.refresh(0.05)
+    await asyncio.wait_for(sources.close(), 10)
+    await pool.close()
+
+
+async def test_what_a_lookup_raises_is_raised_and_does_not_stop_the_others():
+    class Resolver:
+        async def resolve(self, lookup):
+            if lookup.name == "broken.example":
+                raise RuntimeError("a fault of ours")
+            return Resolved(("10.0.0.1:1",))
+
+    sources = ReplicaSources(ReplicaPool(Connection, 2), Resolver)
+    sources.apply(["dns:broken.example:1", "dns:sound.example:1"])
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="a fault of ours"):
+            await sources.refresh(10)
+    assert _addresses(sources) == ["10.0.0.1:1"]
+    await sources._pool.close()
 
 
 @pytest.mark.parametrize(("ttl_s", "wait_s"), [(0, 1), (12, 12), (3600, 30)])
@@ -239,10 +285,10 @@ async def test_a_list_is_used_for_its_ttl_within_bounds(server, ttl_s, wait_s):
     sources = ReplicaSources(ReplicaPool(Connection, 2), lambda: DnsResolver(server.address))
     sources.apply([f"dns:{NAME}:8001"])
     now = asyncio.get_running_loop().time()
-    await sources.refresh()
+    await sources.refresh(10)
     assert sources.sources[0].due - now == pytest.approx(wait_s, abs=1)
     asked = len(server.asked)
-    await sources.refresh()
+    await sources.refresh(10)
     assert len(server.asked) == asked
     await sources._pool.close()
 
