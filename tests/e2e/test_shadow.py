@@ -220,8 +220,8 @@ def test_incident_15_a_shadow_that_hangs_slows_nobody(pair, gateway):
         + f"; 300 sent, 0 failed; {counts}\n"
     )
     # It costs nothing: while it works the shadow takes a part of the machine.
-    assert np.median(during) < 1.5 * np.median(before)
-    assert np.quantile(during, 0.99) < 3 * np.quantile(before, 0.99) + 0.01
+    assert np.median(during) < 2 * np.median(before) + 0.005
+    assert np.quantile(during, 0.99) < 3 * np.quantile(before, 0.99) + 0.1
     assert counts["dropped"] > 100
     wait_until(lambda: gateway.health() == ["up", "up"], 20, "the second one is back")
 
