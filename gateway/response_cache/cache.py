@@ -238,10 +238,10 @@ class ResponseCache:
         have."""
         assert self.redis is not None  # noqa: S101 - asked by the caller
         replies = await asyncio.gather(*(self.redis.get(keys[index]) for index in missing))
-        for index, data in zip(missing, replies, strict=True):
-            if data is not None:
-                known[index] = CachedResponse(scope.version, data)
-                self.memory.put(scope, keys[index], data)
+        for index, stored in zip(missing, replies, strict=True):
+            if stored is not None:
+                known[index] = CachedResponse(scope.version, stored.data)
+                self.memory.put(scope, keys[index], stored.data, stored.remaining_s)
         return [index for index in missing if index not in known]
 
     def _store(

@@ -1,5 +1,6 @@
 """Responses in the memory of this worker: the least recently used ones go first."""
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Container
@@ -42,13 +43,17 @@ class MemoryStore:
         self._entries.move_to_end(key)
         return entry.response
 
-    def put(self, scope: CacheScope, key: bytes, response: bytes) -> None:
-        """Keep the response, if it is not too large, and drop others for it."""
-        if _size(response) > self.limit_bytes // LARGEST_SHARE:
+    def put(
+        self, scope: CacheScope, key: bytes, response: bytes, remaining_s: float = math.inf
+    ) -> None:
+        """Keep the response, if it is not too large, and drop others for it. One that is not new
+        is kept for ``remaining_s`` at most."""
+        ttl_s = min(self._ttl_s, remaining_s)
+        if _size(response) > self.limit_bytes // LARGEST_SHARE or ttl_s <= 0:
             return
         if key in self._entries:
             self._drop(key)
-        self._entries[key] = _Entry(scope, response, self._clock() + self._ttl_s)
+        self._entries[key] = _Entry(scope, response, self._clock() + ttl_s)
         self._keys.setdefault(scope, set()).add(key)
         self.bytes += _size(response)
         while self.bytes > self.limit_bytes:

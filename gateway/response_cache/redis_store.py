@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from gateway.limits.redis.connection import Call, RedisConnection
 from gateway.limits.redis.running_timeout import RunningTimeout
@@ -12,6 +13,13 @@ PAUSE_S = 1.0  # nobody asks a Redis that was late, for so long
 MOST_BYTES = 64 * 1024  # larger responses stay in the memory of the worker that got them
 _FORMAT = b"tgr1"
 _SCRIPTS = {name: (Path(__file__).parent / f"{name}.lua").read_text() for name in ("get", "put")}
+
+
+class StoredResponse(NamedTuple):
+    """A response, and how long it may still be kept."""
+
+    data: bytes
+    remaining_s: float
 
 
 class RedisStore:
@@ -38,20 +46,20 @@ class RedisStore:
         """Connect, if that is possible at once."""
         await self._connection.reached()
 
-    async def get(self, key: bytes) -> bytes | None:
+    async def get(self, key: bytes) -> StoredResponse | None:
         if time.monotonic() < self._rests_until:
             return None
         try:
             # A stall of this process is not Redis's fault, and nobody rests for it.
             async with RunningTimeout(WAIT_S):
-                stored = await self._connection.call(Call("get", [_name(key)], []))
+                reply = await self._connection.call(Call("get", [_name(key)], []))
         except TimeoutError:
             self._rests_until = time.monotonic() + PAUSE_S
             return None
-        head = _FORMAT + key
-        if not isinstance(stored, bytes) or not stored.startswith(head):
-            return None
-        return stored[len(head) :]
+        match reply:
+            case [bytes(stored), int(remaining_ms)] if stored.startswith(head := _FORMAT + key):
+                return StoredResponse(stored[len(head) :], remaining_ms / 1000)
+        return None
 
     def put(self, key: bytes, response: bytes) -> None:
         """Store the response, if it is not too large; nobody waits for that."""

@@ -7,11 +7,15 @@ import pytest
 import pytest_asyncio
 
 from gateway.response_cache import redis_store
+from gateway.response_cache.cache import CachedResponse, ResponseCache
+from gateway.response_cache.key import CacheScope
 from gateway.response_cache.redis_store import MOST_BYTES, PAUSE_S, WAIT_S, RedisStore
+from gateway.settings import Settings
 from tests.gateway.limits.redis_server import RedisServer
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 HANG_S = 10.0
+SCOPE = CacheScope("default", "m", "1", "abc")
 
 
 @pytest.fixture
@@ -40,9 +44,14 @@ async def _until(condition, what: str) -> None:
         await asyncio.sleep(0.02)
 
 
+async def _data(store, key: bytes) -> bytes | None:
+    stored = await store.get(key)
+    return stored.data if stored else None
+
+
 async def _has(store, key: bytes, response: bytes) -> bool:
     store.put(key, response)
-    return await store.get(key) == response
+    return await _data(store, key) == response
 
 
 async def test_what_is_stored_is_there_for_its_time(server, store):
@@ -52,6 +61,35 @@ async def test_what_is_stored_is_there_for_its_time(server, store):
     with server.client() as client:
         (name,) = client.keys("*")
         assert 0 < client.pttl(name) <= 60_000
+
+
+async def test_what_redis_has_gets_no_older_in_memory(server, store):
+    """A hit in Redis is kept in memory for the rest of its time there, not for another one."""
+    await _until(lambda: _has(store, KEY, b"x"), "it is stored")
+    with server.client() as client:
+        client.pexpire(redis_store._name(KEY), 2000)
+        stored = await store.get(KEY)
+        assert stored.data == b"x" and 0 < stored.remaining_s <= 2
+        client.persist(redis_store._name(KEY))
+    assert (await store.get(KEY)).remaining_s < 0  # nobody knows how old it is
+    settings = Settings(cache_mib=1, cache_redis_url=server.url)
+    for expire_ms, is_kept in ((1000, True), (0, False)):
+        cache = ResponseCache(settings)
+        await cache.open()
+        with server.client() as client:
+            if expire_ms:
+                client.pexpire(redis_store._name(KEY), expire_ms)
+            else:
+                client.set(redis_store._name(KEY), b"tgr1" + KEY + b"x")
+        known = {}
+        try:
+            assert await cache._from_redis(SCOPE, [KEY], [0], known) == []
+        finally:
+            await cache.close()
+        assert known == {0: CachedResponse("1", b"x")}
+        assert cache.memory.get(KEY) == (b"x" if is_kept else None)
+        await asyncio.sleep(expire_ms / 1000)
+        assert cache.memory.get(KEY) is None
 
 
 async def test_a_large_response_is_not_stored(server, store):
@@ -78,7 +116,7 @@ async def test_a_full_redis_refuses_without_harm(server, store):
     assert await store.get(OTHER) is None
 
     async def is_there() -> bool:
-        return await store.get(KEY) == b"x"
+        return await _data(store, KEY) == b"x"
 
     await _until(is_there, "what was stored before is there")
     assert store._connection.is_healthy
@@ -95,7 +133,7 @@ async def test_a_frozen_or_dead_redis_is_a_miss_at_once_and_used_again_when_it_i
         took_s = time.perf_counter() - started
         for _ in range(50):
             store.put(OTHER, b"y")
-            assert await store.get(KEY) in (None, b"x")
+            assert await _data(store, KEY) in (None, b"x")
         whole_s = time.perf_counter() - started
         assert not any(replies)
         # All of them together waited once.
@@ -112,4 +150,4 @@ async def test_one_who_is_cancelled_leaves_no_reply_to_another(store):
         task = asyncio.create_task(store.get(OTHER))
         await asyncio.sleep(0 if number % 2 else 0.0002)
         task.cancel()
-        assert await store.get(KEY) in (b"mine", None)
+        assert await _data(store, KEY) in (b"mine", None)

@@ -59,6 +59,18 @@ def test_a_response_ends_by_its_age():
     assert (store.bytes, len(store)) == (0, 0)
 
 
+def test_a_response_that_is_not_new_is_kept_for_the_rest_of_its_time():
+    clock = Clock()
+    store = _store(ttl_s=10, clock=clock)
+    for number, remaining_s in enumerate((3, 60, 0, -0.001)):
+        store.put(SCOPE, _key(number), b"x", remaining_s)
+    assert [store.get(_key(number)) for number in range(4)] == [b"x", b"x", None, None]
+    clock.now = 3
+    assert store.get(_key(0)) is None and store.get(_key(1)) == b"x"
+    clock.now = 10  # Redis may have been given a longer time by another gateway's settings
+    assert store.get(_key(1)) is None
+
+
 def test_what_is_no_longer_served_is_dropped():
     store = _store()
     scopes = [
