@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import prometheus_client as prometheus
 from prometheus_client import multiprocess
+from prometheus_client.registry import Collector
 
 from gateway.http.request_context import RequestContext
 from gateway.upstream.balancing import Health
@@ -323,10 +324,13 @@ class Metrics:
         """Set the gauges to the replicas' current state, and drop those of removed replicas.
         ``drained`` are those that could be stopped now."""
         addresses = {replica.address for replica in replicas}
+        # Entries cannot be removed from the shared files: ``page`` leaves them out, and where
+        # another worker still lists the replica, these values do not change what the workers say.
+        silent = {self._healthy: 1, self._inflight: 0, self._ejected: 0, self._drained: 1}
         for address in self._addresses - addresses:
-            for gauge in (self._healthy, self._inflight, self._ejected, self._drained):
+            for gauge, value in silent.items():
                 if SHARED_FOLDER in os.environ:
-                    gauge.labels(address).set(0)  # entries cannot be removed from the shared files
+                    gauge.labels(address).set(value)
                 else:
                     gauge.remove(address)
         self._addresses = addresses
@@ -378,7 +382,7 @@ class Metrics:
         registry = self.registry
         if SHARED_FOLDER in os.environ:
             registry = prometheus.CollectorRegistry()
-            multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+            registry.register(_Workers(self._addresses))
         watcher_metrics = watcher_file.read_bytes() if watcher_file.is_file() else b""
         return prometheus.generate_latest(registry) + watcher_metrics
 
@@ -427,6 +431,23 @@ class Metrics:
             return OTHER
         self._models.add(model)
         return model
+
+
+class _Workers(Collector):
+    """The metrics of all workers, of replicas only those that are listed now."""
+
+    def __init__(self, addresses: Collection[str]) -> None:
+        self._addresses = addresses
+
+    def collect(self) -> Iterator[prometheus.Metric]:
+        workers = multiprocess.MultiProcessCollector(None)  # type: ignore[no-untyped-call]
+        for family in workers.collect():  # type: ignore[no-untyped-call]
+            family.samples = [
+                sample
+                for sample in family.samples
+                if "replica" not in sample.labels or sample.labels["replica"] in self._addresses
+            ]
+            yield family
 
 
 @contextlib.contextmanager

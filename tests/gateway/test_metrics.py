@@ -245,3 +245,43 @@ def test_workers_are_added_up(tmp_path):
     assert value("tidegate_queue_seconds_bucket", **labels, le="0.5") == 0
     assert value("tidegate_queue_seconds_bucket", **labels, le="2.5") == 7
     assert value("gen_ai_client_token_usage_sum", **CHAT, gen_ai_token_type="output") == 35
+
+
+REPLICAS_WORKER = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from gateway.metrics import Metrics
+from gateway.upstream.balancing import Health
+metrics = Metrics()
+for addresses in sys.argv[1:]:
+    metrics.show_replicas([
+        SimpleNamespace(address=address, health=Health.UP, inflight=1, ejected=lambda: {})
+        for address in addresses.split(",")
+    ])
+print(metrics.page(Path("none")).decode())
+"""
+
+
+def test_a_replica_that_is_gone_has_no_gauge_in_any_worker(tmp_path):
+    environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+
+    def gauges(*lists: str) -> dict[str, dict[str, float]]:
+        command = [sys.executable, "-c", REPLICAS_WORKER, *lists]
+        page = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+        return {
+            family.name.removeprefix("tidegate_replica_"): {
+                sample.labels["replica"]: sample.value for sample in family.samples
+            }
+            for family in text_string_to_metric_families(page.stdout)
+            if family.name.startswith("tidegate_replica_")
+        }
+
+    assert gauges("a:1,b:1", "a:1,c:1")["healthy"] == {"a:1": 1, "c:1": 1}
+    # Another worker has not yet seen that b is gone: what the first says of b changes nothing.
+    late = gauges("a:1,b:1")
+    assert late["healthy"] == {"a:1": 1, "b:1": 1}
+    assert late["inflight"] == {"a:1": 2, "b:1": 1}
+    gone = gauges("a:1,b:1", "d:1")
+    names = {"healthy", "inflight", "ejected_models", "drained"}
+    assert {name: set(values) for name, values in gone.items()} == {name: {"d:1"} for name in names}
