@@ -94,6 +94,7 @@ LISTED = {
         "gateway/test_request_log",
         "gateway/test_server_timing",
         "gateway/test_tracing",
+        "gateway/upstream/test_catalogue_reader",
         "loadtests/test_command",
         "loadtests/signoff/test_arrivals::"
         "test_a_generator_that_was_held_up_counts_from_the_intended_time",
