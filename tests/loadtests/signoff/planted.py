@@ -62,7 +62,9 @@ class Planted:
         )
         deltas = [{"role": "assistant", "content": ""}, *({"content": "a"} for _ in range(4)), {}]
         for delta in deltas:
-            event = json.dumps({"choices": [{"index": 0, "delta": delta}]})
+            choice = {"index": 0, "delta": delta, "finish_reason": None if delta else "stop"}
+            head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1}
+            event = json.dumps({**head, "model": "planted", "choices": [choice]})
             self.chunk(writer, f"data: {event}\n\n")
             await writer.drain()
             await asyncio.sleep(self.options.service_ms / 1000)
