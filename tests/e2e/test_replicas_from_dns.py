@@ -116,6 +116,17 @@ def test_none_fails_while_servers_come_and_go_under_load(pair, server, capsys):
                 pair.start(leaving)
                 wait_until(lambda: _uses(gateway, pair, 0, 1), 20, "it is back")
                 grpc.more(50)
+            _list(server, pair, 0)
+            wait_until(lambda: _uses(gateway, pair, 0), 10, "one is left")
+            pair.stop(1)
+            _list(server, pair, 1)  # nothing of the last list, and it has not started
+            time.sleep(2)
+            rest.more(50)
+            pair.start(1)
+            wait_until(lambda: _uses(gateway, pair, 1), 20, "it has replaced the other")
+            grpc.more(50)
+            _list(server, pair, 0, 1)
+            wait_until(lambda: _uses(gateway, pair, 0, 1), 20, "both are asked again")
             server.rcode = dns.rcode.SERVFAIL
             wait_until(lambda: "SERVFAIL" in _source(gateway)["fault"], 10, "its DNS fails")
             rest.more(50)
