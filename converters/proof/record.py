@@ -21,7 +21,8 @@ class Record:
     """The content of a proof.
 
     ``source`` is only the last part of the path, since a proof is often read on another machine.
-    ``source_sha256`` covers the model's files and samples, ``engine_sha256`` the graph.
+    ``source_sha256`` covers the model's files and samples, ``engine_sha256`` the graph;
+    ``programs_sha256`` are those of the torch engine's programs, by the name of the file.
     ``accepted`` is the user's reason for publishing a model whose proof failed, ``options`` what
     the user stated about the source (``ConversionRequest.options``). ``exercised`` says which parts
     of the model the samples reached, and which they did not.
@@ -40,6 +41,7 @@ class Record:
     options: Mapping[str, str] = field(default_factory=dict)
     made_on: str = ""
     exercised: tuple[str, ...] = ()
+    programs_sha256: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def start(
@@ -135,6 +137,8 @@ class Record:
             yield "| | check | measured | allowed | worst sample |\n|---|---|---|---|---|"
             yield from map(_row, proof.checks)
         yield f"\nEngine: SHA-256 `{self.engine_sha256}`"
+        for file, digest in self.programs_sha256.items():
+            yield f"\n{file}: SHA-256 `{digest}`"
         yield "\nTools: " + ", ".join(f"{tool} {number}" for tool, number in self.tools.items())
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from converters.cache import PROOF_FILE, Progress, content_key, conversion
+from converters.cache import PROOF_FILE, Progress, content_key, conversion, files_sha256
 from converters.conversion import Converted, prove_graph
 from converters.errors import ConversionError
 from converters.proof.record import Record
@@ -95,7 +95,8 @@ def build_program(converted: Converted, report: Progress) -> Program:
             report(f"{record.name}: proving the torch engine against the original")
             what = f"{name_of(device)}, {_how(stamp)}"
             proof = prove_graph(converted.task, file, converted.reference, TorchRunner, what)
-            proved = proved.add(proof)
+            digests = {**proved.programs_sha256, file.name: files_sha256([file])}
+            proved = replace(proved.add(proof), programs_sha256=digests)
         proved = replace(proved, tools={**proved.tools, "torch.export on": platform.machine()})
         proved.require()
         (folder / ENGINE_FILE).symlink_to(converted.engine)

@@ -2,6 +2,7 @@
 on the CPU."""
 
 import json
+import shutil
 import zipfile
 
 import pytest
@@ -14,9 +15,10 @@ from tests.converters.tasks.test_tensors import MODULE
 from tests.tiny_image_models import save_image_classifier
 from tests.tiny_models import save_classifier
 from tidegate.app.convert import ConvertOptions, run
-from tidegate.app.engines import is_on
+from tidegate.app.engines import SAME_PROGRAM, is_on, same_file
 from tidegate.app.paths import Paths
 from tidegate.app.prove import ProveOptions, prove
+from tidegate.app.published import published_record
 from tidegate.app.scratch import scratch_triton
 
 
@@ -78,6 +80,20 @@ def test_the_published_engine_is_known_and_can_be_proved_again(mood, paths):
         "mood: served by Triton",
     ]
     assert all(proof.passed for proof in proofs)
+    assert SAME_PROGRAM in [check.name for check in proofs[1].checks]
+
+
+def test_a_program_that_is_not_the_one_that_was_proved_is_found(mood, paths, tmp_path):
+    record = published_record(ModelRepository(paths.repository), "mood")
+    assert set(record.programs_sha256) == {"model.pt2"}
+    file = tmp_path / "model.pt2"
+    shutil.copy(paths.repository / "mood_torch" / "1" / "model.pt2", file)
+    assert same_file(SAME_PROGRAM, record.programs_sha256[file.name], file).passed
+    with file.open("ab") as program:
+        program.write(b"0")
+    check = same_file(SAME_PROGRAM, record.programs_sha256[file.name], file)
+    assert not check.passed
+    assert "convert it again" in check.worst
 
 
 def test_a_file_of_another_torch_is_refused_by_triton_in_one_sentence(mood, paths):

@@ -7,6 +7,7 @@ NAME_torch's holds a program for the CPU, which its ``config.pbtxt`` serves, one
 there was one (``configs/gpu.pbtxt``), and the ONNX graph of the same original.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     # The files of a Triton backend are top-level modules in Triton, and for mypy.
     import pt2_stamp
 
-    from converters.proof.checks import Proof
+    from converters.proof.checks import Check, Proof
     from converters.proof.reference import Reference
     from converters.task import Task
     from serving.repository.model_repository import ModelRepository
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 else:
     from serving.backends.torch_export import pt2_stamp
 
+SAME_PROGRAM = "the program is the one that was proved when it was published"
 ONNX = "onnx"
 ENGINES = (ONNX, TENSORRT, TORCH, VLLM)
 
@@ -119,9 +121,12 @@ def _fits(repository: "ModelRepository", name: str, report: Progress) -> bool:
     return not reason
 
 
-def prove_programs(task: "Task", folder: Path, reference: "Reference") -> list["Proof"]:
+def prove_programs(
+    task: "Task", folder: Path, reference: "Reference", recorded: Mapping[str, str]
+) -> list["Proof"]:
     """The proofs of the programs for torch in an engine's version folder, by the checks of the
-    graph; [] where there are none. That of the GPU only where torch finds one."""
+    graph, and that they are the files whose SHA-256 was ``recorded``; [] where there are none. That
+    of the GPU only where torch finds one."""
     if not (folder / PROGRAM_FILE).is_file():
         return []
     from converters.conversion import prove_graph
@@ -129,11 +134,24 @@ def prove_programs(task: "Task", folder: Path, reference: "Reference") -> list["
     from converters.torch_export.runner import TorchRunner
 
     files = {device: folder / FILES[device] for device in devices()}
-    return [
-        prove_graph(task, file, reference, TorchRunner, name_of(device))
-        for device, file in files.items()
-        if file.is_file()
-    ]
+    proofs = []
+    for device, file in files.items():
+        if file.is_file():
+            proof = prove_graph(task, file, reference, TorchRunner, name_of(device))
+            same = same_file(SAME_PROGRAM, recorded.get(file.name, ""), file)
+            proofs.append(replace(proof, checks=(*proof.checks, same)))
+    return proofs
+
+
+def same_file(name: str, recorded: str, file: Path) -> "Check":
+    """Whether the file is the one that was proved when it was published: this also finds a change
+    that hides within a tolerance."""
+    from converters.cache import files_sha256
+    from converters.proof.checks import at_most
+
+    actual = files_sha256([file])
+    detail = f"SHA-256 {actual[:12]}..., proof.json says {recorded[:12]}...: convert it again"
+    return at_most(name, actual != recorded, 0, detail if actual != recorded else "")
 
 
 def proved_profiles(repository: "ModelRepository", name: str, report: Progress) -> list[str | None]:

@@ -11,7 +11,7 @@ from tidegate.app.paths import Paths
 from tidegate.app.task_registry import registered_task
 
 if TYPE_CHECKING:
-    from converters.proof.checks import Check, Proof
+    from converters.proof.checks import Proof
 
 SAME_ENGINE = "the graph is the one that was proved when it was published"
 
@@ -34,7 +34,7 @@ def prove(options: ProveOptions, paths: Paths, report: Callable[[str], None]) ->
     from converters.conversion import ask_original, prove_graph, put_graph, reference_in
     from converters.task import ConversionRequest
     from serving.repository.model_repository import ModelRepository
-    from tidegate.app.engines import prove_programs, proved_profiles
+    from tidegate.app.engines import prove_programs, proved_profiles, same_file
     from tidegate.app.published import copy_pipeline, engine_file, published_record
     from tidegate.app.scratch import proved_through_triton
 
@@ -61,9 +61,10 @@ def prove(options: ProveOptions, paths: Paths, report: Callable[[str], None]) ->
         report(f"{name}: proving the engine in the repository")
         graph = prove_graph(task, engine, reference)
         if record:
-            checks = (*graph.checks, _same_engine(record.engine_sha256, engine))
+            checks = (*graph.checks, same_file(SAME_ENGINE, record.engine_sha256, engine))
             graph = replace(graph, checks=checks)
-        programs = prove_programs(task, engine.parent, reference)
+        recorded = record.programs_sha256 if record else {}
+        programs = prove_programs(task, engine.parent, reference, recorded)
         copy_pipeline(repository, name, copy)
         report(f"{name}: proving the pipeline through a scratch Triton")
         profiles = proved_profiles(repository, name, report)
@@ -72,14 +73,3 @@ def prove(options: ProveOptions, paths: Paths, report: Callable[[str], None]) ->
             for profile in profiles
         ]
         return [graph, *programs, *served]
-
-
-def _same_engine(recorded: str, engine: Path) -> "Check":
-    """Whether the graph is the one that was proved when it was published: this also finds a change
-    that hides within a precision's rounding tolerance."""
-    from converters.cache import files_sha256
-    from converters.proof.checks import at_most
-
-    actual = files_sha256([engine])
-    detail = f"SHA-256 {actual[:12]}..., proof.json says {recorded[:12]}...: convert it again"
-    return at_most(SAME_ENGINE, actual != recorded, 0, detail if actual != recorded else "")
