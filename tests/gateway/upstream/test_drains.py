@@ -24,7 +24,11 @@ def test_a_drain_is_followed_lifted_and_ends_by_itself(tmp_path):
     assert others.current() == frozenset()
 
 
-@pytest.mark.parametrize("text", ["", "soon", "nan", f"{time.monotonic() + LONGEST_S + 3600}"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "soon", "nan", f"{time.monotonic() + LONGEST_S + 3600}"],
+    ids=["empty", "a word", "nan", "too long"],  # the same in each worker of a run
+)
 def test_a_file_that_makes_no_sense_drains_nothing(tmp_path, text):
     (tmp_path / FOLDER).mkdir()
     (tmp_path / FOLDER / "a:1").write_text(text)
