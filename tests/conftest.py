@@ -5,6 +5,7 @@ import fcntl
 import gc
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -75,10 +76,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None
 
 
+# In a test's id: a time with its fractions of a second, or an address in memory.
+_OF_THIS_RUN = re.compile(r"\d{3,}\.\d{4,}|0x[0-9a-f]{8,}")
+
+
 @pytest.hookimpl(tryfirst=True)  # before ``-m`` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         file = file_of(item.nodeid)
+        if _OF_THIS_RUN.search(item.nodeid.partition("[")[2]):
+            # Workers that collect different ids run nothing at all.
+            raise pytest.UsageError(f"{item.nodeid}: give its parameters ids that are always equal")
         fixtures = frozenset(getattr(item, "fixturenames", ()))
         item.add_marker(marker_of(item.nodeid, fixtures))
         if "stack" in getattr(item, "fixturenames", ()) and file not in TOGETHER:
