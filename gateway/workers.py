@@ -67,8 +67,9 @@ class Workers(Multiprocess):
 
     def restart_all(self) -> None:
         """After SIGHUP: replace one worker after the other. Each ends when its successor serves and
-        its own requests are done; if a successor does not start, the others stay as they are."""
-        for index, old in enumerate(self.processes):
+        its own requests are done; if a successor does not start, the others stay as they are. One
+        that dies meanwhile is replaced as ever."""
+        for index in range(len(self.processes)):
             if self._is_stopping():
                 return
             new = Process(self.config, self.sockets)
@@ -77,17 +78,25 @@ class Workers(Multiprocess):
                 new.kill()
                 new.join()
                 if not self._is_stopping():
-                    log.error("worker %s did not start; worker %s stays", new.pid, old.pid)
+                    stays = self.processes[index].pid
+                    log.error("worker %s did not start; worker %s stays", new.pid, stays)
                 return
-            self.processes[index] = new
+            old, self.processes[index] = self.processes[index], new
             old.be_replaced()
-            limit_s = float(self.config.timeout_graceful_shutdown or 0) + REPLACE_S
-            old.process.join(limit_s)  # also when the gateway is stopped meanwhile
+            self._wait_for_end(old)
             if old.process.is_alive():
                 old.kill()
             old.join()
             _forget(old.pid)
             log.info("worker %s has replaced worker %s", new.pid, old.pid)
+
+    def _wait_for_end(self, old: Process) -> None:
+        """As long as its requests may take; also when the gateway is stopped meanwhile."""
+        until = time.monotonic() + float(self.config.timeout_graceful_shutdown or 0) + REPLACE_S
+        while old.process.is_alive() and time.monotonic() < until:
+            old.process.join(RETRY_S)
+            if not self._is_stopping():
+                self.keep_subprocess_alive()
 
     def _is_ready_in_time(self, process: Process) -> bool:
         """Whether a new worker serves before START_S, its own end, or that of the gateway."""
@@ -96,6 +105,7 @@ class Workers(Multiprocess):
             has_ended = not process.process.is_alive()
             if has_ended or self._is_stopping() or time.monotonic() > until:
                 return False
+            self.keep_subprocess_alive()
             time.sleep(RETRY_S / 10)
         return True
 
