@@ -42,7 +42,7 @@ from tidegate.commands.output import print_json
     "grpc_address",
     type=Address(),
     default=None,
-    help="The target gateway's gRPC port, for objectives with api = 'grpc'.",
+    help="The target gateway's gRPC port, for objectives with api = 'grpc' or 'grpc-stream'.",
 )
 @click.option(
     "--slo",
