@@ -63,7 +63,7 @@ def test_headless_prints_its_table_and_passes(stack, tmp_path):
     ("pipeline", "apis"),
     [
         ("text_embedding", ("task", "v2", "v2-binary", "openai", "grpc", "grpc-stream")),
-        ("chat", ("chat", "grpc-stream=2")),
+        ("chat", ("chat", "grpc-stream=1.5")),
         ("image_classification", ("task",)),
     ],
 )
@@ -71,7 +71,8 @@ def test_a_pipeline_is_called_over_each_of_its_apis(stack, tmp_path, pipeline, a
     file = tmp_path / "figures.json"
     arguments = [argument for api in apis for argument in ("--api", api)]
     arguments += ["--pipeline", pipeline, "--gateway-grpc", f"127.0.0.1:{stack.grpc_api_port}"]
-    code, output, errors = run(stack, *arguments, "--users=3", "--run-time=6", f"--json={file}")
+    # So many that each API is drawn, also where an answer takes seconds.
+    code, output, errors = run(stack, *arguments, "--users=8", "--run-time=12", f"--json={file}")
     assert code == 0, output + errors
     document = json.loads(file.read_text())
     names = {f"{pipeline} ({api.partition('=')[0]})" for api in apis}
