@@ -94,18 +94,12 @@ def choose(
 def by_lot(
     states: Sequence[ReplicaState], max_inflight: int, draw: Callable[[], float]
 ) -> int | None:
-    """The index of one of the candidates, by chance alone; None if one of them is full, since then
-    it would not be chance alone, or if there is but one."""
+    """The index of one of the candidates, each as likely as the others; None if one of them is
+    full, since then it would not be chance alone."""
     indices = candidates(states)
-    if len(indices) < 2 or any(states[index].inflight >= max_inflight for index in indices):
+    if not indices or any(states[index].inflight >= max_inflight for index in indices):
         return None
-    weights = [states[index].weight for index in indices]
-    place = draw() * sum(weights)
-    for index, weight in zip(indices, weights, strict=True):
-        place -= weight
-        if place < 0:
-            return index
-    return indices[-1]
+    return indices[int(draw() * len(indices))]
 
 
 def _goes_first(one: ReplicaState, other: ReplicaState, draw: Callable[[], float]) -> bool:

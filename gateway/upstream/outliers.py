@@ -5,7 +5,9 @@ A replica is an *outlier* only by comparison: a request that fails everywhere (a
 makes no replica one. The comparison is an experiment: after a model's failure, half of its requests
 go to a replica drawn by lot, and only these are compared. The others follow the load, or a stream's
 connection, or a sequence: requests that fail at once all follow the replica that is least busy, and
-would make it look worse than it is.
+would make it look worse than it is. For the same reason all take part alike, or nothing is
+compared: one that got its share only lately, when more requests failed everywhere, would look worse
+than those that had been asked before.
 
 It is ejected for one model, and for no other. When its time is over it gets one request at a time;
 after ``TRIALS`` good answers it is back, and its share grows over ``SLOW_START_S``. A failure
@@ -110,6 +112,10 @@ class Record:
         self.answers *= factor
         self.failures *= factor
         self._updated = now
+
+    def forget_counts(self) -> None:
+        """A new comparison begins."""
+        self.answers = self.failures = 0.0
 
     def counts(self, now: float) -> tuple[float, float]:
         """Answers and failures, by what they weigh now."""

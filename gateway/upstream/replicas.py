@@ -329,6 +329,7 @@ class ReplicaPool:
         self._connect, self._max_inflight, self._draw = connect, max_inflight, draw
         self.replicas: list[Replica] = []
         self._retiring: set[asyncio.Task[None]] = set()
+        self._lots: dict[str, frozenset[str]] = {}  # model -> the replicas that are compared now
         self._affinity = PrefixAffinity()
         self._retries = FEW_RETRIES  # how many may be sent now
         self._suspect_until: dict[str, float] = {}  # model -> monotonic seconds
@@ -551,8 +552,7 @@ class ReplicaPool:
         states = [replica.state(model, version, now, tokens) for replica in replicas]
         is_drawn, index = False, None
         if now < self._suspect_until.get(model, 0.0) and self._draw() < LOT_SHARE:
-            index = by_lot(states, self._max_inflight, self._draw)
-            is_drawn = index is not None
+            index, is_drawn = self._by_lot(replicas, states, model)
         if index is None and work:
             index = self._known_to(replicas, states, model, work)
         if index is None:
@@ -565,6 +565,29 @@ class ReplicaPool:
         if candidates(states):
             raise NoCapacity(_BUSY, retry_after_s=1)
         raise NoCapacity(_NOBODY, retry_after_s=1)
+
+    def _by_lot(
+        self, replicas: Sequence[Replica], states: Sequence[ReplicaState], model: str
+    ) -> tuple[int | None, bool]:
+        """The index of the replica that the lot chose, or None, and whether what becomes of the
+        request can be compared: if all take part alike, and no replica is on trial."""
+        if replicas is not self.replicas:  # a request that is sent once more
+            return None, False
+        indices = candidates(states)
+        if len(indices) < 2 or any(states[index].weight < 1 for index in indices):
+            self._lots.pop(model, None)
+            return None, False
+        index = by_lot(states, self._max_inflight, self._draw)
+        records = [replicas[index].records.get(model) for index in indices]
+        if index is None or any(record and record.trials_left for record in records):
+            return index, False
+        taking_part = frozenset(replicas[index].address for index in indices)
+        if self._lots.get(model) != taking_part:
+            self._lots[model] = taking_part
+            for record in records:
+                if record:
+                    record.forget_counts()
+        return index, True
 
     def _known_to(
         self,

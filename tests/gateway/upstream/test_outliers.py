@@ -235,6 +235,21 @@ async def test_poison_that_follows_the_load_ejects_nobody(clock, seed):
     assert not {(1, "b:1", False), (0, "a:1", False)} & followed
 
 
+@pytest.mark.parametrize("seed", range(10))
+async def test_one_that_comes_back_as_more_fails_everywhere_is_not_blamed(clock, seed):
+    """Its share grows while that of the requests that fail does: of all that it got more failed."""
+    chance = np.random.default_rng(seed)
+    pool = ReplicaPool(Connection, 1000, chance.random)
+    pool.apply(["a:1", "b:1"])
+    pool.replicas[1].back_since = clock.now
+    began = clock.now
+    while (age_s := clock.now - began) < 3 * SLOW_START_S:
+        clock.now += 0.004
+        poison = chance.random() < (0.02 if age_s < 0.5 * SLOW_START_S else 0.5)
+        _end(pool.permit("m"), UpstreamError("poison") if poison else None)
+        assert [replica.ejected() for replica in pool.replicas] == [{}, {}]
+
+
 @pytest.mark.parametrize(("share", "limit"), [(1.0, 60), (0.2, 400), (0.05, 2500)])
 async def test_one_that_fails_is_found_soon(clock, share, limit):
     """After how many requests to both, of which one fails this ``share``."""
