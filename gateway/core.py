@@ -121,22 +121,22 @@ class Gateway:
             outcome = Outcome.FAILED if status == FAILED else Outcome.ANSWERED
         pipeline = context.trial or context.pipeline
         self.circuits.ended(
-            (pipeline, context.tenant),
+            (pipeline, context.caller),
             context.replica,
             outcome,
             lambda: [replica.address for replica in self.pool.asked(pipeline)],
             is_trial=bool(context.trial),
         )
 
-    def _circuit_changed(self, pipeline: str, tenant: str, is_open: bool) -> None:
+    def _circuit_changed(self, pipeline: str, caller: str, is_open: bool) -> None:
         if is_open:
             self.metrics.circuit_opened(pipeline)
             log.warning(
-                "%s refuses requests of tenant %s for a while: every replica failed most of them",
-                *(pipeline, tenant),
+                "%s refuses requests of caller %s for a while: every replica failed most of them",
+                *(pipeline, caller),
             )
         else:
-            log.info("%s takes the requests of tenant %s again", pipeline, tenant)
+            log.info("%s takes the requests of caller %s again", pipeline, caller)
 
     def follow_policy(self) -> None:
         """Use the replicas that gateway.toml lists or, if it lists none, those of the settings."""
@@ -227,7 +227,7 @@ class Gateway:
         """Whether a request for the pipeline would be refused now for lack of capacity."""
         if name not in self.catalogue.models or not self.pool.takes(name):
             return True
-        if self.circuits.retry_after_s(name, context.tenant):
+        if self.circuits.retry_after_s(name, context.caller):
             return True
         queue = self.queues.get(name)
         return queue is not None and queue.is_full(
@@ -262,17 +262,17 @@ class Gateway:
         A request of a sequence never goes to a canary: when the weights change, the next request
         of the sequence would go to a model that knows nothing about it.
 
-        Raises NoCapacity while the pipeline's circuit breaker is open for the caller's tenant.
+        Raises NoCapacity while the pipeline's circuit breaker is open for the caller.
         """
         name = self._chosen(context, model, message)
         if self.circuits and context.trial != name:
-            retry_after_s = self.circuits.retry_after_s(name, context.tenant)
+            retry_after_s = self.circuits.retry_after_s(name, context.caller)
             if retry_after_s:
                 raise NoCapacity(
                     "the model has failed most of your requests: try again shortly",
                     retry_after_s=retry_after_s,
                 )
-            if self.circuits.enter(name, context.tenant):
+            if self.circuits.enter(name, context.caller):
                 context.trial = name
         return name
 
@@ -298,7 +298,7 @@ class Gateway:
 
         def is_healthy(canary: str) -> bool:
             is_right = not self.probes.get(canary, "not probed")
-            is_closed = not self.circuits.retry_after_s(canary, context.tenant)
+            is_closed = not self.circuits.retry_after_s(canary, context.caller)
             return canary in self.catalogue.models and is_right and is_closed
 
         context.pipeline = choose(name, route.weights, key, is_healthy)

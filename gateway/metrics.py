@@ -192,7 +192,7 @@ class Metrics:
         )
         self._circuits_opened = prometheus.Counter(
             "tidegate_circuits_opened",
-            "How often a pipeline began to refuse a tenant's requests: every replica failed most.",
+            "How often a pipeline began to refuse a caller's requests: every replica failed most.",
             ("model",),
             registry=self.registry,
         )

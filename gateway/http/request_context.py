@@ -175,6 +175,11 @@ class RequestContext:
     def tenant(self) -> str:
         return self.principal.tenant if self.principal else ""
 
+    @property
+    def caller(self) -> str:
+        """The principal's id, '' without one."""
+        return self.principal.id if self.principal else ""
+
     def may_read(self, model: str) -> bool:
         """Whether the caller may know that the model exists; always true without a caller."""
         return self.principal is None or self.access.allowed(self.principal, "read", model)

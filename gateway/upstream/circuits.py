@@ -1,10 +1,11 @@
-"""A circuit breaker for each pipeline and tenant: while every replica fails most of a tenant's
+"""A circuit breaker for each pipeline and caller: while every replica fails most of a caller's
 requests for a pipeline, the next ones are refused at once.
 
 An outlier is found by comparison (``outliers``); this is for what fails everywhere, where there is
-nobody to compare with. It is each tenant's own, because anybody can send requests that make a model
-fail: they must not close the model to others. Only failures of the model or its server count, never
-a client's error, a missed deadline or a full model.
+nobody to compare with. It is each caller's own, because anybody can send requests that make a model
+fail: they must not close the model to others, not even to those of the same tenant (without
+``[tenants]`` all callers are of one). Only failures of the model or its server count, never a
+client's error, a missed deadline or a full model.
 
 When a circuit has been open for ``OPEN_S`` seconds, one request at a time is let through. A good
 answer closes it: then not every replica fails, and those that do are found by comparison. As many
@@ -24,7 +25,7 @@ OPEN_S = 5.0  # as the first ejection of an outlier
 MARGIN = 8.0
 FORGOTTEN_S = 3 * WINDOW_S  # after its last failure
 CIRCUITS = 1000  # that are watched at most: the one with the oldest failure is forgotten
-Key = tuple[str, str]  # pipeline, tenant
+Key = tuple[str, str]  # pipeline, id of the caller
 
 
 class Outcome(Enum):
@@ -61,10 +62,10 @@ class Circuits:
 
     def __init__(
         self,
-        on_change: Callable[[str, str, bool], None] = lambda pipeline, tenant, is_open: None,
+        on_change: Callable[[str, str, bool], None] = lambda pipeline, caller, is_open: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``on_change(pipeline, tenant, is_open)`` is called when a circuit opens or closes."""
+        """``on_change(pipeline, caller, is_open)`` is called when a circuit opens or closes."""
         self._on_change, self._clock = on_change, clock
         self._circuits: dict[Key, _Circuit] = {}
 
@@ -72,17 +73,17 @@ class Circuits:
         """Whether any is watched: else there is nothing to ask."""
         return bool(self._circuits)
 
-    def retry_after_s(self, pipeline: str, tenant: str) -> int:
+    def retry_after_s(self, pipeline: str, caller: str) -> int:
         """0 if a request may be sent, else the seconds after which it may be, rounded up."""
-        circuit = self._circuits.get((pipeline, tenant))
+        circuit = self._circuits.get((pipeline, caller))
         now = self._clock()
         if circuit is None or not circuit.trials.gets_none(now):
             return 0
         return max(1, math.ceil(circuit.trials.ejected_until - now))
 
-    def enter(self, pipeline: str, tenant: str) -> bool:
+    def enter(self, pipeline: str, caller: str) -> bool:
         """A request is sent, which ``retry_after_s`` allows: whether it is a trial."""
-        circuit = self._circuits.get((pipeline, tenant))
+        circuit = self._circuits.get((pipeline, caller))
         if circuit is None or not circuit.is_open:
             return False
         circuit.trials.trial_began(self._clock())
@@ -154,11 +155,11 @@ class Circuits:
         return circuit
 
     def open_ones(self, pipeline: str) -> dict[str, float]:
-        """The tenants for which the pipeline's circuit is open or on trial -> the seconds until the
+        """The callers for whom the pipeline's circuit is open or on trial -> the seconds until the
         next trial; 0.0: it is on trial."""
         now = self._clock()
         return {
-            tenant: max(0.0, circuit.trials.ejected_until - now)
-            for (name, tenant), circuit in self._circuits.items()
+            caller: max(0.0, circuit.trials.ejected_until - now)
+            for (name, caller), circuit in self._circuits.items()
             if name == pipeline and circuit.is_open
         }

@@ -66,9 +66,9 @@ class Drain(BaseModel):
 
 class ModelState(BaseModel):
     """``probe`` is '' if the last golden probe succeeded, else the fault; ``proved`` says whether
-    the model has a golden sample. ``refused`` are the tenants whose requests it refuses, because
-    every replica failed most of them, and for how many more seconds; 0: it is tried with one
-    request at a time."""
+    the model has a golden sample. ``refused`` are the callers (a key's id, ``jwt:ISSUER:SUB``
+    or ``cert:NAME``) whose requests it refuses, because every replica failed most of them, and for
+    how many more seconds; 0: it is tried with one request at a time."""
 
     name: str
     versions: list[str]
@@ -194,8 +194,8 @@ def admin_router(gateway: Gateway) -> APIRouter:
                 probe=gateway.probes.get(model.name, ""),
                 proved=model.probe is not None,
                 refused={
-                    tenant: round(seconds, 1)
-                    for tenant, seconds in gateway.circuits.open_ones(model.name).items()
+                    caller: round(seconds, 1)
+                    for caller, seconds in gateway.circuits.open_ones(model.name).items()
                 },
             )
             for model in gateway.catalogue.models.values()

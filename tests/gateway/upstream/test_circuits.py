@@ -1,4 +1,4 @@
-"""A circuit breaker opens when every replica fails most of a tenant's requests, and closes."""
+"""A circuit breaker opens when every replica fails most of a caller's requests, and closes."""
 
 import pytest
 
@@ -59,7 +59,7 @@ def test_it_opens_after_a_few_failures_and_not_before(circuits, changes):
     assert circuits.open_ones("m") == {"one": OPEN_S}
 
 
-def test_a_pipelines_circuit_is_its_own_and_a_tenants_is_too(circuits):
+def test_a_pipelines_circuit_is_its_own_and_a_callers_is_too(circuits):
     _open(circuits)
     assert circuits.retry_after_s("other", "one") == 0
     assert circuits.retry_after_s("m", "two") == 0

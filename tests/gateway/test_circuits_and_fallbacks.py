@@ -1,0 +1,110 @@
+"""What the gateway makes of circuits and fallbacks: whom it refuses, and who answers instead."""
+
+import asyncio
+import json
+
+import grpc
+import pytest
+
+from gateway.api.v2.routes import V2Api
+from gateway.core import Gateway
+from gateway.errors import GatewayError, NoCapacity
+from gateway.http.request_context import RequestContext
+from gateway.models.catalogue import Catalogue, Model, read_model
+from gateway.policy.access import Access
+from gateway.policy.gateway_toml import parse_rules
+from gateway.policy.principal import Principal
+from gateway.policy.reload import InForce
+from gateway.settings import Settings
+from gateway.upstream.circuits import MARGIN
+from tests.gateway.fake_triton import FakeTriton, failing, public
+from tests.gateway.request_contexts import context_of
+
+LEAST = round(MARGIN)
+BODY = json.dumps(
+    {"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}]}
+).encode()
+
+
+@pytest.fixture
+async def triton():
+    fake = FakeTriton()
+    fake.models_asked = []
+    fake.failing_models = set()
+
+    async def answer(request):
+        fake.models_asked.append(request.model_name)
+        if request.model_name in fake.failing_models:
+            return await failing(grpc.StatusCode.INTERNAL)(request)
+        return 0.0
+
+    fake.answer = answer
+    fake.address = await fake.start()
+    yield fake
+    await fake.stop()
+
+
+@pytest.fixture
+async def gateway(triton):
+    gateway = Gateway(Settings(replicas=(triton.address,)))
+    yield gateway
+    await gateway.pool.close()
+
+
+@pytest.fixture
+def clock(gateway):
+    """The time of the circuits: ``clock[0]``, in monotonic seconds."""
+    now = [1000.0]
+    gateway.circuits._clock = lambda: now[0]
+    return now
+
+
+def _model(name: str, **parameters: str) -> Model:
+    return read_model(public(name, **parameters), ("1",))
+
+
+def _serve(gateway: Gateway, *models: Model) -> None:
+    gateway.catalogue = Catalogue({model.name: model for model in models})
+
+
+def _put_policy(gateway: Gateway, text: str) -> None:
+    rules = parse_rules(text, "gateway.toml")
+    gateway.access_control.policy.current = InForce(rules, Access(rules), "test")
+
+
+def _context(name: str = "p", version: str = "", caller: str = "tester") -> RequestContext:
+    """Of a request whose body is here, and whose client stays connected."""
+    messages = [{"type": "http.request", "body": BODY}]
+
+    async def receive():
+        return messages.pop() if messages else await asyncio.Future()
+
+    params = {"model": name, "version": version}
+    context = context_of({"path": "/", "headers": [], "path_params": params}, receive)
+    context.principal = Principal(caller, caller)
+    return context
+
+
+async def _infer(gateway: Gateway, caller: str = "tester") -> int:
+    """The status of a V2 inference with ``p``, which is counted as the middleware does it."""
+    context, status = _context(caller=caller), 200
+    try:
+        await V2Api(gateway).infer(context)
+    except GatewayError as error:
+        status = 503 if isinstance(error, NoCapacity) else 502
+    await context.leave(None)
+    gateway.finished(context, status)
+    return status
+
+
+async def test_a_caller_who_makes_a_model_fail_does_not_close_it_to_another_of_the_tenant(
+    gateway, triton
+):
+    _serve(gateway, _model("p"))
+    triton.failing_models = {"p"}
+    statuses = [await _infer(gateway, "poisoner") for _ in range(LEAST + 3)]
+    assert statuses == [502] * LEAST + [503] * 3
+    triton.failing_models = set()
+    assert await _infer(gateway, "neighbour") == 200
+    assert await _infer(gateway, "poisoner") == 503
+    assert set(gateway.circuits.open_ones("p")) == {"poisoner"}
