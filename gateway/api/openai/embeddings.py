@@ -89,7 +89,9 @@ def resolve_model(
     if not isinstance(name, str) or not name:
         raise InvalidRequest("'model' must name a model: see GET /v1/models", param="model")
     context.require("infer", name)
-    model, endpoint_schema = gateway.catalogue.endpoint(gateway.destination(context, name))
+    if route != "tokenize":  # a fallback's token ids are others
+        name = gateway.destination(context, name)
+    model, endpoint_schema = gateway.catalogue.endpoint(name)
     if route not in endpoint_schema.openai:
         raise NotFound(f"model {quoted(name)} does not serve {route}: choose another model")
     return model, endpoint_schema, endpoint_schema.openai[route]

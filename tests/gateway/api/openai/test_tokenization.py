@@ -1,8 +1,11 @@
 """``/tokenize`` and ``/detokenize``, on an engine whose tokens are the bytes of the text."""
 
+from types import SimpleNamespace
+
 import httpx
 import pytest
 
+from gateway.api.openai.embeddings import resolve_model
 from tests.gateway.fake_llm import served_llm
 
 USER = {"role": "user", "content": "Grüße"}
@@ -86,3 +89,14 @@ def test_it_needs_a_key_and_a_model_that_it_may_use(served):
         )
         unknown = _post(served, path, model="other", prompt="a")
         assert unknown.status_code == 404
+
+
+@pytest.mark.parametrize(("route", "answers"), [("tokenize", "llm"), ("chat", "its fallback")])
+def test_another_models_tokens_never_answer(route, answers):
+    endpoint = SimpleNamespace(openai={route: {}})
+    gateway = SimpleNamespace(
+        destination=lambda context, name: "its fallback",
+        catalogue=SimpleNamespace(endpoint=lambda name: (name, endpoint)),
+    )
+    context = SimpleNamespace(require=lambda action, name: None)
+    assert resolve_model(gateway, context, route, {"model": "llm"})[0] == answers
