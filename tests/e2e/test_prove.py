@@ -175,12 +175,13 @@ def test_the_verb_passes_or_fails_and_changes_nothing(published, tmp_path):
 def test_a_graph_other_than_the_proved_one_is_reported(tmp_path):
     """However small the change: 8 bits may round off more than many faults do."""
     from converters.cache import files_sha256
-    from tidegate.app.prove import SAME_ENGINE, _same_engine
+    from tidegate.app.engines import same_file
+    from tidegate.app.prove import SAME_ENGINE
 
     (tmp_path / "model.onnx").write_bytes(b"one")
     recorded = files_sha256([tmp_path / "model.onnx"])
-    assert _same_engine(recorded, tmp_path / "model.onnx").passed
+    assert same_file(SAME_ENGINE, recorded, tmp_path / "model.onnx").passed
     (tmp_path / "model.onnx").write_bytes(b"onf")
-    check = _same_engine(recorded, tmp_path / "model.onnx")
+    check = same_file(SAME_ENGINE, recorded, tmp_path / "model.onnx")
     assert (check.name, check.passed) == (SAME_ENGINE, False)
     assert "proof.json says" in check.worst
