@@ -52,15 +52,18 @@ class ReplicaState(NamedTuple):
 
 def candidates(states: Sequence[ReplicaState]) -> list[int]:
     """The indices of the replicas that may get the request: the healthiest that serve the model,
-    without drained ones, those whose probe failed and ejected ones, if there are others; [] if
-    there is none. So nothing is refused because everything is ejected."""
+    without those whose probe failed, ejected ones and drained ones, if there are others; [] if
+    there is none. So nothing is refused because everything is ejected.
+
+    A drain is the least of these: an operator may wait, and a caller should not get a wrong answer
+    meanwhile."""
     best_rank = 0
     indices: list[int] = []
     for index, state in enumerate(states):
         rank = 0
         if state.serves and state.health:
-            rank = 4 * state.health + 2 * state.is_right + (not state.is_ejected)
-            rank += 12 * (not state.is_drained)
+            rank = 8 * state.health + 4 * state.is_right
+            rank += 2 * (not state.is_ejected) + (not state.is_drained)
         if rank > best_rank:
             best_rank, indices = rank, [index]
         elif rank and rank == best_rank:

@@ -392,8 +392,8 @@ class ReplicaPool:
 
     def drain(self, addresses: Collection[str]) -> list[Replica]:
         """Send no new requests to the replicas of these addresses (HOST:GRPC_PORT), as long as
-        others can take them. Those that were drained and are not any more are returned: they start
-        slowly."""
+        others that are as well can take them. Those that were drained and are not any more are
+        returned: they start slowly."""
         lifted = []
         for replica in self.replicas:
             was_drained, is_drained = replica.is_drained, replica.grpc_address in addresses
@@ -408,7 +408,7 @@ class ReplicaPool:
 
     def is_dispensable(self, replica: Replica) -> bool:
         """Whether other replicas take every request for the models that it serves: each model is
-        right on another one that is up and not drained."""
+        right on another one that is up, not drained, and not ejected for it."""
         others = [
             other
             for other in self.replicas
@@ -418,7 +418,12 @@ class ReplicaPool:
             and not other.is_leaving
         ]
         return all(
-            any(model in (other.versions or ()) and not other.probes.get(model) for other in others)
+            any(
+                model in (other.versions or ())
+                and not other.probes.get(model)
+                and other.standing(model)[-1]
+                for other in others
+            )
             for model in replica.versions or ()
         )
 

@@ -129,10 +129,17 @@ def test_sequences_are_spread_and_move_only_with_their_own_replica():
         assert remaining == [address for address in order if address != "b:1"]
 
 
-def test_a_drained_one_gets_a_request_only_if_no_other_can_take_it():
+def test_a_drained_one_gets_a_request_only_if_no_other_that_is_as_well_can_take_it():
     drained = ReplicaState(Health.UP, 0, is_drained=True)
-    busy = ReplicaState(Health.UP, 9, failures=9, is_right=False, is_ejected=True)
+    busy = ReplicaState(Health.UP, 9, failures=9, latency_s=9.0)
     assert candidates([drained, busy]) == [1]
-    assert candidates([drained, busy._replace(health=Health.UNKNOWN)]) == [1]
-    assert candidates([drained, busy._replace(health=Health.DOWN)]) == [0]
     assert candidates([drained, busy._replace(serves=False)]) == [0]
+    for health in (Health.DOWN, Health.UNKNOWN):
+        assert candidates([drained, busy._replace(health=health)]) == [0]
+
+
+@pytest.mark.parametrize("fault", [{"is_right": False}, {"is_ejected": True}])
+def test_a_drain_sends_nothing_to_one_that_is_wrong_or_ejected(fault):
+    drained, unwell = ReplicaState(UP, 0, is_drained=True), ReplicaState(UP, 0)._replace(**fault)
+    assert candidates([drained, unwell]) == [0]
+    assert candidates([drained._replace(**fault), unwell]) == [1]

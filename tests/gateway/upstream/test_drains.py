@@ -67,12 +67,25 @@ async def test_it_takes_requests_all_the_same_if_no_other_can(pool):
     assert _chosen(pool) == {"a:1/2"}
 
 
+async def test_it_takes_requests_all_the_same_if_the_others_are_wrong(pool):
+    first, second = pool.replicas
+    pool.drain({"a:1"})
+    second.probes["m"] = "gives a wrong answer"
+    assert _chosen(pool) == {"a:1/2"}
+    assert pool.permit("m", at=first.upstream).replica is first
+    second.probes["m"] = ""
+    assert _chosen(pool) == {"b:1"}
+
+
 async def test_what_others_serve_is_dispensable(pool):
     first, second = pool.replicas
     assert pool.is_dispensable(first)
     second.probes["m"] = "gives a wrong answer"
     assert not pool.is_dispensable(first)
     second.probes["m"] = ""
+    second.record("m").eject(time.monotonic())
+    assert not pool.is_dispensable(first)
+    second.record("m").trials_left = 0
     first.index_read({"m": ("1",), "own": ("1",)})
     assert not pool.is_dispensable(first)
     second.index_read({"m": ("1",), "own": ("1",)})
