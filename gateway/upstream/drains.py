@@ -2,18 +2,22 @@
 its time is over.
 
 A file for each drained replica, in ``drains/`` of the state folder: all workers follow it. A drain
-whose setter has died must not last, so each ends by itself and is set again to go on.
+whose setter has died must not last, so each ends by itself and is set again to go on. It has the
+boot of the machine and the end on the monotonic clock, which all processes share and nobody can
+set: after a reboot, or in a copy of the folder on another machine, that time means nothing.
 """
 
 import contextlib
 import os
 import time
+from functools import cache
 from pathlib import Path
 
 from modelspec.files import atomic_write
 
 FOLDER = "drains"
 LEASE_S, LONGEST_S = 60.0, 3600.0
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Drains:
@@ -26,15 +30,14 @@ class Drains:
         """Drain the replica for so many seconds from now (``LONGEST_S`` at most). OSError if that
         cannot be written."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        # On the clock of the machine, which all processes share and nobody can set.
-        atomic_write(self._folder / address, f"{time.monotonic() + seconds}\n")
+        atomic_write(self._folder / address, f"{_boot()} {time.monotonic() + seconds}\n")
 
     def lift(self, address: str) -> None:
         """OSError if the file cannot be removed."""
         (self._folder / address).unlink(missing_ok=True)
 
     def current(self) -> frozenset[str]:
-        """The replicas that are drained now."""
+        """The replicas that are drained now. Files that nobody can need any more are removed."""
         try:
             names = os.listdir(self._folder)  # noqa: PTH208 - one call, twice a second
         except OSError:
@@ -42,8 +45,19 @@ class Drains:
         return frozenset(name for name in names if self._is_drained(name))
 
     def _is_drained(self, address: str) -> bool:
+        path = self._folder / address
         with contextlib.suppress(OSError, ValueError):
-            left_s = float((self._folder / address).read_text()) - time.monotonic()
-            # One from before the machine was restarted may seem to last for days.
-            return 0 < left_s <= LONGEST_S
+            boot, end = path.read_text().split()
+            if boot == _boot() and 0 < float(end) - time.monotonic() <= LONGEST_S:
+                return True
+        with contextlib.suppress(OSError):
+            # Not at once: it may just be set again, here or on another machine with this folder.
+            if time.time() - path.stat().st_mtime > LONGEST_S:
+                path.unlink()
         return False
+
+
+@cache
+def _boot() -> str:
+    """The identifier of the machine's boot."""
+    return _BOOT_ID.read_text().strip()

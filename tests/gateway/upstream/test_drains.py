@@ -1,11 +1,12 @@
 """Drained replicas: what the files say, and what the pool makes of them."""
 
+import os
 import time
 
 import pytest
 
 from gateway.upstream.balancing import Health
-from gateway.upstream.drains import FOLDER, LONGEST_S, Drains
+from gateway.upstream.drains import FOLDER, LONGEST_S, Drains, _boot
 from gateway.upstream.outliers import LEAST_WEIGHT
 from gateway.upstream.replicas import ReplicaPool
 from tests.gateway.upstream.test_replicas import Connection
@@ -26,13 +27,38 @@ def test_a_drain_is_followed_lifted_and_ends_by_itself(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "soon", "nan", f"{time.monotonic() + LONGEST_S + 3600}"],
+    ["", "soon", f"{_boot()} nan", f"{_boot()} {time.monotonic() + LONGEST_S + 3600}"],
     ids=["empty", "a word", "nan", "too long"],  # the same in each worker of a run
 )
 def test_a_file_that_makes_no_sense_drains_nothing(tmp_path, text):
     (tmp_path / FOLDER).mkdir()
     (tmp_path / FOLDER / "a:1").write_text(text)
     assert Drains(tmp_path).current() == frozenset()
+
+
+def test_a_drain_of_another_boot_or_machine_drains_nothing(tmp_path):
+    drains, path = Drains(tmp_path), tmp_path / FOLDER / "a:1"
+    drains.set("a:1", 30)
+    boot, end = path.read_text().split()
+    assert drains.current() == {"a:1"}
+    for text in (f"00000000-0000-4000-8000-000000000000 {end}", end):  # or of an older gateway
+        path.write_text(text)
+        assert drains.current() == frozenset()
+    path.write_text(f"{boot} {end}")
+    assert drains.current() == {"a:1"}
+
+
+def test_what_ended_long_ago_is_removed(tmp_path):
+    drains, path = Drains(tmp_path), tmp_path / FOLDER / "a:1"
+    drains.set("a:1", 0.0)
+    drains.set("b:1", 30)
+    assert drains.current() == {"b:1"}
+    assert path.exists()  # it may just be set again
+    long_ago = time.time() - LONGEST_S - 1
+    for address in ("a:1", "b:1"):
+        os.utime(tmp_path / FOLDER / address, (long_ago, long_ago))
+    assert drains.current() == {"b:1"}
+    assert [left.name for left in path.parent.iterdir()] == ["b:1"]
 
 
 @pytest.fixture
