@@ -21,7 +21,7 @@ from tidegate.app.claim import NothingRuns, Running, running_in
 from tidegate.app.errors import UsageError
 from tidegate.app.paths import Paths
 from tidegate.app.progress import Progress
-from tidegate.app.top import Gateway, Look
+from tidegate.app.top import Gateway, GatewayRefuses, Look
 
 POLL_S = 0.3
 RENEW_S = 10.0  # a drain lasts for a minute unless it is renewed
@@ -108,6 +108,7 @@ class _Restart:
         self._address = address
         self._report: Callable[[str], None] = lambda text: report(f"replica {address}: {text}")
         self._is_drained, self._renew_at = False, 0.0
+        self._is_asked_for = False
 
     def run(self, *, is_drained: bool) -> Restarted:
         server = self._server()
@@ -176,7 +177,7 @@ class _Restart:
             for replica in self._gateway.look().replicas
         }
         if self._address not in replicas:
-            raise ServingError(
+            raise _NotUsed(
                 f"the gateway does not use the replica {self._address}: `replicas` in gateway.toml "
                 "replaces the list"
             )
@@ -190,16 +191,25 @@ class _Restart:
 
     @contextmanager
     def _drain(self) -> Iterator[None]:
-        """While entered, the gateway sends no new requests there."""
+        """While entered, the gateway sends no new requests there. The drain is lifted at the end,
+        but not after a failure once Triton was to be restarted: who knows whether it is. Then it
+        ends by itself."""
         self._report("draining: it gets no new requests")
         self._is_drained = True
         try:
             yield
+        except BaseException:
+            if not self._is_asked_for:
+                self._lift_drain()
+            raise
         finally:
             self._is_drained = False
-            # Without a gateway the drain ends by itself, and the first error is the one to report.
-            with suppress(ServingError):
-                self._gateway.lift_drain(self._address)
+        self._lift_drain()
+
+    def _lift_drain(self) -> None:
+        # Without a gateway the drain ends by itself, and the first error is the one to report.
+        with suppress(ServingError):
+            self._gateway.lift_drain(self._address)
 
     def _wait_drained(self) -> None:
         options = self._options
@@ -219,6 +229,7 @@ class _Restart:
 
     def _restart(self, server: Server) -> None:
         state = self._paths.state
+        self._is_asked_for = True
         ask_for_restart(state, self._address, server.pid)
         try:
             self._wait(
@@ -246,23 +257,36 @@ class _Restart:
         )
 
     def _wait(self, condition: Callable[[], bool], timeout_s: float, otherwise: str) -> None:
-        """Poll until the condition holds, and keep the replica drained meanwhile. Raises _TimeIsUp,
-        which says ``otherwise``."""
+        """Poll until the condition holds, and keep the replica drained meanwhile. A gateway that
+        does not answer for a while (a worker is replaced, the machine is busy) is asked again.
+        Raises _TimeIsUp, which says ``otherwise`` and what the gateway said last; at once
+        GatewayRefuses and _NotUsed."""
         deadline = time.monotonic() + timeout_s
         while True:
-            if self._is_drained and time.monotonic() >= self._renew_at:
-                self._gateway.drain(self._address)
-                self._renew_at = time.monotonic() + RENEW_S
-            with suppress(_NotYet):
+            hitch = ""
+            try:
+                if self._is_drained and time.monotonic() >= self._renew_at:
+                    self._gateway.drain(self._address)
+                    self._renew_at = time.monotonic() + RENEW_S
                 if condition():
                     return
+            except _NotYet:
+                pass
+            except (GatewayRefuses, _NotUsed):
+                raise
+            except ServingError as error:
+                hitch = f" ({error})"
             if time.monotonic() > deadline:
-                raise _TimeIsUp(f"{self._address} {otherwise} after {timeout_s:.0f} s")
+                raise _TimeIsUp(f"{self._address} {otherwise} after {timeout_s:.0f} s{hitch}")
             time.sleep(POLL_S)
 
 
 class _TimeIsUp(ServingError):
     """What was waited for did not happen in time."""
+
+
+class _NotUsed(ServingError):
+    """The gateway does not use the replica."""
 
 
 class _NotYet(Exception):

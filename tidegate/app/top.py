@@ -82,6 +82,10 @@ class Look:
     samples: Mapping[str, Sequence[tuple[Labels, float]]]
 
 
+class GatewayRefuses(ServingError):
+    """The gateway has answered, and will answer the same when it is asked again."""
+
+
 class Gateway:
     """The operator's listener of a gateway."""
 
@@ -155,7 +159,10 @@ class Gateway:
             why = "is it the operator's listener?"
             if error.code in (401, 403):
                 why = "the key needs a role with the action admin"
-            raise ServingError(f"{self.url}{path} answers {error.code}: {why}") from error
+            is_final = error.code in (401, 403, 404)
+            raise (GatewayRefuses if is_final else ServingError)(
+                f"{self.url}{path} answers {error.code}: {why}"
+            ) from error
         except (OSError, http.client.HTTPException) as error:
             raise ServingError(
                 f"no gateway answers at {self.url}: it is the operator's listener "
