@@ -117,9 +117,11 @@ class Gateway:
     def _judge_pipeline(self, context: RequestContext, status: int) -> None:
         """Count what became of a request for its pipeline's circuit breaker."""
         outcome = Outcome.NEITHER
-        if context.replica and (status < 400 or status == FAILED):
-            outcome = Outcome.FAILED if status == FAILED else Outcome.ANSWERED
         pipeline = context.trial or context.pipeline
+        # A canary that became unhealthy since the trial began: another pipeline's answer.
+        is_its_own = pipeline == context.pipeline
+        if context.replica and is_its_own and (status < 400 or status == FAILED):
+            outcome = Outcome.FAILED if status == FAILED else Outcome.ANSWERED
         self.circuits.ended(
             (pipeline, context.caller),
             context.replica,
@@ -298,7 +300,9 @@ class Gateway:
 
         def is_healthy(canary: str) -> bool:
             is_right = not self.probes.get(canary, "not probed")
-            is_closed = not self.circuits.retry_after_s(canary, context.caller)
+            # An API may ask twice: a request that is its trial stays with it.
+            is_trial = context.trial == canary
+            is_closed = is_trial or not self.circuits.retry_after_s(canary, context.caller)
             return canary in self.catalogue.models and is_right and is_closed
 
         context.pipeline = choose(name, route.weights, key, is_healthy)

@@ -16,7 +16,7 @@ from gateway.policy.gateway_toml import parse_rules
 from gateway.policy.principal import Principal
 from gateway.policy.reload import InForce
 from gateway.settings import Settings
-from gateway.upstream.circuits import MARGIN
+from gateway.upstream.circuits import MARGIN, OPEN_S
 from tests.gateway.fake_triton import FakeTriton, failing, public
 from tests.gateway.request_contexts import context_of
 
@@ -108,3 +108,44 @@ async def test_a_caller_who_makes_a_model_fail_does_not_close_it_to_another_of_t
     assert await _infer(gateway, "neighbour") == 200
     assert await _infer(gateway, "poisoner") == 503
     assert set(gateway.circuits.open_ones("p")) == {"poisoner"}
+
+
+async def test_the_trial_of_a_canary_goes_to_the_canary(gateway, triton, clock):
+    _serve(gateway, _model("p"), _model("p.v2", canary_of="p"))
+    gateway.probes = {"p": "", "p.v2": ""}
+    _put_policy(gateway, '[routes.p]\n"p.v2" = 100')
+    triton.failing_models = {"p.v2"}
+    assert [await _infer(gateway) for _ in range(LEAST + 1)] == [502] * LEAST + [200]
+    assert triton.models_asked == ["p.v2"] * LEAST + ["p"]
+    clock[0] += OPEN_S
+    triton.models_asked.clear()
+    assert [await _infer(gateway) for _ in range(2)] == [502, 200]
+    assert triton.models_asked == ["p.v2", "p"]
+    assert gateway.circuits.open_ones("p.v2") == {"tester": OPEN_S}
+    triton.failing_models = set()
+    clock[0] += OPEN_S
+    assert await _infer(gateway) == 200
+    assert triton.models_asked == ["p.v2", "p", "p.v2"]
+    assert not gateway.circuits
+
+
+async def test_what_the_stable_pipeline_answers_is_no_verdict_on_its_canary(
+    gateway, triton, clock
+):
+    """The canary's probe fails after the trial was begun, before it is sent."""
+    _serve(gateway, _model("p"), _model("p.v2", canary_of="p"))
+    gateway.probes = {"p": "", "p.v2": ""}
+    _put_policy(gateway, '[routes.p]\n"p.v2" = 100')
+    triton.failing_models = {"p.v2"}
+    for _ in range(LEAST):
+        await _infer(gateway)
+    clock[0] += OPEN_S
+    context = _context()
+    context.scope["path_params"] = {"model": "p"}
+    model = gateway.catalogue.models["p"]
+    assert gateway.serving(context, model) == "p.v2"
+    gateway.probes = {"p": "", "p.v2": "answers its golden sample wrongly in y"}
+    assert gateway.serving(context, model) == "p"
+    context.sent_to(triton.address)
+    gateway.finished(context, 200)
+    assert gateway.circuits.open_ones("p.v2") == {"tester": 0.0}
