@@ -126,7 +126,7 @@ class Gateway:
             (pipeline, context.caller),
             context.replica,
             outcome,
-            lambda: [replica.address for replica in self.pool.asked(pipeline)],
+            lambda: [replica.address for replica in self.pool.candidates(pipeline)],
             is_trial=bool(context.trial),
         )
 

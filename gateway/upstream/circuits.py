@@ -98,8 +98,9 @@ class Circuits:
         *,
         is_trial: bool,
     ) -> None:
-        """A request ended at the replica of this address. ``replicas`` has the addresses of all
-        that take requests for the pipeline now."""
+        """A request ended at the replica of this address. ``replicas`` has the addresses of those
+        that get the pipeline's requests now: one that gets none (it is drained, say) fails none,
+        and must not keep the circuit closed."""
         now, circuit = self._clock(), self._circuits.get(key)
         if circuit is None:
             if outcome is not Outcome.FAILED:
@@ -118,8 +119,8 @@ class Circuits:
             record.answered(0.0, now, by_lot=True)
         elif outcome is Outcome.FAILED:
             record.failed(now, by_lot=True)
-            asked = replicas()
-            if asked and all(self._fails(circuit, replica, now) for replica in asked):
+            addresses = replicas()
+            if addresses and all(self._fails(circuit, known, now) for known in addresses):
                 circuit.open(now)
                 self._on_change(*key, True)
 

@@ -528,16 +528,21 @@ class ReplicaPool:
     def takes(self, model: str) -> bool:
         """Whether a replica would take a request for the model now: one that is up, serves it, is
         not full, and is not ejected for it."""
-        return any(replica.inflight < self._max_inflight for replica in self.asked(model))
-
-    def asked(self, model: str) -> list[Replica]:
-        """The replicas that get requests for the model now, as far as they have room."""
         now = time.monotonic()
-        return [
-            replica
+        return any(
+            replica.health
+            and replica.inflight < self._max_inflight
+            and replica.serves(model)
+            and not replica.gets_none(model, now)
             for replica in self.replicas
-            if replica.health and replica.serves(model) and not replica.gets_none(model, now)
-        ]
+        )
+
+    def candidates(self, model: str) -> list[Replica]:
+        """The replicas one of which gets the next request for the model, as far as they have room
+        (``balancing.candidates``): not those that it would get only without these."""
+        now = time.monotonic()
+        states = [replica.state(model, "", now) for replica in self.replicas]
+        return [self.replicas[index] for index in candidates(states)]
 
     def has_http(self, model: str) -> bool:
         """Whether a replica that serves the model can be asked over HTTP/1.1."""

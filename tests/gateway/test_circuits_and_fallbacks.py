@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+import time
 
 import grpc
 import pytest
 
 from gateway.api.v2.routes import V2Api
 from gateway.core import Gateway
-from gateway.errors import GatewayError, NoCapacity
+from gateway.errors import GatewayError, NoCapacity, UpstreamError
 from gateway.http.request_context import RequestContext
 from gateway.models.catalogue import Catalogue, Model, read_model
 from gateway.policy.access import Access
@@ -16,9 +17,12 @@ from gateway.policy.gateway_toml import parse_rules
 from gateway.policy.principal import Principal
 from gateway.policy.reload import InForce
 from gateway.settings import Settings
+from gateway.upstream.balancing import Health
 from gateway.upstream.circuits import MARGIN, OPEN_S
+from gateway.upstream.replicas import ReplicaPool
 from tests.gateway.fake_triton import FakeTriton, failing, public
 from tests.gateway.request_contexts import context_of
+from tests.gateway.upstream.test_replicas import Connection
 
 LEAST = round(MARGIN)
 BODY = json.dumps(
@@ -110,6 +114,46 @@ async def test_a_caller_who_makes_a_model_fail_does_not_close_it_to_another_of_t
     assert set(gateway.circuits.open_ones("p")) == {"poisoner"}
 
 
+def _drain(gateway: Gateway) -> None:
+    gateway.pool.drain({"b:1"})
+
+
+def _find_wrong(gateway: Gateway) -> None:
+    gateway.pool.replicas[1].probes["p"] = "answers its golden sample wrongly in y"
+
+
+def _connect_again(gateway: Gateway) -> None:
+    gateway.pool.replicas[1].upstream.connection = Health.UNKNOWN
+
+
+def _eject_where_nobody_else_is(gateway: Gateway) -> None:
+    """Then what is ejected is asked."""
+    gateway.pool.replicas[0].record("p").eject(time.monotonic())
+    gateway.pool.replicas[1].upstream.connection = Health.DOWN
+
+
+@pytest.mark.parametrize(
+    "take_out", [_drain, _find_wrong, _connect_again, _eject_where_nobody_else_is]
+)
+async def test_a_replica_that_gets_no_requests_keeps_no_circuit_closed(take_out):
+    gateway = Gateway(Settings(replicas=("a:1",)))
+    await gateway.pool.close()
+    gateway.pool = ReplicaPool(Connection, 8)
+    gateway.pool.apply(["a:1", "b:1"])
+    _serve(gateway, _model("p"))
+    take_out(gateway)
+    for _ in range(LEAST):
+        context = _context()
+        assert gateway.serving(context, gateway.catalogue.models["p"]) == "p"
+        with pytest.raises(UpstreamError), gateway.pool.permit("p") as upstream:
+            context.sent_to(upstream.address)
+            raise UpstreamError("failed")
+        assert context.replica == "a:1"
+        gateway.finished(context, 502)
+    with pytest.raises(NoCapacity, match="has failed most of your requests"):
+        gateway.serving(_context(), gateway.catalogue.models["p"])
+
+
 async def test_the_trial_of_a_canary_goes_to_the_canary(gateway, triton, clock):
     _serve(gateway, _model("p"), _model("p.v2", canary_of="p"))
     gateway.probes = {"p": "", "p.v2": ""}
@@ -129,9 +173,7 @@ async def test_the_trial_of_a_canary_goes_to_the_canary(gateway, triton, clock):
     assert not gateway.circuits
 
 
-async def test_what_the_stable_pipeline_answers_is_no_verdict_on_its_canary(
-    gateway, triton, clock
-):
+async def test_what_the_stable_pipeline_answers_is_no_verdict_on_its_canary(gateway, triton, clock):
     """The canary's probe fails after the trial was begun, before it is sent."""
     _serve(gateway, _model("p"), _model("p.v2", canary_of="p"))
     gateway.probes = {"p": "", "p.v2": ""}
