@@ -91,8 +91,9 @@ class Gateway:
         self.drains = Drains(settings.state_folder)
         self.sources = ReplicaSources(self.pool, lambda: _resolver(settings.dns_server))
         self.circuits = Circuits(self._circuit_changed)
-        # Pipelines with a fallback -> why it cannot answer for them, or ''.
-        self.fallback_faults: dict[str, str] = {}
+        # (pipeline, its fallback) -> why that cannot answer for it, or ''.
+        self.fallback_faults: dict[tuple[str, str], str] = {}
+        self._compared: dict[str, Model] = {}  # those of these pipelines as they were served last
         self.queues: dict[str, FairQueue] = {}  # of the models that were asked
         self.response_cache = _response_cache(settings)
         self.shadows: Shadows | None = None  # imported when a request is drawn first
@@ -210,19 +211,19 @@ class Gateway:
         """The pipeline to resolve for an inference with ``name``: itself or, while it has nowhere
         to go, its fallback in gateway.toml, if the caller may use that and their endpoints are
         equal. A ``version`` that was asked for has no fallback."""
+        context.fallback = context.fallback_of = ""  # gRPC asks first without the version
         table = self.access_control.policy.current.rules.pipelines.get(name)
         if table is None or version or context.principal is None:
             return name
         fallback = table.fallback
         if (
-            self.fallback_faults.get(name) == ""
+            self.fallback_faults.get((name, fallback)) == ""
             and self._has_nowhere_to_go(context, name)
             and context.access.allowed(context.principal, "infer", fallback)
             and not self._has_nowhere_to_go(context, fallback)
         ):
             context.fallback, context.fallback_of = fallback, name
             return fallback
-        context.fallback = context.fallback_of = ""
         return name
 
     def _has_nowhere_to_go(self, context: RequestContext, name: str) -> bool:
@@ -238,18 +239,23 @@ class Gateway:
 
     def compare_fallbacks(self) -> None:
         """Check that the endpoints of the fallbacks in gateway.toml are equal to those of their
-        pipelines, as far as both are served; a fault is logged when it is new."""
+        pipelines; of one that is not served now, the endpoint that it had last. A fault is logged
+        when it is new."""
         models, faults = self.catalogue.models, {}
-        for name, table in self.access_control.policy.current.rules.pipelines.items():
-            model, fallback = models.get(name), models.get(table.fallback)
+        tables = self.access_control.policy.current.rules.pipelines
+        names = {*tables, *(table.fallback for table in tables.values())}
+        known = {**self._compared, **models}
+        self._compared = {name: known[name] for name in names if name in known}
+        for name, table in tables.items():
+            pair = name, table.fallback
+            model, fallback = (self._compared.get(member) for member in pair)
             if model is None or fallback is None:
-                # What was found when both were served still holds.
-                faults[name] = self.fallback_faults.get(name, "both must be served once")
+                faults[pair] = "both must be served once"
                 continue
             what = difference(model, fallback)
-            faults[name] = what and f"{table.fallback} cannot answer for {name}: {what}"
-            if what and self.fallback_faults.get(name) != faults[name]:
-                log.error("gateway.toml: pipelines.%s.fallback: %s", name, faults[name])
+            faults[pair] = what and f"{table.fallback} cannot answer for {name}: {what}"
+            if what and self.fallback_faults.get(pair) != faults[pair]:
+                log.error("gateway.toml: pipelines.%s.fallback: %s", name, faults[pair])
         self.fallback_faults = faults
 
     def serving(

@@ -6,10 +6,13 @@ import time
 
 import grpc
 import pytest
+from tritonclient.grpc import service_pb2
 
+from gateway.api.grpc.methods import parse_request, permitted_model
+from gateway.api.grpc.wire import FEW_FIELDS
 from gateway.api.v2.routes import V2Api
 from gateway.core import Gateway
-from gateway.errors import GatewayError, NoCapacity, UpstreamError
+from gateway.errors import GatewayError, NoCapacity, UnknownModel, UpstreamError
 from gateway.http.request_context import RequestContext
 from gateway.models.catalogue import Catalogue, Model, read_model
 from gateway.policy.access import Access
@@ -191,3 +194,64 @@ async def test_what_the_stable_pipeline_answers_is_no_verdict_on_its_canary(gate
     context.sent_to(triton.address)
     gateway.finished(context, 200)
     assert gateway.circuits.open_ones("p.v2") == {"tester": 0.0}
+
+
+FALLBACK = '[pipelines.p]\nfallback = "{}"'
+
+
+def _wide(name: str) -> Model:
+    """A model whose endpoint differs from the others'."""
+    config = public(name)
+    config.input[0].dims[0] = 2
+    return read_model(config, ("1",))
+
+
+@pytest.fixture
+def spare(gateway):
+    """The gateway, whose ``p`` is gone: the fallback ``spare``, which is equal, answers for it."""
+    _put_policy(gateway, FALLBACK.format("spare"))
+    _serve(gateway, _model("p"), _model("spare"), _wide("wide"))
+    gateway.compare_fallbacks()
+    _serve(gateway, _model("spare"), _wide("wide"))
+    gateway.compare_fallbacks()
+    return gateway
+
+
+async def test_what_is_not_served_is_compared_as_it_was_last(spare):
+    assert spare.destination(_context(), "p") == "spare"
+    assert spare.fallback_faults == {("p", "spare"): ""}
+
+
+async def test_another_fallback_is_not_used_before_it_is_compared(spare):
+    _put_policy(spare, FALLBACK.format("wide"))
+    assert spare.destination(_context(), "p") == "p"
+    spare.compare_fallbacks()  # with what ``p`` was like
+    assert spare.destination(_context(), "p") == "p"
+    assert "wide cannot answer for p: inputs.x" in spare.fallback_faults["p", "wide"]
+
+
+async def test_what_was_never_served_has_no_fallback(gateway):
+    _put_policy(gateway, FALLBACK.format("spare"))
+    _serve(gateway, _model("spare"))
+    gateway.compare_fallbacks()
+    assert gateway.destination(_context(), "p") == "p"
+    assert gateway.fallback_faults == {("p", "spare"): "both must be served once"}
+
+
+async def test_a_fallback_that_changes_while_its_pipeline_is_away_is_compared_anew(spare):
+    _serve(spare, _wide("spare"))
+    spare.compare_fallbacks()
+    assert spare.destination(_context(), "p") == "p"
+    assert "spare cannot answer for p: inputs.x" in spare.fallback_faults["p", "spare"]
+
+
+async def test_a_version_has_no_fallback_over_grpc_either(spare):
+    message = service_pb2.ModelInferRequest(model_name="p", model_version="1")
+    for number in range(FEW_FIELDS):  # so many that the model is looked up
+        message.parameters[str(number)].bool_param = True
+    context = _context()
+    parts = parse_request(spare, context, message.SerializeToString())
+    assert context.fallback == "spare"  # the version is not known yet
+    with pytest.raises(UnknownModel):
+        permitted_model(spare, context, "infer", parts.header)
+    assert (context.fallback, context.fallback_of) == ("", "")

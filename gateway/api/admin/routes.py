@@ -200,7 +200,7 @@ def admin_router(gateway: Gateway) -> APIRouter:
             )
             for model in gateway.catalogue.models.values()
         ]
-        fallbacks = {name: fault for name, fault in gateway.fallback_faults.items() if fault}
+        fallbacks = {name: fault for (name, _), fault in gateway.fallback_faults.items() if fault}
         return Models(models=states, faults=gateway.reader.faults, fallbacks=fallbacks)
 
     @router.get("/openapi.json", include_in_schema=False)
