@@ -499,7 +499,7 @@ class Gateway:
             response = await self.send(context, model, message, send)
         context.version = response.model_version
         if context.shadow and context.sent_at:
-            context.shadow.answered(message, response)
+            context.shadow.answered(message, response, context.upstream_s)
         if meter:
             meter.read(response)
         response.model_name = model.name
@@ -592,7 +592,7 @@ class Gateway:
                 raise _OverGrpc
             context.version = reply.version
             if context.shadow:
-                context.shadow.answered(request, reply)
+                context.shadow.answered(request, reply, context.upstream_s)
             return reply
 
         if not self.pool.has_http(request.model):
@@ -809,16 +809,18 @@ async def _infer_batch(
     remaining_s = context.deadline - time.perf_counter()
     if remaining_s <= 0:
         raise DeadlineExceeded("the model did not answer in time: try again or send less")
+    started = time.perf_counter()
     try:
         response = await upstream.infer(batch.message, remaining_s)
     except InvalidRequest as error:
         raise _with_caller_row(error, batch.row_indices) from error
+    upstream_s = time.perf_counter() - started
     context.version = response.model_version
     tensors = read_tensors(response, len(batch.row_indices))
     if on_response:
         on_response(batch, response)
     if context.shadow:
-        context.shadow.answered(batch.message, response)
+        context.shadow.answered(batch.message, response, upstream_s)
     return tensors
 
 

@@ -3,7 +3,7 @@ the caller has the response; the two responses are compared (docs/publishing.md)
 
 Nobody waits for a shadow. It takes no permit and no turn, counts for no replica and no limit, and
 there are few of them at a time: what is too much, or comes while the pipeline or its shadow has a
-queue, is dropped and counted.
+queue, is dropped and counted, and so is what no server had room for or was there to answer.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 from tritonclient.grpc import service_pb2
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, NoCapacity
 from gateway.http.request_context import RequestContext, ShadowedRequest
 from gateway.metrics import Metrics, ShadowResult
 from gateway.models.catalogue import Catalogue
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("gateway")
 MOST_AT_ONCE = 4  # in this worker
 MOST_BYTES = 2**20  # of a request and its response together
-TIMEOUT_S = 10.0
+# How long a shadow may take: as many times as long as the pipeline took, and so long at least.
+SLOWER, TIMEOUT_S = 2.0, 10.0
 # A response that was handed over may not have been written yet.
 AFTER_S = 0.01
 TELL_S = 10.0  # between two lines of the log about a shadow that differs or fails
@@ -83,7 +84,7 @@ class Shadows:
             self._metrics.shadowed(name, to, "dropped")
             return
         tolerance = _tolerance(catalogue, name, to)
-        work = self._compare(context, name, to, request, response, tolerance)
+        work = self._compare(context, name, to, request, response, tolerance, drawn.upstream_s)
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -104,22 +105,26 @@ class Shadows:
         request: Request,
         response: Response,
         tolerance: float | None,
+        primary_s: float,
     ) -> None:
-        request_id, primary_s = context.request_id, context.upstream_s
+        request_id = context.request_id
         await asyncio.sleep(AFTER_S)
         trace_context.upstream_metadata.set(None)  # it is no part of the caller's trace
         result: ShadowResult = "failed"
         what = ""
-        started = time.perf_counter()
         try:
             primary = _pair(request, response)
             primary.request.model_name, primary.request.model_version = to, ""
             upstream = self._pool.unpermitted(to)
-            shadow_response = await upstream.infer(primary.request, TIMEOUT_S)
+            started = time.perf_counter()
+            timeout_s = max(TIMEOUT_S, SLOWER * primary_s)
+            shadow_response = await upstream.infer(primary.request, timeout_s)
             shadow_s = time.perf_counter() - started
             what = difference(primary.response, shadow_response, tolerance)
             result = "differs" if what else "agrees"
             self._metrics.shadow_took(name, to, primary_s, shadow_s)
+        except NoCapacity as error:  # it is full or gone: that says nothing of its responses
+            result, what = "dropped", error.message
         except GatewayError as error:
             what = error.message
         except Exception:
@@ -127,7 +132,8 @@ class Shadows:
         self._metrics.shadowed(name, to, result)
         if what and time.monotonic() - self._told_at > TELL_S:
             self._told_at = time.monotonic()
-            log.warning("%s the shadow %s of %s %s: %s", request_id, to, name, result, what)
+            became = "was dropped" if result == "dropped" else result
+            log.warning("%s the shadow %s of %s %s: %s", request_id, to, name, became, what)
 
 
 def difference(

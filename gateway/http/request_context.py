@@ -85,19 +85,20 @@ class Spans(Protocol):
 
 class ShadowedRequest:
     """A request to ``pipeline`` that was drawn for its shadow ``to`` (``gateway.shadowing``): what
-    was sent and answered is kept until the caller has the response. Of a request with many rows
-    that is the batch that was answered first."""
+    was sent and answered is kept until the caller has the response, and in how many seconds the
+    replica answered it. Of a request with many rows that is the batch that was answered first."""
 
-    __slots__ = ("pipeline", "request", "response", "to")
+    __slots__ = ("pipeline", "request", "response", "to", "upstream_s")
 
     def __init__(self, pipeline: str, to: str) -> None:
         self.pipeline, self.to = pipeline, to
         self.request: Any = None
         self.response: Any = None
+        self.upstream_s = 0.0
 
-    def answered(self, request: Any, response: Any) -> None:
+    def answered(self, request: Any, response: Any, upstream_s: float) -> None:
         if self.request is None:
-            self.request, self.response = request, response
+            self.request, self.response, self.upstream_s = request, response, upstream_s
 
 
 class ClientGone(Exception):

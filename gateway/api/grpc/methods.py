@@ -79,7 +79,7 @@ class Methods:
             response = await gateway.send(context, model, parts.header, send)
             context.version = version_of(response)
         if context.shadow and context.sent_at:
-            context.shadow.answered(parts.message(), response)
+            context.shadow.answered(parts.message(), response, context.upstream_s)
         return metered(response, meter) if meter else response
 
     async def _cached(

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from gateway.errors import NoCapacity
 from gateway.upstream.balancing import Health
 from gateway.upstream.drains import FOLDER, LONGEST_S, Drains, _boot
 from gateway.upstream.outliers import LEAST_WEIGHT
@@ -101,6 +102,27 @@ async def test_it_takes_requests_all_the_same_if_the_others_are_wrong(pool):
     assert pool.permit("m", at=first.upstream).replica is first
     second.probes["m"] = ""
     assert _chosen(pool) == {"b:1"}
+
+
+async def test_what_nobody_waits_for_goes_where_requests_go(pool):
+    first, second = pool.replicas
+    with second.permit("m"), second.permit("m"):
+        assert pool.unpermitted("m") is first.upstream
+        pool.drain({"a:1"})
+        assert pool.unpermitted("m") is second.upstream
+        second.upstream.connection = Health.DOWN
+        assert pool.unpermitted("m") is first.upstream
+        second.upstream.connection = Health.UP
+        pool.drain(set())
+        first.probes["m"] = "gives a wrong answer"
+        assert pool.unpermitted("m") is second.upstream
+        first.probes["m"] = ""
+        first.record("m").eject(time.monotonic())
+        assert pool.unpermitted("m") is second.upstream
+    for replica in pool.replicas:
+        replica.upstream.connection = Health.UNKNOWN
+    with pytest.raises(NoCapacity):
+        pool.unpermitted("m")
 
 
 async def test_what_others_serve_is_dispensable(pool):
