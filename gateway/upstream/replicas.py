@@ -58,7 +58,8 @@ CHECK_S = 0.5  # how often ``ReplicaPool.check`` should be called
 CHECK_TIMEOUT_S = 1.0
 LATE_CHECKS = 2  # after this many in a row, with no response to anything else, it counts as hung
 RETIRED_S = 2 * CONTROL_TIMEOUT_S  # how long a removed replica's connection is kept
-LEAVING_S = 30.0  # how long removed replicas wait at most for new ones to serve their models
+# How long removed replicas wait at most, once a new one is up, for their models to be served.
+LEAVING_S = 30.0
 _DOWN = Health.DOWN
 # TooLarge is a response, but also a failure: the server may have run out of memory.
 _FULL, _REFUSALS = (NoCapacity, TooLarge), (InvalidRequest, TooLarge)
@@ -337,8 +338,8 @@ class ReplicaPool:
     def apply(self, addresses: Sequence[str]) -> None:
         """Use these replicas from now on; requests in flight on others end there. A new one gets
         requests once it has listed its models, if others are up meanwhile: one that stays or, if
-        none of those is up, the removed ones, which leave when they are dispensable (after
-        LEAVING_S at the latest)."""
+        none of those is up, the removed ones, which leave when they are dispensable (at the latest
+        LEAVING_S after a new one is up)."""
         removed = {replica.address: replica for replica in self.replicas}
         addresses = list(dict.fromkeys(addresses))
         kept = [removed.pop(address, None) for address in addresses]
@@ -376,6 +377,10 @@ class ReplicaPool:
         listed = [replica for replica in self.replicas if not replica.is_leaving]
         is_served = any(replica.health is Health.UP for replica in listed)
         now = time.monotonic()
+        if listed and not is_served:  # nobody is there yet, however long it takes
+            for replica in self.replicas:
+                if replica.is_leaving:
+                    replica.leaves_at = now + LEAVING_S
         gone = [
             replica
             for replica in self.replicas

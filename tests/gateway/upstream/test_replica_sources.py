@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 
 import dns.rcode
 import pytest
@@ -329,6 +330,31 @@ async def test_a_list_that_keeps_none_replaces_what_is_up_once_its_models_are_se
     pool.replicas[2].upstream.index = {"m": ("1",), "n": ("1",)}
     await pool.check()
     assert [replica.address for replica in pool.replicas] == ["c:1", "d:1", "e:1"]
+    await pool.close()
+
+
+async def test_removed_replicas_stay_as_long_as_no_new_one_is_up(monkeypatch):
+    pool = ReplicaPool(Connection, 2)
+    pool.apply(["a:1", "b:1"])
+    await pool.check()
+    now = [time.monotonic()]
+    monkeypatch.setattr(replicas.time, "monotonic", lambda: now[0])
+    pool.apply(["c:1", "d:1"])
+    new = pool.replicas[0].upstream
+    new.live = pool.replicas[1].upstream.live = NoCapacity("it is starting")
+    for _ in range(3):
+        now[0] += replicas.LEAVING_S + 1
+        await pool.check()
+        assert {pool.permit("m").replica.address for _ in range(50)} == {"a:1", "b:1"}
+    new.live, new.index = True, {"m": ("1",)}
+    for replica in pool.replicas[2:]:
+        replica.index_read({"m": ("1",), "n": ("1",)})  # the new one never loads n
+    now[0] += replicas.LEAVING_S - 1
+    await pool.check()
+    assert len(pool.replicas) == 4
+    now[0] += 2
+    await pool.check()
+    assert [replica.address for replica in pool.replicas] == ["c:1", "d:1"]
     await pool.close()
 
 
