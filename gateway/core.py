@@ -216,21 +216,37 @@ class Gateway:
         if table is None or version or context.principal is None:
             return name
         fallback = table.fallback
+        if self.fallback_faults.get((name, fallback)) != "":
+            return name
         if (
-            self.fallback_faults.get((name, fallback)) == ""
-            and self._has_nowhere_to_go(context, name)
+            self._has_nowhere_to_go(context, name)
             and context.access.allowed(context.principal, "infer", fallback)
             and not self._has_nowhere_to_go(context, fallback)
         ):
             context.fallback, context.fallback_of = fallback, name
             return fallback
+        # If its trial is due, this request is it from now on, not only when its body has been read:
+        # others would come here too, and be refused then, though they have a fallback. With
+        # canaries it is not known yet which pipeline will be tried.
+        if name not in self.access_control.policy.current.rules.routes:
+            self._enter_circuit(context, name)
         return name
+
+    def _enter_circuit(self, context: RequestContext, name: str) -> int:
+        """The request goes to the pipeline, as its circuit's trial if one is due. Returns 0 or, if
+        the circuit is open, the seconds after which it may be sent."""
+        if not self.circuits or context.trial == name:
+            return 0
+        retry_after_s = self.circuits.retry_after_s(name, context.caller)
+        if not retry_after_s and self.circuits.enter(name, context.caller):
+            context.trial = name
+        return retry_after_s
 
     def _has_nowhere_to_go(self, context: RequestContext, name: str) -> bool:
         """Whether a request for the pipeline would be refused now for lack of capacity."""
         if name not in self.catalogue.models or not self.pool.takes(name):
             return True
-        if self.circuits.retry_after_s(name, context.caller):
+        if context.trial != name and self.circuits.retry_after_s(name, context.caller):
             return True
         queue = self.queues.get(name)
         return queue is not None and queue.is_full(
@@ -273,15 +289,12 @@ class Gateway:
         Raises NoCapacity while the pipeline's circuit breaker is open for the caller.
         """
         name = self._chosen(context, model, message)
-        if self.circuits and context.trial != name:
-            retry_after_s = self.circuits.retry_after_s(name, context.caller)
-            if retry_after_s:
-                raise NoCapacity(
-                    "the model has failed most of your requests: try again shortly",
-                    retry_after_s=retry_after_s,
-                )
-            if self.circuits.enter(name, context.caller):
-                context.trial = name
+        retry_after_s = self._enter_circuit(context, name)
+        if retry_after_s:
+            raise NoCapacity(
+                "the model has failed most of your requests: try again shortly",
+                retry_after_s=retry_after_s,
+            )
         return name
 
     def _chosen(

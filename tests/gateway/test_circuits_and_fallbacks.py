@@ -255,3 +255,28 @@ async def test_a_version_has_no_fallback_over_grpc_either(spare):
     with pytest.raises(UnknownModel):
         permitted_model(spare, context, "infer", parts.header)
     assert (context.fallback, context.fallback_of) == ("", "")
+
+
+@pytest.mark.parametrize("status", [200, 502, 400])
+async def test_while_one_request_is_the_trial_the_fallback_answers_the_others(
+    gateway, triton, clock, status
+):
+    """Also before the trial's body has been read."""
+    _put_policy(gateway, FALLBACK.format("spare"))
+    _serve(gateway, _model("p"), _model("spare"))
+    gateway.compare_fallbacks()
+    triton.failing_models = {"p"}
+    assert [await _infer(gateway) for _ in range(LEAST + 1)] == [502] * LEAST + [200]
+    assert triton.models_asked == ["p"] * LEAST + ["spare"]
+    clock[0] += OPEN_S
+    trial, other = _context(), _context()
+    assert gateway.destination(trial, "p") == "p"
+    assert gateway.destination(trial, "p") == "p"  # gRPC asks twice
+    assert gateway.destination(other, "p") == "spare"
+    if status != 400:
+        assert gateway.serving(trial, gateway.catalogue.models["p"]) == "p"
+        trial.sent_to(triton.address)
+    gateway.finished(trial, status)
+    later = {200: "p", 400: "p", 502: "spare"}[status]
+    assert gateway.destination(_context(), "p") == later
+    assert bool(gateway.circuits) == (status != 200)
