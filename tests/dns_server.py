@@ -83,8 +83,9 @@ def dns_server() -> Iterator[DnsServer]:
                 self.wfile.write(struct.pack("!H", len(answer)) + answer)
 
     with (
-        socketserver.ThreadingUDPServer(("127.0.0.1", 0), Datagram) as datagrams,
-        socketserver.ThreadingTCPServer(datagrams.server_address, Stream) as streams,
+        # First the port of TCP, of which others use far more than of UDP.
+        socketserver.ThreadingTCPServer(("127.0.0.1", 0), Stream) as streams,
+        socketserver.ThreadingUDPServer(streams.server_address, Datagram) as datagrams,
     ):
         server.port = datagrams.server_address[1]
         threads = [
