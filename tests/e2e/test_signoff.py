@@ -256,7 +256,7 @@ def test_a_trace_that_cannot_be_replayed_is_refused_with_its_line(tmp_path):
         (WIDE.replace("40/s", "9000/s"), (), "is more than a load generator sends"),
         (WIDE + "errors = 0\n", (), "is not TOML"),
         (WIDE.replace("0.05", "0"), (), "errors = 0 is not a number from 0.0001 to 0.5"),
-        (WIDE + "api = 'task'\ngap_p90 = '1s'\n", (), "add chat to its api"),
+        (WIDE + "api = 'task'\ngap_p90 = '1s'\n", (), "add chat or grpc-stream to its api"),
         (WIDE, ("--target", "http://127.0.0.1:9/path"), "without a path"),
         (WIDE, ("--target", "http://[::1"), "is not a gateway's URL"),
         (WIDE.replace("p90", "api = 'grpc'\np90"), (), "pass --grpc HOST:PORT"),
