@@ -253,7 +253,7 @@ class _GrpcStream:
                 if isinstance(received, InferenceServerException):
                     return Response(f"gRPC {received.status() or received.message()[:80]}", _NEVER)
                 response = received.get_response()
-                if response.outputs and received.as_numpy(response.outputs[0].name).any():
+                if response.outputs and _has_content(received.as_numpy(response.outputs[0].name)):
                     times.append(time.perf_counter() - began)
                 if response.parameters["triton_final_response"].bool_param:
                     break
@@ -478,6 +478,11 @@ def _streamed(times: list[float]) -> Response:
 _NEVER = {"first_token": math.inf, "gap": math.inf}
 
 
+def _has_content(output: "np.ndarray[Any, Any]") -> bool:
+    """Not the empty text at the end of a stream; a tensor of zeros is content."""
+    return bool(output.any()) if output.dtype == object else output.size > 0
+
+
 def _has_token(choice: Mapping[str, Any]) -> bool:
     """Not the first chunk, which has the role and an empty content."""
     delta = choice.get("delta", {})
@@ -516,9 +521,10 @@ def _infer_inputs(tensors: Mapping[str, "np.ndarray[Any, Any]"]) -> list[InferIn
 
 
 def _language_model_tensors(pipeline: Pipeline, texts: Texts) -> dict[str, "np.ndarray[Any, Any]"]:
-    """A streamed request by the contract of Triton's vLLM backend."""
+    """A streamed request by the contract of Triton's vLLM backend. At least one token: to a text
+    without a chat template a model may have nothing to add, and that is no failure."""
     text = next(texts)
-    sampling = json.dumps({"max_tokens": texts.max_tokens})
+    sampling = json.dumps({"max_tokens": texts.max_tokens, "min_tokens": 1})
     return {
         "text_input": np.array([text.encode()], dtype=object),
         "stream": np.array([True]),

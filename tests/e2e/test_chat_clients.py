@@ -265,6 +265,8 @@ def test_ctrl_c_ends_an_answer_here_and_in_the_engine(stack):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background job ignores Ctrl-C, and its children with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout.read(1)
         process.send_signal(signal.SIGINT)
