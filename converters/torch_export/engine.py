@@ -16,7 +16,12 @@ from converters.conversion import Converted, prove_graph
 from converters.errors import ConversionError
 from converters.proof.record import Record
 from converters.task import Task, TorchModule
-from converters.torch_export.program import compiler_missing, export_program, write_program
+from converters.torch_export.program import (
+    NOT_COMPILED,
+    compiler_missing,
+    export_program,
+    write_program,
+)
 from converters.torch_export.runner import TorchRunner
 from converters.torch_export.stamp import Stamp, compute_capability, cpu_features
 from modelspec.hardware import GPU
@@ -78,13 +83,16 @@ def build_program(converted: Converted, report: Progress) -> Program:
     ProofFailed if there is none."""
     record = converted.record
     module = require_torch_module(converted.task, record.precision)
+    missing, is_new = compiler_missing(), False
     # The name is part of the key because the record beside the program contains it.
-    machine = [torch.__version__, *cpu_features(), compiler_missing()]
+    machine = [torch.__version__, *cpu_features(), missing]
     machine += [compute_capability()] if "cuda" in devices() else []
     settings = [record.name, record.source_sha256, record.engine_sha256, record.accepted, machine]
     key = content_key(json.dumps(settings), __name__, type(converted.task).__module__)
 
     def build(folder: Path) -> None:
+        nonlocal is_new
+        is_new = True
         report(f"{record.name}: exporting with torch.export")
         program = export_program(module)
         proved = record
@@ -103,6 +111,8 @@ def build_program(converted: Converted, report: Progress) -> Program:
         proved.save(folder)
 
     folder = conversion(record.name, key, PROOF_FILE, build)
+    if missing and not is_new:  # else it has been said
+        report(f"{missing}. {NOT_COMPILED}")
     return Program(folder, Record.load(folder / PROOF_FILE))
 
 

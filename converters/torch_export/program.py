@@ -79,6 +79,11 @@ def export_program(module: TorchModule) -> torch.export.ExportedProgram:
     return program
 
 
+NOT_COMPILED = (
+    "The exported program is served as it is: torch runs it operator by operator, which is slower"
+)
+
+
 def write_program(
     program: torch.export.ExportedProgram,
     module: TorchModule,
@@ -93,10 +98,7 @@ def write_program(
         torch.export.save(program, source)
     reason = compiler_missing(device) or _compile(source, device, target)
     if reason:
-        report(
-            f"{reason}. The exported program is served as it is: torch runs it operator by "
-            "operator, which is slower"
-        )
+        report(f"{reason}. {NOT_COMPILED}")
         source.replace(target)
     source.unlink(missing_ok=True)
     on_cpu = device == "cpu"
