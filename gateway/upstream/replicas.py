@@ -516,9 +516,7 @@ class ReplicaPool:
     def unpermitted(self, model: str) -> Upstream:
         """Of the ``candidates`` that are up, the one with the fewest requests; for a request that
         nobody waits for. It counts for nothing. Raises NoCapacity if there is none."""
-        now = time.monotonic()
-        states = [replica.state(model, "", now) for replica in self.replicas]
-        replicas = [self.replicas[index] for index in candidates(states)]
+        replicas = self.candidates(model)
         if not replicas or replicas[0].health is not Health.UP:
             raise NoCapacity(_NOBODY, retry_after_s=1)
         return min(replicas, key=lambda replica: (replica.inflight, self._draw())).upstream
