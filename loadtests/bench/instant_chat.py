@@ -11,25 +11,15 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-from loadtests.bench.instant_triton import InstantTriton, serve
-from modelspec.parameters import GOLDEN_PARAMETER
-from modelspec.pbtxt import parse
+from loadtests.bench.instant_triton import InstantModel, serve
 
 
-class InstantChat(InstantTriton):
-    def __init__(self, config: Any) -> None:
-        super().__init__(0)
-        self._config = config
-        self.index.models.add(name=config.name, version="1", state="READY")
-
-    async def ModelConfig(self, request: object, context: object) -> object:  # noqa: N802
-        return service_pb2.ModelConfigResponse(config=self._config)
-
+class InstantChat(InstantModel):
     async def ModelStreamInfer(  # noqa: N802
         self, requests: AsyncIterator[Any], context: Any
     ) -> AsyncIterator[object]:
         async for request in requests:
-            if request.model_name != self._config.name:  # a probe of the stream itself
+            if request.model_name != self.config.name:  # a probe of the stream itself
                 yield service_pb2.ModelStreamInferResponse(error_message="there is no such model")
                 continue
             sampling = next(
@@ -38,10 +28,10 @@ class InstantChat(InstantTriton):
                 if tensor.name == "sampling_parameters"
             )
             tokens = json.loads(sampling[4:])["max_tokens"]
-            piece = _piece(self._config.name, "None")
+            piece = _piece(self.config.name, "None")
             for _ in range(tokens - 1):
                 yield piece
-            yield _piece(self._config.name, "length")
+            yield _piece(self.config.name, "length")
 
 
 def _piece(model: str, reason: str) -> object:
@@ -60,6 +50,4 @@ def _piece(model: str, reason: str) -> object:
 
 
 if __name__ == "__main__":
-    model = parse(Path(sys.argv[2]).read_text(encoding="utf-8"))
-    model.parameters.pop(GOLDEN_PARAMETER, None)  # what it answers is not the model's
-    asyncio.run(serve(int(sys.argv[1]), InstantChat(model)))
+    asyncio.run(serve(int(sys.argv[1]), InstantChat(Path(sys.argv[2]))))

@@ -13,22 +13,16 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-from loadtests.bench.instant_triton import InstantTriton, serve
-from modelspec.parameters import GOLDEN_PARAMETER
-from modelspec.pbtxt import parse
+from loadtests.bench.instant_triton import InstantModel, serve
 
 NUMBERS = 384
 TOKENS = 7
 
 
-class InstantEmbedding(InstantTriton):
-    def __init__(self, config: Any) -> None:
-        super().__init__(0)
-        self._config = config
-        self.index.models.add(name=config.name, version="1", state="READY")
-
-    async def ModelConfig(self, request: object, context: object) -> object:  # noqa: N802
-        return service_pb2.ModelConfigResponse(config=self._config)
+class InstantEmbedding(InstantModel):
+    def __init__(self, file: Path) -> None:
+        super().__init__(file)
+        self.config.ClearField("ensemble_scheduling")  # its steps are not here
 
     async def ModelInfer(self, request: Any, context: Any) -> object:  # noqa: N802
         rows = request.inputs[0].shape[0]
@@ -76,16 +70,8 @@ def _vector() -> list[float]:
     return [1 / (1 + number) for number in range(NUMBERS)]
 
 
-def _config(file: Path) -> Any:
-    """The embedding's own config, without what would ask for its real numbers."""
-    config = parse(file.read_text(encoding="utf-8"))
-    config.parameters.pop(GOLDEN_PARAMETER, None)
-    config.ClearField("ensemble_scheduling")
-    return config
-
-
 if __name__ == "__main__":
     if sys.argv[2] == "openai":
         asyncio.run(openai(int(sys.argv[1])))
     else:
-        asyncio.run(serve(int(sys.argv[1]), InstantEmbedding(_config(Path(sys.argv[2])))))
+        asyncio.run(serve(int(sys.argv[1]), InstantEmbedding(Path(sys.argv[2]))))

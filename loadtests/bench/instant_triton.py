@@ -6,10 +6,14 @@ What costs the gateway time as its catalogue grows shows only if nothing behind 
 
 import asyncio
 import sys
+from pathlib import Path
 from typing import Any
 
 import grpc
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+
+from modelspec.parameters import GOLDEN_PARAMETER
+from modelspec.pbtxt import parse
 
 
 class InstantTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
@@ -38,6 +42,20 @@ class InstantTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
         response.outputs.add(name="OUTPUT0", datatype="FP32", shape=request.inputs[0].shape)
         response.raw_output_contents.append(request.raw_input_contents[0])
         return response
+
+
+class InstantModel(InstantTriton):
+    """One model, with the config of a ``config.pbtxt`` but for its golden sample, which asks for
+    the real model's answer."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(0)
+        self.config = parse(file.read_text(encoding="utf-8"))
+        self.config.parameters.pop(GOLDEN_PARAMETER, None)
+        self.index.models.add(name=self.config.name, version="1", state="READY")
+
+    async def ModelConfig(self, request: object, context: object) -> object:  # noqa: N802
+        return service_pb2.ModelConfigResponse(config=self.config)
 
 
 async def serve(port: int, servicer: InstantTriton) -> None:
