@@ -96,4 +96,6 @@ def test_a_text_is_read_further_when_it_is_measured_than_when_it_is_learnt_from(
     same = "a room with a view "
     texts = [f"{same * 3}{end}" for end in ("good", "bad")]
     cut, whole = (model._logits(texts, tokens).tolist() for tokens in (8, None))
-    assert cut[0] == cut[1] and whole[0] != whole[1]
+    # Rows of a batch may differ in the last bit: which kernel takes a row depends on the machine.
+    assert cut[0] == pytest.approx(cut[1], abs=1e-6)
+    assert whole[0] != pytest.approx(whole[1], abs=1e-4)
