@@ -10,7 +10,8 @@ OURS = Path(__file__).parent.parent / "backends"
 # Files of one of our backends that another one uses too: each is once in git.
 SHARED = {
     "torch_export": [
-        OURS / "onnxruntime" / name for name in ("ort_graph.py", "ort_jobs.py", "ort_lengths.py")
+        OURS / "onnxruntime" / name
+        for name in ("ort_graph.py", "ort_jobs.py", "ort_lengths.py", "ort_requests.py")
     ]
 }
 

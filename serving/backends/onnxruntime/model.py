@@ -3,7 +3,8 @@ missing.
 
 Triton copies nothing in: this folder, with libtriton_python.so in ``python/`` beside it, *is* the
 backend. It serves the same configs as the native backend: see ort_session.py for the parameters,
-ort_graph.py for how a config is completed and checked, ort_jobs.py for how requests share a run.
+ort_graph.py for how a config is completed and checked, ort_requests.py for how a request is read
+and answered, ort_jobs.py for how requests share a run.
 
 This folder must not contain an ``__init__.py``: a package called onnxruntime would shadow the real
 one.
@@ -29,8 +30,9 @@ from ort_graph import (
     drop_empty_reshape,
     is_complete,
 )
-from ort_jobs import BatchError, InvalidInput, Job, Tensors
+from ort_jobs import BatchError
 from ort_lengths import merge_unlike_shapes
+from ort_requests import responses
 from ort_session import (
     CPU,
     REPOSITORY_VARIABLE,
@@ -48,10 +50,6 @@ try:
     import triton_python_backend_utils as pb_utils
 except ImportError:  # outside Triton: unit tests set their own stand-in
     pb_utils = None
-
-# Asking whether a request was cancelled is a round trip to the server process: 45 us measured on
-# 2 cores, a third of the throughput of a trivial model. It pays only where a run costs more.
-ASK_CANCELLED_ABOVE_S = 0.001
 
 
 class TritonPythonModel:
@@ -75,22 +73,10 @@ class TritonPythonModel:
         self._metric = _report(args, served_by)
 
     def execute(self, requests: list[object]) -> list[object]:
-        jobs = [self._read(request) for request in requests]
-        results = iter(self._runner.run([job for job in jobs if isinstance(job, Job)]))
-        return [_respond(next(results) if isinstance(job, Job) else job) for job in jobs]
+        return responses(self._runner, requests)
 
     def finalize(self) -> None:
         del self._runner, self._metric
-
-    def _read(self, request: Any) -> Any:
-        """The request as a Job, or the TritonError to answer it with."""
-        if self._runner.last_run_s > ASK_CANCELLED_ABOVE_S and request.is_cancelled():
-            return pb_utils.TritonError("the request was cancelled", pb_utils.TritonError.CANCELLED)
-        try:
-            feeds = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            return self._runner.job(feeds, frozenset(request.requested_output_names()))
-        except BatchError as error:
-            return _triton_error(error)
 
 
 def _complete(config: Config) -> None:
@@ -182,21 +168,3 @@ def _report(args: dict[str, str], served_by: dict[str, int]) -> Any:
         pb_utils.Logger.log_warn(f"model '{model}': no metric says its provider: {error}")
         return None
     return family, metrics
-
-
-def _respond(result: Tensors | BatchError | Any) -> Any:
-    if isinstance(result, BatchError):
-        result = _triton_error(result)
-    if isinstance(result, pb_utils.TritonError):
-        return pb_utils.InferenceResponse(output_tensors=[], error=result)
-    return pb_utils.InferenceResponse(
-        output_tensors=[pb_utils.Tensor(name, array) for name, array in result.items()]
-    )
-
-
-def _triton_error(error: BatchError) -> Any:
-    if isinstance(error, InvalidInput):
-        return pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
-    # With its cause, including paths: those belong in the operator's log only.
-    pb_utils.Logger.log_error(f"{error} ({error.__cause__!r})")
-    return pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL)

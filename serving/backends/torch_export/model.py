@@ -1,9 +1,9 @@
 """Triton backend "torch_export": exported programs of torch, which AOTInductor compiled or torch
 runs operator by operator.
 
-This folder, with libtriton_python.so in ``python/`` beside it, and with ort_graph.py,
-ort_jobs.py and ort_lengths.py of the backend onnxruntime in it, is the backend. It serves what
-``tidegate convert --engine torch`` wrote: see pt2_stamp.py for what a file is bound to,
+This folder, with libtriton_python.so in ``python/`` beside it, and with the files of the backend
+onnxruntime that both use in it (serving/triton/backend_directory.py), is the backend. It serves
+what ``tidegate convert --engine torch`` wrote: see pt2_stamp.py for what a file is bound to,
 pt2_program.py for how it runs.
 
 This folder must not contain an ``__init__.py``.
@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from ort_graph import ModelRefused, check_config, drop_empty_reshape, is_complete
-from ort_jobs import BatchError, InvalidInput, Job, Tensors
 from ort_lengths import merge_unlike_shapes
+from ort_requests import responses
 from pt2_program import (
     DEFAULT_FILE,
     ProgramRunner,
@@ -32,9 +32,6 @@ try:
 except ImportError:  # outside Triton: unit tests set their own stand-in
     pb_utils = None
 
-# Asking whether a request was cancelled is a round trip to the server process: see the backend
-# onnxruntime.
-ASK_CANCELLED_ABOVE_S = 0.001
 # By the device's type: what the metric says.
 PROVIDERS = {"cpu": "torch_cpu", "cuda": "torch_cuda"}
 
@@ -65,22 +62,10 @@ class TritonPythonModel:
         self._metric = _report(args, device, stamp)
 
     def execute(self, requests: list[object]) -> list[object]:
-        jobs = [self._read(request) for request in requests]
-        results = iter(self._runner.run([job for job in jobs if isinstance(job, Job)]))
-        return [_respond(next(results) if isinstance(job, Job) else job) for job in jobs]
+        return responses(self._runner, requests)
 
     def finalize(self) -> None:
         del self._runner, self._metric
-
-    def _read(self, request: Any) -> Any:
-        """The request as a Job, or the TritonError to answer it with."""
-        if self._runner.last_run_s > ASK_CANCELLED_ABOVE_S and request.is_cancelled():
-            return pb_utils.TritonError("the request was cancelled", pb_utils.TritonError.CANCELLED)
-        try:
-            feeds = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            return self._runner.job(feeds, frozenset(request.requested_output_names()))
-        except BatchError as error:
-            return _triton_error(error)
 
 
 def _open(args: dict[str, str]) -> tuple[ProgramRunner, torch.device, dict[str, Any]]:
@@ -119,21 +104,3 @@ def _report(args: dict[str, str], device: torch.device, stamp: dict[str, Any]) -
         pb_utils.Logger.log_warn(f"model '{model}': no metric says its provider: {error}")
         return None
     return family, metric
-
-
-def _respond(result: Tensors | BatchError | Any) -> Any:
-    if isinstance(result, BatchError):
-        result = _triton_error(result)
-    if isinstance(result, pb_utils.TritonError):
-        return pb_utils.InferenceResponse(output_tensors=[], error=result)
-    return pb_utils.InferenceResponse(
-        output_tensors=[pb_utils.Tensor(name, array) for name, array in result.items()]
-    )
-
-
-def _triton_error(error: BatchError) -> Any:
-    if isinstance(error, InvalidInput):
-        return pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
-    # With its cause, including paths: those belong in the operator's log only.
-    pb_utils.Logger.log_error(f"{error} ({error.__cause__!r})")
-    return pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL)

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -28,7 +28,8 @@ FOLDER = Path(serving.backends.__file__).parent / "onnxruntime"
 # Triton puts the backend's folder last on the path of each stub; so do we.
 sys.path.append(str(FOLDER))
 
-from ort_batch import Runner  # noqa: E402 - found through the line above
+import ort_requests  # noqa: E402 - found through the line above
+from ort_batch import Runner  # noqa: E402
 from ort_cuda import why_not_started  # noqa: E402
 from ort_cuda_graph import graph_shapes  # noqa: E402
 from ort_graph import (  # noqa: E402
@@ -1032,7 +1033,7 @@ class Request:
 
 
 @pytest.fixture(name="backend")
-def _backend() -> Iterator[ModuleType]:
+def _backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     # By file: "model" is also the name of every other backend's module.
     spec = importlib.util.spec_from_file_location("onnxruntime_backend_model", FOLDER / "model.py")
     assert spec is not None
@@ -1040,7 +1041,8 @@ def _backend() -> Iterator[ModuleType]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.pb_utils = StandIn  # type: ignore[attr-defined]
-    yield module
+    monkeypatch.setattr(ort_requests, "pb_utils", StandIn)
+    return module
 
 
 class TestModel:
@@ -1147,9 +1149,17 @@ class TestModel:
         assert outputs == [[[30]], [[10]], [[20]]]
 
     def test_a_failed_run_is_internal_and_logged(
-        self, backend: ModuleType, capsys: pytest.CaptureFixture[str]
+        self, backend: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        response = backend._respond(RunFailed("model 'm': it broke"))
+        self._save(tmp_path / "m" / "1")
+        full = config(
+            max_batch_size=4,
+            input=[entry("index", "TYPE_INT64", 1)],
+            output=[entry("y", "TYPE_FP32", 1)],
+        )
+        model = self._load(backend, full, tmp_path)
+        model._runner.run = lambda jobs: [RunFailed("model 'm': it broke")]
+        (response,) = model.execute([Request(index=np.array([[0]]))])
         assert response.error.code == StandIn.TritonError.INTERNAL
         assert "it broke" in capsys.readouterr().out
 

@@ -33,7 +33,7 @@ def test_the_backend_directory_holds_the_stub_and_our_backend(tmp_path):
     assert {path.name for path in (assembled / "torch_export").iterdir()} == {
         "model.py",
         *("pt2_program.py", "pt2_stamp.py"),
-        *("ort_graph.py", "ort_jobs.py", "ort_lengths.py"),
+        *("ort_graph.py", "ort_jobs.py", "ort_lengths.py", "ort_requests.py"),
     }
     assert not list(assembled.rglob("__pycache__"))
 
