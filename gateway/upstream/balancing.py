@@ -95,11 +95,13 @@ def choose(
 
 
 def by_lot(
-    states: Sequence[ReplicaState], max_inflight: int, draw: Callable[[], float]
+    states: Sequence[ReplicaState],
+    indices: Sequence[int],
+    max_inflight: int,
+    draw: Callable[[], float],
 ) -> int | None:
-    """The index of one of the candidates, each as likely as the others; None if one of them is
-    full, since then it would not be chance alone."""
-    indices = candidates(states)
+    """One of the candidates, whose ``indices`` these are, each as likely as the others; None if one
+    of them is full, since then it would not be chance alone."""
     if not indices or any(states[index].inflight >= max_inflight for index in indices):
         return None
     return indices[int(draw() * len(indices))]

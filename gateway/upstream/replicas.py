@@ -588,7 +588,7 @@ class ReplicaPool:
         if len(indices) < 2 or any(states[index].weight < 1 for index in indices):
             self._lots.pop(model, None)
             return None, False
-        index = by_lot(states, self._max_inflight, self._draw)
+        index = by_lot(states, indices, self._max_inflight, self._draw)
         records = [replicas[index].records.get(model) for index in indices]
         if index is None or any(record and record.trials_left for record in records):
             return index, False
