@@ -51,6 +51,9 @@ class LaunchOptions:
     name: str = "triton"
     load_timeout_s: float = LOAD_TIMEOUT_S
     gpu_metrics: bool = True  # off where the driver and Triton's DCGM do not agree
+    # Off where every config is complete. For a model of a Python-based backend, Triton starts a
+    # process only to complete its config, and that process takes a second to end.
+    auto_complete: bool = True
 
 
 class TritonServer:
@@ -254,6 +257,8 @@ class TritonServer:
             command.append(f"--cache-directory={self._installation.caches}")
         if not options.gpu_metrics:
             command.append("--allow-gpu-metrics=false")
+        if not options.auto_complete:
+            command.append("--disable-auto-complete-config")
         if options.config_name:
             command.append(f"--model-config-name={options.config_name}")
         return command

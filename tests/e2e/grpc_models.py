@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,26 @@ from serving.triton.launch import LaunchOptions, TritonServer
 from serving.triton.ports import Ports, free_ports
 from tidegate.app.key_store import KeyStore
 
+# y is x; a negative x is an error, and 1000 + s sleeps for s seconds.
+PLAIN = """
+import time
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+        if x.item() < -1:
+            error = pb_utils.TritonError("told to fail\\nin two lines")
+            return pb_utils.InferenceResponse(error=error)
+        if x.item() < 0:
+            raise RuntimeError("raised at /root/model.bin")
+        if x.item() > 1000:
+            time.sleep(x.item() - 1000)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("y", x)])
+"""
 # Returns its inputs, whatever they are.
 ECHO = """
 import triton_python_backend_utils as pb_utils
@@ -110,12 +131,59 @@ ONE = (
     'max_batch_size: 0 input { name: "x" data_type: TYPE_FP32 dims: 1 }\n'
     'output { name: "y" data_type: TYPE_FP32 dims: 1 }\n'
 )
+DECOUPLED = "model_transaction_policy { decoupled: true }\n"
 EVERY = ("BOOL", "UINT8", "UINT64", "INT8", "INT32", "INT64", "FP16", "FP32", "FP64", "STRING")
 TENSORS = "".join(
     f'input {{ name: "{t}" data_type: TYPE_{t} dims: -1 optional: true }}\n'
     f'output {{ name: "{t}_back" data_type: TYPE_{t} dims: -1 }}\n'
     for t in EVERY
 )
+
+
+def taking(seconds: float) -> str:
+    """The source of ``PLAIN``, where each request takes so long."""
+    head = "    def _answer(self, request):\n"
+    return PLAIN.replace(head, f"{head}        time.sleep({seconds})\n")
+
+
+def batched(max_batch_size: int) -> str:
+    """As ``ONE``, with a batch axis."""
+    return ONE.replace("max_batch_size: 0", f"max_batch_size: {max_batch_size}")
+
+
+def instances(count: int) -> str:
+    return f"instance_group {{ count: {count} kind: KIND_CPU }}\n"
+
+
+def parameter(name: str, value: object) -> str:
+    """A parameter of a config: a text, or a JSON document."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f'parameters {{ key: "{name}" value {{ string_value: {json.dumps(text)} }} }}\n'
+
+
+def endpoint(*outputs: str, **keywords: object) -> str:
+    """The endpoint schema of a model that takes the number ``x``, which has these keywords, and
+    returns the numbers ``outputs``."""
+    document = {
+        "purpose": "A test.",
+        "request": {"type": "object", "properties": {"x": _number("x", **keywords)}},
+        "response": {"type": "object", "properties": {name: _number(name) for name in outputs}},
+        "example": {"x": 1},
+    }
+    return parameter("tidegate.endpoint", document)
+
+
+def golden(x: float, **outputs: float) -> str:
+    """The golden sample of such a model. With one, a model says that it may be asked again."""
+    expect = {name: [value] for name, value in outputs.items()}
+    return parameter("tidegate.golden", {"request": {"x": x}, "expect": expect, "tolerance": 0.01})
+
+
+def _number(tensor: str, **keywords: object) -> dict[str, object]:
+    return {"type": "number", "x-tensor": tensor, **keywords}
+
+
+NOT_CANCELLABLE = parameter("tidegate.cancellable", "false")
 SEQUENCE = """
 max_batch_size: 8
 input { name: "x" data_type: TYPE_FP32 dims: 1 }
@@ -131,12 +199,9 @@ sequence_batching {
 MODELS = {
     "echo": (ECHO, "max_batch_size: 0\n" + TENSORS),
     "sleeper": (SLEEPER, ONE),
-    "counter": (COUNTER, ONE + "model_transaction_policy { decoupled: true }\n"),
+    "counter": (COUNTER, ONE + DECOUPLED),
     "tally": (TALLY, SEQUENCE),
-    "hidden": (
-        ECHO,
-        ONE + 'parameters { key: "tidegate.internal" value { string_value: "true" } }',
-    ),
+    "hidden": (ECHO, ONE + parameter("tidegate.internal", "true")),
 }
 POLICY = """
 [tenants.all]
@@ -163,7 +228,10 @@ def serving(home: Path, models: Mapping[str, tuple[str, str]] = MODELS) -> Itera
         (repository / name / "1").mkdir(parents=True)
         (repository / name / "1" / "model.py").write_text(code)
         (repository / name / "config.pbtxt").write_text(HEAD + config)
-    options = LaunchOptions(ModelRepository(repository), home / ".tidegate", Ports(*free_ports(3)))
+    ports = Ports(*free_ports(3))
+    options = LaunchOptions(
+        ModelRepository(repository), home / ".tidegate", ports, auto_complete=False
+    )
     with TritonServer(options) as running:
         for name in models:
             running.control.load(name)

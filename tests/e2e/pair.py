@@ -1,4 +1,10 @@
-"""Two Tritons on one repository and a gateway in front of them; each can be ended and started."""
+"""Two Tritons on one repository and a gateway in front of them; each can be ended and started.
+
+with Pair(home, models) as pair, Running(pair) as gateway:
+    wait_until(gateway.is_ready, 60, "the gateway is ready")
+    pair.kill(0)
+    gateway.ask()
+"""
 
 import collections
 import contextlib
@@ -8,8 +14,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import httpx
 
@@ -37,18 +45,29 @@ class Pair:
     """Two Tritons on one repository, which can be killed and started again.
 
     ``models`` are the source and the end of the config of each Python model; one that is called
-    only_second is loaded by the second server alone.
+    only_second is loaded by the second server alone. With ``servers=(0,)`` a ``with`` starts only
+    the first one.
     """
 
-    def __init__(self, home: Path, models: Mapping[str, tuple[str, str]]) -> None:
+    def __init__(
+        self,
+        home: Path,
+        models: Mapping[str, tuple[str, str]],
+        servers: Sequence[int] = (0, 1),
+    ) -> None:
         self.home, self.work, self.models = home, home / ".tidegate", models
+        self._started_first = servers
         repository = home / "model_repository"
         for name, (code, config) in models.items():
             (repository / name / "1").mkdir(parents=True)
             (repository / name / "1" / "model.py").write_text(code)
             (repository / name / "config.pbtxt").write_text(HEAD + config)
         self.options = [
-            LaunchOptions(ModelRepository(repository), self.work, Ports(*free_ports(3)), name=name)
+            LaunchOptions(
+                *(ModelRepository(repository), self.work, Ports(*free_ports(3))),
+                name=name,
+                auto_complete=False,
+            )
             for name in ("first", "second")
         ]
         self.servers: list[TritonServer | None] = [None, None]
@@ -63,6 +82,27 @@ class Pair:
                 server.control.load(name)
         self.started_at = time.monotonic()
 
+    def __enter__(self) -> Self:
+        try:
+            for index in self._started_first:
+                self.start(index)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        for index in range(len(self.servers)):
+            self.stop(index, gently=False)  # at once, where a gentle end takes seconds
+
     def kill(self, index: int) -> None:
         self.signal(index, signal.SIGKILL)
         self.stop(index)
@@ -70,10 +110,10 @@ class Pair:
     def signal(self, index: int, number: int) -> None:
         os.kill(self.servers[index].pid, number)
 
-    def stop(self, index: int) -> None:
+    def stop(self, index: int, *, gently: bool = True) -> None:
         server, self.servers[index] = self.servers[index], None
         if server:
-            server.stop()
+            server.stop(gently=gently)
             server.control.close()
 
     def pids(self) -> list[int]:
@@ -88,12 +128,18 @@ class Pair:
     def addresses(self) -> list[str]:
         return [f"127.0.0.1:{option.ports.grpc}" for option in self.options]
 
+    @property
+    def addresses_with_http(self) -> list[str]:
+        """As the gateway must know them to call a model over HTTP/1.1."""
+        ports = [option.ports for option in self.options]
+        return [f"127.0.0.1:{port.grpc}/{port.http}" for port in ports]
+
 
 class Running:
-    """A gateway process in front of the pair."""
+    """A gateway process in front of the pair, or of these ``replicas``."""
 
-    def __init__(self, pair: Pair, replicas: list[str], **variables: str) -> None:
-        self.home = pair.home
+    def __init__(self, pair: Pair, replicas: Sequence[str] = (), **variables: str) -> None:
+        self.pair, self.home = pair, pair.home
         store = KeyStore(pair.work / "keys.toml", pair.work / "pepper")
         self.keys = {
             tenant: store.create(f"{tenant}-{time.monotonic_ns()}", Grant(tenant=tenant))[1]
@@ -106,7 +152,7 @@ class Running:
             "TIDEGATE_GATEWAY_PORT": str(self.port),
             "TIDEGATE_ADMIN_PORT": str(self.admin_port),
             "TIDEGATE_GRPC_PORT": str(self.grpc_port),
-            "TIDEGATE_REPLICAS": ",".join(replicas),
+            "TIDEGATE_REPLICAS": ",".join(replicas or pair.addresses),
             "TIDEGATE_DEADLINE_S": str(DEADLINE_S),
             "TIDEGATE_TRITON_KEY_FILE": str(pair.work / "triton.key"),
             "TIDEGATE_KEYS_FILE": str(pair.work / "keys.toml"),
@@ -125,17 +171,45 @@ class Running:
             )
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=20)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
     def headers(self, tenant: str = "one") -> dict[str, str]:
         return {"Authorization": f"Bearer {self.keys[tenant]}"}
 
-    def ask(self, x: float = 1, model: str = "plain", tenant: str = "one", client=None, **body):
-        """A V2 inference with one number."""
-        shape = [1, 1] if model == "tally" else [1]
+    def metadata(self, tenant: str = "one") -> dict[str, str]:
+        """The headers, as gRPC takes them."""
+        return {name.lower(): value for name, value in self.headers(tenant).items()}
+
+    @property
+    def grpc_address(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
+    def ask(
+        self,
+        x: object = 1,
+        model: str = "plain",
+        tenant: str = "one",
+        client: httpx.Client | None = None,
+        headers: Mapping[str, str] | None = None,
+        **body: Any,
+    ) -> httpx.Response:
+        """A V2 inference with one number: one row of it, if the model batches."""
+        _, config = self.pair.models[model]
+        shape = [1] if "max_batch_size: 0" in config else [1, 1]
         tensor = {"name": "x", "datatype": "FP32", "shape": shape, "data": [x]}
         return (client or self.client).post(
             f"/v2/models/{model}/infer",
             json={"inputs": [tensor], **body},
-            headers=self.headers(tenant),
+            headers={**self.headers(tenant), **(headers or {})},
         )
 
     def step(self, identifier, x: float, *, tenant: str = "one", client=None, **flags: bool):
@@ -147,9 +221,26 @@ class Running:
     def get(self, path: str) -> httpx.Response:
         return self.client.get(path, headers=self.headers())
 
+    def admin(self, path: str) -> Any:
+        """What the admin API says under ``/admin/``."""
+        url = f"http://127.0.0.1:{self.admin_port}/admin/{path}"
+        return httpx.get(url, headers=self.headers()).json()
+
+    def metrics(self, start: str) -> dict[str, float]:
+        """The metrics whose names and labels begin so."""
+        url = f"http://127.0.0.1:{self.admin_port}/metrics"
+        lines = httpx.get(url, headers=self.headers()).text.splitlines()
+        samples = (line.rpartition(" ") for line in lines if line.startswith(start))
+        return {name: float(value) for name, _, value in samples}
+
+    def put_policy(self, text: str) -> None:
+        """Replace the gateway.toml, in one step; it says that it is complete."""
+        policy = self.pair.work / "gateway.toml"
+        policy.with_suffix(".new").write_text(f"{text}\n# end\n")
+        policy.with_suffix(".new").replace(policy)
+
     def replicas(self) -> list[dict]:
-        url = f"http://127.0.0.1:{self.admin_port}/admin/replicas"
-        return httpx.get(url, headers=self.headers()).json()["replicas"]
+        return self.admin("replicas")["replicas"]
 
     def health(self) -> list[str]:
         return [replica["health"] for replica in self.replicas()]
@@ -158,10 +249,26 @@ class Running:
         """The number of models known for each replica."""
         return [len(replica["models"]) for replica in self.replicas()]
 
+    def heal(self) -> None:
+        """Start the servers that have ended; returns once both are asked for all their models. One
+        that is back is up before it has loaded them, and before the gateway knows of them."""
+        self.pair.heal()
+        every = len(self.pair.models)
+        counts = [every - ("only_second" in self.pair.models), every]
+        wait_until(lambda: self.health() == ["up", "up"], 60, "both replicas are asked")
+        wait_until(lambda: self.models() == counts, 60, "their models are known")
+
     def is_ready(self) -> bool:
+        return self._status("/readyz") == 200
+
+    def listens(self) -> bool:
+        return self._status("/healthz") == 200
+
+    def _status(self, path: str) -> int:
+        """0 while it cannot be reached."""
         with contextlib.suppress(httpx.TransportError):
-            return self.client.get("/readyz").status_code == 200
-        return False
+            return self.client.get(path).status_code
+        return 0
 
     def stop(self) -> None:
         self.client.close()

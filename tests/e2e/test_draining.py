@@ -16,7 +16,7 @@ import pytest
 from tritonclient import grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
-from tests.e2e.grpc_models import ONE
+from tests.e2e.grpc_models import ONE, instances
 from tests.e2e.pair import Pair, Running
 from tests.running import wait_until
 
@@ -36,29 +36,21 @@ class TritonPythonModel:
             time.sleep(x.item() - 1000)
         return pb_utils.InferenceResponse([pb_utils.Tensor("y", x)])
 """
-INSTANCES = ONE + "instance_group { count: 4 kind: KIND_CPU }\n"
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     home = tmp_path_factory.mktemp("draining")
-    pair = Pair(home, {"plain": (MODEL.replace("HOME", str(home)), INSTANCES)})
-    try:
-        pair.start(0)
+    models = {"plain": (MODEL.replace("HOME", str(home)), ONE + instances(4))}
+    with Pair(home, models, servers=(0,)) as pair:
         yield pair
-    finally:
-        pair.stop(0)
 
 
 def _ask_grpc(client: triton_grpc.InferenceServerClient, gateway: Running, x: float) -> float:
     tensor = triton_grpc.InferInput("x", [1], "FP32")
     tensor.set_data_from_numpy(np.array([x], np.float32))
-    answer = client.infer("plain", [tensor], headers=_lowered(gateway), client_timeout=20)
+    answer = client.infer("plain", [tensor], headers=gateway.metadata(), client_timeout=20)
     return float(answer.as_numpy("y")[0])
-
-
-def _lowered(gateway: Running) -> dict[str, str]:
-    return {name.lower(): value for name, value in gateway.headers().items()}
 
 
 def _grpc_status(gateway: Running) -> bytes:

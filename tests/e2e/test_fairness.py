@@ -10,41 +10,23 @@ import numpy as np
 import pytest
 
 from tests.back_to_back import back_to_back
-from tests.e2e.grpc_models import ONE
+from tests.e2e.grpc_models import ONE, instances, taking
 from tests.e2e.pair import Pair, Running
 from tests.running import wait_until
 
-# y is x, after 20 ms.
-MODEL = """
-import time
-import triton_python_backend_utils as pb_utils
-
-class TritonPythonModel:
-    def execute(self, requests):
-        return [self._answer(request) for request in requests]
-
-    def _answer(self, request):
-        time.sleep(0.02)
-        x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
-        return pb_utils.InferenceResponse([pb_utils.Tensor("y", x)])
-"""
 FLOOD = 100  # connections that call back to back
 
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory):
     home = tmp_path_factory.mktemp("fairness")
-    pair = Pair(home, {"plain": (MODEL, ONE + "instance_group { count: 2 kind: KIND_CPU }\n")})
-    running = None
-    try:
-        pair.start(0)
-        running = Running(pair, pair.addresses[:1])
+    models = {"plain": (taking(0.02), ONE + instances(2))}
+    with (
+        Pair(home, models, servers=(0,)) as pair,
+        Running(pair, pair.addresses[:1]) as running,
+    ):
         wait_until(running.is_ready, 60, "the gateway is ready")
         yield running
-    finally:
-        if running:
-            running.stop()
-        pair.stop(0)
 
 
 def _quiet(gateway, count):

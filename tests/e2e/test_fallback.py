@@ -1,20 +1,18 @@
 """On two real Tritons: a pipeline that fails everywhere is refused for a while, and its fallback
 answers for it."""
 
-import contextlib
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator
 
-import httpx
 import numpy as np
 import pytest
 from tritonclient import grpc as triton_grpc
 
 from gateway.policy.principal import Grant
 from gateway.upstream.circuits import OPEN_S
-from tests.e2e.pair import Pair, Running
+from tests.e2e.grpc_models import batched, endpoint
+from tests.e2e.pair import POLICY, Pair, Running
 from tests.running import wait_until
 from tidegate.app.key_store import KeyStore
 
@@ -37,32 +35,7 @@ class TritonPythonModel:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError("failed"))
         return pb_utils.InferenceResponse([pb_utils.Tensor("y", x + x.dtype.type(MORE))])
 """
-CONFIG = """
-max_batch_size: 8
-input { name: "x" data_type: TYPE_FP32 dims: 1 }
-output { name: "y" data_type: TYPE_FP32 dims: 1 }
-"""
-POLICY = """
-[tenants.one]
-models = ["*"]
-[tenants.two]
-models = ["*"]
-[roles.user]
-actions = ["read", "infer", "admin"]
-"""
-
-
-def _config(**x: object) -> str:
-    """With an endpoint whose field has these keywords."""
-    number = {"type": "number"}
-    document = {
-        "purpose": "A test.",
-        "request": {"type": "object", "properties": {"x": {**number, "x-tensor": "x", **x}}},
-        "response": {"type": "object", "properties": {"y": {**number, "x-tensor": "y"}}},
-        "example": {"x": 1},
-    }
-    text = json.dumps(json.dumps(document))
-    return CONFIG + f'parameters {{ key: "tidegate.endpoint" value {{ string_value: {text} }} }}\n'
+BATCHED = batched(8)
 
 
 @pytest.fixture(scope="module")
@@ -75,81 +48,48 @@ def pair(tmp_path_factory, sick) -> Iterator[Pair]:
     first = MODEL.replace("SICK", str(sick)).replace("MORE", "0")
     spare = MODEL.replace("SICK", "/nothing").replace("MORE", "1000")
     models = {
-        "first": (first, _config(description="Of the first.")),
-        "spare": (spare, _config()),
-        "narrow": (spare, _config(maximum=10)),
+        "first": (first, BATCHED + endpoint("y", description="Of the first.")),
+        "spare": (spare, BATCHED + endpoint("y")),
+        "narrow": (spare, BATCHED + endpoint("y", maximum=10)),
     }
-    replicas = Pair(tmp_path_factory.mktemp("pair"), models)
-    try:
-        replicas.heal()
+    with Pair(tmp_path_factory.mktemp("pair"), models) as replicas:
         yield replicas
-    finally:
-        for index in (0, 1):
-            replicas.stop(index)
 
 
 @pytest.fixture
 def gateway(pair, sick) -> Iterator[Running]:
     sick.unlink(missing_ok=True)
-    running = Running(pair, pair.addresses, TIDEGATE_PIPELINES="first,spare")
-    # The keys have the action admin, and no tenant's models restrict these: this one's own do.
-    store = KeyStore(pair.work / "keys.toml", pair.work / "pepper")
-    grant = Grant(tenant="two", models=("first",))
-    running.keys["two"] = store.create(f"two-{time.monotonic_ns()}", grant)[1]
-    _put(pair, running, "")
-    try:
+    with Running(pair, TIDEGATE_PIPELINES="first,spare") as running:
+        # The keys have the action admin, and no tenant's models restrict these: this one's own do.
+        store = KeyStore(pair.work / "keys.toml", pair.work / "pepper")
+        grant = Grant(tenant="two", models=("first",))
+        running.keys["two"] = store.create(f"two-{time.monotonic_ns()}", grant)[1]
         wait_until(running.is_ready, 20, "the gateway is ready")
         wait_until(lambda: running.health() == ["up", "up"], 15, "both are asked")
         yield running
-    finally:
-        running.stop()
 
 
-def _put(pair: Pair, gateway: Running, text: str) -> None:
-    new = pair.work / "gateway.new"
-    new.write_text(f"{POLICY}\n{text}\n# end\n")
-    new.replace(pair.work / "gateway.toml")
-
-
-def _fall_back(pair: Pair, gateway: Running, fallback: str = "spare") -> None:
-    _put(pair, gateway, f'[pipelines.first]\nfallback = "{fallback}"')
+def _fall_back(gateway: Running, fallback: str = "spare") -> None:
+    gateway.put_policy(f'{POLICY}\n[pipelines.first]\nfallback = "{fallback}"')
 
     def is_in_force() -> bool:
-        policy = _admin(gateway, "policy")["rules"]["pipelines"]
+        policy = gateway.admin("policy")["rules"]["pipelines"]
         return policy == {"first": {"fallback": fallback}}
 
     wait_until(is_in_force, 10, "the fallback")
     time.sleep(1)  # until the catalogue has been read once more
 
 
-def _admin(gateway: Running, what: str) -> dict:
-    url = f"http://127.0.0.1:{gateway.admin_port}/admin/{what}"
-    return httpx.get(url, headers=gateway.headers()).json()
-
-
 def _refused(gateway: Running, model: str = "first") -> dict[str, float]:
-    models = {state["name"]: state for state in _admin(gateway, "models")["models"]}
+    models = {state["name"]: state for state in gateway.admin("models")["models"]}
     return models[model]["refused"]
-
-
-def _metric(gateway: Running, name: str) -> list[str]:
-    url = f"http://127.0.0.1:{gateway.admin_port}/metrics"
-    page = httpx.get(url, headers=gateway.headers()).text
-    return [line for line in page.splitlines() if line.startswith(name)]
-
-
-def _ask(gateway: Running, x: float = 1, model: str = "first", tenant: str = "one"):
-    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [x]}
-    return gateway.client.post(
-        f"/v2/models/{model}/infer", json={"inputs": [tensor]}, headers=gateway.headers(tenant)
-    )
 
 
 def _until_refused(gateway: Running) -> Counter[int]:
     """Ask until the circuit is open; the statuses until then."""
     statuses: Counter[int] = Counter()
     while not _refused(gateway):
-        statuses[_ask(gateway).status_code] += 1
+        statuses[gateway.ask(1, "first").status_code] += 1
         assert statuses.total() < 100, statuses
     return statuses
 
@@ -157,26 +97,26 @@ def _until_refused(gateway: Running) -> Counter[int]:
 def test_what_fails_everywhere_is_refused_until_it_is_well_again(gateway, sick):
     sick.touch()
     assert set(_until_refused(gateway)) == {502}
-    refused = _ask(gateway)
+    refused = gateway.ask(1, "first")
     assert refused.status_code == 503
     assert 1 <= int(refused.headers["retry-after"]) <= OPEN_S
     key_id = gateway.keys["one"].split("_")[1]
     assert set(_refused(gateway)) == {key_id}
-    assert _metric(gateway, 'tidegate_circuits_opened_total{model="first"}')
+    assert gateway.metrics('tidegate_circuits_opened_total{model="first"}')
     # Another caller's requests, and another pipeline's, are sent as before.
-    assert _ask(gateway, tenant="two").status_code == 502
-    assert _ask(gateway, model="spare").status_code == 200
+    assert gateway.ask(1, "first", tenant="two").status_code == 502
+    assert gateway.ask(1, "spare").status_code == 200
     assert not _refused(gateway, "spare")
     sick.unlink()
     opened = time.monotonic()
-    wait_until(lambda: _ask(gateway).status_code == 200, OPEN_S + 10, "it is tried again")
+    wait_until(lambda: gateway.ask(1, "first").status_code == 200, OPEN_S + 10, "it is tried again")
     assert time.monotonic() - opened < OPEN_S + 5
-    assert {_ask(gateway).status_code for _ in range(20)} == {200}
+    assert {gateway.ask(1, "first").status_code for _ in range(20)} == {200}
     assert not _refused(gateway)
 
 
 def test_a_clients_errors_open_nothing(gateway):
-    statuses = Counter(_ask(gateway, -2).status_code for _ in range(60))
+    statuses = Counter(gateway.ask(-2, "first").status_code for _ in range(60))
     assert statuses == {400: 60}
     wrong = {"name": "x", "datatype": "INT32", "shape": [1, 1], "data": [1]}
     for _ in range(30):
@@ -185,75 +125,74 @@ def test_a_clients_errors_open_nothing(gateway):
         )
         assert response.status_code == 400
     assert not _refused(gateway)
-    assert _ask(gateway).status_code == 200
+    assert gateway.ask(1, "first").status_code == 200
 
 
 def test_a_caller_who_makes_a_model_fail_does_not_close_it_to_others(gateway):
-    statuses = Counter(_ask(gateway, -1).status_code for _ in range(60))
+    statuses = Counter(gateway.ask(-1, "first").status_code for _ in range(60))
     assert statuses[503] and set(statuses) == {502, 503}
-    assert {_ask(gateway, tenant="two").status_code for _ in range(20)} == {200}
+    assert {gateway.ask(1, "first", tenant="two").status_code for _ in range(20)} == {200}
 
 
 def test_its_fallback_answers_for_it_over_every_api_and_says_so(gateway, pair, sick):
-    _fall_back(pair, gateway)
-    own = _ask(gateway)
+    _fall_back(gateway)
+    own = gateway.ask(1, "first")
     assert (own.json()["model_name"], own.json()["outputs"][0]["data"]) == ("first", [1])
     assert "x-tidegate-model" not in own.headers
     sick.touch()
     _until_refused(gateway)
-    answered = _ask(gateway)
+    answered = gateway.ask(1, "first")
     assert answered.status_code == 200, answered.text
     assert answered.headers["x-tidegate-model"] == "spare"
     assert answered.json()["model_name"] == "spare"
     assert answered.json()["outputs"][0]["data"] == [1001]
     task = gateway.client.post("/v1/first", json={"x": 2}, headers=gateway.headers())
     assert (task.json(), task.headers["x-tidegate-model"]) == ({"y": 1002}, "spare")
-    with contextlib.closing(
-        triton_grpc.InferenceServerClient(f"127.0.0.1:{gateway.grpc_port}")
-    ) as client:
+    with triton_grpc.InferenceServerClient(gateway.grpc_address) as client:
         tensor = triton_grpc.InferInput("x", [1, 1], "FP32")
         tensor.set_data_from_numpy(np.full((1, 1), 3, np.float32))
-        metadata = {"authorization": gateway.headers()["Authorization"]}
-        response = client.infer("first", [tensor], headers=metadata)
+        response = client.infer("first", [tensor], headers=gateway.metadata())
     assert response.get_response().model_name == "spare"
     assert response.as_numpy("y").tolist() == [[1003]]
-    (line,) = _metric(gateway, 'tidegate_fallbacks_total{fallback="spare",model="first"}')
-    assert float(line.split()[-1]) == 3
+    count = 'tidegate_fallbacks_total{fallback="spare",model="first"}'
+    assert gateway.metrics(count) == {count: 3}
     # What the spare refuses is the client's own error still.
-    assert _ask(gateway, -2).status_code == 400
+    assert gateway.ask(-2, "first").status_code == 400
     # The other tenant has no right to the spare.
-    statuses = Counter(_ask(gateway, tenant="two").status_code for _ in range(60))
+    statuses = Counter(gateway.ask(1, "first", tenant="two").status_code for _ in range(60))
     assert statuses[503] and not statuses[200], statuses
     sick.unlink()
 
     def is_its_own() -> bool:
-        response = _ask(gateway)
+        response = gateway.ask(1, "first")
         return response.status_code == 200 and "x-tidegate-model" not in response.headers
 
     wait_until(is_its_own, OPEN_S + 15, "it answers by itself")
 
 
 def test_it_answers_for_one_that_no_server_has(gateway, pair):
-    _fall_back(pair, gateway)
+    _fall_back(gateway)
     try:
         for server in pair.servers:
             server.control.unload("first")
-        wait_until(lambda: _ask(gateway).status_code == 200, 10, "the spare answers")
-        assert _ask(gateway).json()["model_name"] == "spare"
-        assert _ask(gateway, tenant="two").status_code == 503
+        wait_until(lambda: gateway.ask(1, "first").status_code == 200, 10, "the spare answers")
+        assert gateway.ask(1, "first").json()["model_name"] == "spare"
+        assert gateway.ask(1, "first", tenant="two").status_code == 503
         task = gateway.client.post("/v1/first", json={"x": 2}, headers=gateway.headers())
         assert task.json() == {"y": 1002}
     finally:
         for server in pair.servers:
             server.control.load("first")
-    wait_until(lambda: _ask(gateway).json().get("model_name") == "first", 10, "it is back")
+    wait_until(
+        lambda: gateway.ask(1, "first").json().get("model_name") == "first", 10, "it is back"
+    )
 
 
 def test_one_with_another_endpoint_is_named_and_not_asked(gateway, pair, sick):
-    _fall_back(pair, gateway, "narrow")
+    _fall_back(gateway, "narrow")
     fault = "narrow cannot answer for first: request.properties.x.maximum is only in the fallback"
-    assert _admin(gateway, "models")["fallbacks"] == {"first": fault}
+    assert gateway.admin("models")["fallbacks"] == {"first": fault}
     assert f"gateway.toml: pipelines.first.fallback: {fault}" in gateway.log.read_text()
     sick.touch()
     _until_refused(gateway)
-    assert _ask(gateway).status_code == 503
+    assert gateway.ask(1, "first").status_code == 503

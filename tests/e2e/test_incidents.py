@@ -17,12 +17,10 @@ import numpy as np
 import pytest
 from tritonclient import grpc as triton_grpc
 
-from modelspec.endpoint_schema import EndpointSchema
-from modelspec.golden import Golden
 from serving.triton.ports import free_ports
 from tests.back_to_back import back_to_back
-from tests.e2e.grpc_models import ONE
-from tests.e2e.pair import Pair, Running
+from tests.e2e.grpc_models import ONE, batched, endpoint, golden, instances, taking
+from tests.e2e.pair import POLICY, Pair, Running
 from tests.running import wait_until
 
 # y is the pid of the server that answered. What a server does is in a file with its pid in the
@@ -54,40 +52,7 @@ class TritonPythonModel:
         y = np.array([os.getppid()], np.float32)
         return pb_utils.InferenceResponse([pb_utils.Tensor("y", y)])
 """
-# y is x, which takes 5 ms; and a golden sample, by which it says that it may be asked again.
-PURE = """
-import time
-import triton_python_backend_utils as pb_utils
-
-class TritonPythonModel:
-    def execute(self, requests):
-        return [self._answer(request) for request in requests]
-
-    def _answer(self, request):
-        time.sleep(0.005)
-        x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
-        return pb_utils.InferenceResponse([pb_utils.Tensor("y", x)])
-"""
-NUMBER = {"type": "number"}
-ENDPOINT = EndpointSchema(
-    "A test.",
-    {"type": "object", "properties": {"x": {**NUMBER, "x-tensor": "x"}}},
-    {"type": "object", "properties": {"y": {**NUMBER, "x-tensor": "y"}}},
-    {"x": 1},
-)
-DECLARED = "".join(
-    f'parameters {{ key: "tidegate.{key}" value {{ string_value: {json.dumps(text)} }} }}\n'
-    for key, text in (
-        ("endpoint", ENDPOINT.to_json()),
-        ("golden", Golden({"x": 1}, {"y": [1]}, 0.01).to_json()),
-    )
-)
-BATCHED = (
-    'max_batch_size: 1 input { name: "x" data_type: TYPE_FP32 dims: 1 }\n'
-    'output { name: "y" data_type: TYPE_FP32 dims: 1 }\n'
-    "instance_group { count: 2 kind: KIND_CPU }\n"
-)
-INSTANCES = ONE + "instance_group { count: 4 kind: KIND_CPU }\n"
+DECLARED = batched(1) + instances(2) + endpoint("y") + golden(1, y=1)
 
 
 class Incidents:
@@ -130,8 +95,7 @@ class Incidents:
         return self.gateway.replicas()[index]
 
     def models(self) -> list[dict]:
-        url = f"http://127.0.0.1:{self.gateway.admin_port}/admin/models"
-        return httpx.get(url, headers=self.gateway.headers()).json()["models"]
+        return self.gateway.admin("models")["models"]
 
     def is_ejected(self, index: int, model="one") -> bool:
         return model in self.replica(index)["ejected"]
@@ -142,22 +106,13 @@ def incidents(tmp_path_factory) -> Iterator[Incidents]:
     home = tmp_path_factory.mktemp("incidents")
     code = MODEL.replace("HOME", str(home))
     models = {
-        "one": (code, INSTANCES),
-        "two": (code, INSTANCES),
-        "pure": (PURE, BATCHED + DECLARED),
+        "one": (code, ONE + instances(4)),
+        "two": (code, ONE + instances(4)),
+        "pure": (taking(0.005), DECLARED),
     }
-    pair = Pair(home, models)
-    running = None
-    try:
-        pair.heal()
-        running = Running(pair, pair.addresses)
+    with Pair(home, models) as pair, Running(pair) as running:
         wait_until(running.is_ready, 20, "the gateway is ready")
         yield Incidents(pair, running)
-    finally:
-        if running:
-            running.stop()
-        for index in (0, 1):
-            pair.stop(index)
 
 
 @pytest.fixture(autouse=True)
@@ -346,39 +301,29 @@ def test_a_replica_that_accepts_and_never_answers_holds_nobody_up(incidents):
         listener.bind(("127.0.0.1", 0))
         listener.listen(64)
         black_hole = f"127.0.0.1:{listener.getsockname()[1]}"
-        running = Running(incidents.pair, [black_hole, incidents.pair.addresses[0]])
-        try:
+        with Running(incidents.pair, [black_hole, incidents.pair.addresses[0]]) as running:
             wait_until(running.is_ready, 20, "it is ready")
             began = time.monotonic()
             statuses = [running.ask(model="one").status_code for _ in range(100)]
             assert statuses == [200] * 100
             assert time.monotonic() - began < 20  # where each that waited would take 4 s
             assert running.replicas()[0]["health"] != "up"
-        finally:
-            running.stop()
 
 
 def test_the_list_changes_under_load_and_only_the_current_ones_are_checked(incidents):
     """production-stack #680 and #815: checks went on with the old list, or stopped."""
-    policy = incidents.pair.work / "gateway.toml"
-    original = policy.read_text()
+    gateway = incidents.gateway
     first, second = incidents.pair.addresses
     gone = f"127.0.0.1:{free_ports(1)[0]}"
     lists = [[first], [second], [first, second], [second, gone]]
     try:
         with incidents.load(2) as counts:
             for number in range(50):
-                listed = json.dumps(lists[number % 4])
-                fresh = policy.with_suffix(".new")
-                fresh.write_text(f"replicas = {listed}\n{original}")
-                fresh.replace(policy)
+                gateway.put_policy(f"replicas = {json.dumps(lists[number % 4])}\n{POLICY}")
                 time.sleep(0.1)
-            policy.with_suffix(".new").write_text(f"replicas = {json.dumps([second])}\n{original}")
-            policy.with_suffix(".new").replace(policy)
+            gateway.put_policy(f"replicas = {json.dumps([second])}\n{POLICY}")
             wait_until(
-                lambda: [r["address"] for r in incidents.gateway.replicas()] == [second],
-                10,
-                "one is left",
+                lambda: [r["address"] for r in gateway.replicas()] == [second], 10, "one is left"
             )
             before = counts.copy()
             wait_until(lambda: counts.total() > before.total() + 50, 20, "fifty more")
@@ -386,5 +331,5 @@ def test_the_list_changes_under_load_and_only_the_current_ones_are_checked(incid
         assert set(counts) <= set(incidents.pair.pids()), counts
         assert incidents.replica(0)["health"] == "up"
     finally:
-        policy.write_text(original)
-    wait_until(lambda: len(incidents.gateway.replicas()) == 2, 10, "both are listed again")
+        gateway.put_policy(POLICY)
+    wait_until(lambda: len(gateway.replicas()) == 2, 10, "both are listed again")

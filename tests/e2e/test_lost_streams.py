@@ -15,11 +15,9 @@ import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
 
 from gateway.upstream.outliers import SLOW_START_S
-from modelspec.golden import Golden
 from tests.back_to_back import back_to_back
-from tests.e2e.grpc_models import ONE
+from tests.e2e.grpc_models import DECOUPLED, ONE, endpoint, golden, instances
 from tests.e2e.pair import Pair, Running
-from tests.e2e.test_incidents import ENDPOINT
 from tests.running import wait_until
 
 # x responses, 100 ms apart, each with the server's pid; x + 0.5: the first one comes after 3 s.
@@ -80,59 +78,37 @@ class TritonPythonModel:
         final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         sender.send(pb_utils.InferenceResponse([tensor]), final)
 """
-TEXT_CONFIG = """
+TEXTS = """
 max_batch_size: 0
 input { name: "text_input" data_type: TYPE_STRING dims: 1 }
 input { name: "sampling_parameters" data_type: TYPE_STRING dims: 1 }
 output { name: "text_output" data_type: TYPE_STRING dims: 1 }
-instance_group { count: 1 kind: KIND_CPU }
-model_transaction_policy { decoupled: true }
 """
-DECOUPLED = ONE + "instance_group { count: 4 kind: KIND_CPU }\n"
-DECOUPLED += "model_transaction_policy { decoupled: true }\n"
-# With a golden sample a model says that it may be asked again.
-DECLARED = "".join(
-    f'parameters {{ key: "tidegate.{key}" value {{ string_value: {json.dumps(text)} }} }}\n'
-    for key, text in (
-        ("endpoint", ENDPOINT.to_json()),
-        ("golden", Golden({"x": 1}, {"y": [7]}, 0.01).to_json()),
-    )
-)
+NUMBERS = ONE + instances(4) + DECOUPLED
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     models = {
-        "stream": (STREAM.replace("GOLDEN", "0"), DECOUPLED),
-        "pure": (STREAM.replace("GOLDEN", "7"), DECOUPLED + DECLARED),
-        "text": (TEXT, TEXT_CONFIG),
-        "plain": (PLAIN, ONE + "instance_group { count: 2 kind: KIND_CPU }\n"),
+        "stream": (STREAM.replace("GOLDEN", "0"), NUMBERS),
+        "pure": (STREAM.replace("GOLDEN", "7"), NUMBERS + endpoint("y") + golden(1, y=7)),
+        "text": (TEXT, TEXTS + instances(1) + DECOUPLED),
+        "plain": (PLAIN, ONE + instances(2)),
     }
-    pair = Pair(tmp_path_factory.mktemp("lost"), models)
-    try:
-        pair.heal()
+    with Pair(tmp_path_factory.mktemp("lost"), models) as pair:
         yield pair
-    finally:
-        for index in (0, 1):
-            pair.stop(index)
 
 
 @pytest.fixture(scope="module")
 def gateway(pair):
-    running = Running(pair, pair.addresses, TIDEGATE_DEADLINE_S="15")
-    try:
+    with Running(pair, TIDEGATE_DEADLINE_S="15") as running:
         wait_until(running.is_ready, 60, "the gateway is ready")
         yield running
-    finally:
-        running.stop()
 
 
 @pytest.fixture(autouse=True)
-def _both_are_up(pair, gateway):
-    pair.heal()
-    wait_until(lambda: gateway.health() == ["up", "up"], 60, "both are up")
-    # One that is back is up before it has loaded its models, and before the gateway knows of them.
-    wait_until(lambda: gateway.models() == [len(pair.models)] * 2, 60, "both have every model")
+def _both_are_up(gateway):
+    gateway.heal()
 
 
 class _Stream:
@@ -249,8 +225,8 @@ def _generate_by_grpc(gateway: Running, text: str) -> str:
     for name, value in (("text_input", text), ("sampling_parameters", '{"max_tokens": 1}')):
         tensors.append(InferInput(name, [1], "BYTES"))
         tensors[-1].set_data_from_numpy(np.array([value.encode()], object))
-    with InferenceServerClient(f"127.0.0.1:{gateway.grpc_port}") as client:
-        headers = {"authorization": gateway.headers()["Authorization"]}
+    with InferenceServerClient(gateway.grpc_address) as client:
+        headers = gateway.metadata()
         client.start_stream(lambda result, error: responses.put(error or result), headers=headers)
         client.async_stream_infer("text", tensors)
         response = responses.get(timeout=20)

@@ -2,7 +2,6 @@
 intact."""
 
 import collections
-import contextlib
 import queue
 import signal
 import time
@@ -14,69 +13,46 @@ import pytest
 from tritonclient import grpc as triton_grpc
 
 from serving.triton.ports import free_ports
-from tests.e2e.grpc_models import COUNTER, ONE, SEQUENCE, TALLY
+from tests.e2e.grpc_models import (
+    COUNTER,
+    DECOUPLED,
+    NOT_CANCELLABLE,
+    ONE,
+    PLAIN,
+    SEQUENCE,
+    TALLY,
+    instances,
+)
 from tests.e2e.pair import DEADLINE_S, Pair, Running, load
 from tests.running import wait_until
 
-# y is x; a negative x is an error, and 1000 + s sleeps for s seconds.
-PLAIN = """
-import time
-import triton_python_backend_utils as pb_utils
-
-class TritonPythonModel:
-    def execute(self, requests):
-        return [self._answer(request) for request in requests]
-
-    def _answer(self, request):
-        x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
-        if x.item() < -1:
-            error = pb_utils.TritonError("told to fail\\nin two lines")
-            return pb_utils.InferenceResponse(error=error)
-        if x.item() < 0:
-            raise RuntimeError("raised at /root/model.bin")
-        if x.item() > 1000:
-            time.sleep(x.item() - 1000)
-        return pb_utils.InferenceResponse([pb_utils.Tensor("y", x)])
-"""
-NOT_CANCELLABLE = 'parameters { key: "tidegate.cancellable" value { string_value: "false" } }\n'
 # A server is slow to start on a busy machine: sequences must not become idle meanwhile.
 LONG_SEQUENCE = SEQUENCE.replace("30000000", "300000000").replace("sequences: 8", "sequences: 16")
 MODELS = {
-    "plain": (PLAIN, ONE + "instance_group { count: 2 kind: KIND_CPU }\n"),
+    "plain": (PLAIN, ONE + instances(2)),
     "only_second": (PLAIN, ONE),
     "short": (PLAIN, ONE + NOT_CANCELLABLE),
-    "counter": (COUNTER, ONE + "model_transaction_policy { decoupled: true }\n"),
+    "counter": (COUNTER, ONE + DECOUPLED),
     "tally": (TALLY, LONG_SEQUENCE),
 }
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> Iterator[Pair]:
-    replicas = Pair(tmp_path_factory.mktemp("pair"), MODELS)
-    try:
-        replicas.heal()
+    with Pair(tmp_path_factory.mktemp("pair"), MODELS) as replicas:
         yield replicas
-    finally:
-        for index in (0, 1):
-            replicas.stop(index)
 
 
 @pytest.fixture(scope="module")
 def gateway(pair) -> Iterator[Running]:
-    ports = [option.ports for option in pair.options]
-    running = Running(pair, [f"127.0.0.1:{port.grpc}/{port.http}" for port in ports])
-    try:
+    with Running(pair, pair.addresses_with_http) as running:
         wait_until(running.is_ready, 20, "the gateway is ready")
         yield running
-    finally:
-        running.stop()
 
 
 @pytest.fixture(autouse=True)
-def _both_are_up(pair, gateway) -> None:
-    pair.heal()
-    wait_until(lambda: gateway.health() == ["up", "up"], 15, "both replicas are asked")
-    wait_until(lambda: gateway.models() == [4, 5], 10, "their models are known")
+def _both_are_up(gateway) -> None:
+    gateway.heal()
 
 
 def _value(response: httpx.Response) -> float:
@@ -97,12 +73,11 @@ def test_a_killed_replica_gets_no_requests(pair, gateway, dead):
         assert gateway.get(f"/v2/models/plain{path}").status_code == 200
     replica = gateway.replicas()[dead]
     assert (replica["health"], replica["reason"]) == ("down", "cannot be reached")
-    metrics = httpx.get(
-        f"http://127.0.0.1:{gateway.admin_port}/metrics", headers=gateway.headers()
-    ).text
     addresses = [replica["address"] for replica in gateway.replicas()]
-    for address, healthy in zip(addresses, (dead != 0, dead != 1), strict=True):
-        assert f'tidegate_replica_healthy{{replica="{address}"}} {float(healthy)}' in metrics
+    assert gateway.metrics("tidegate_replica_healthy{") == {
+        f'tidegate_replica_healthy{{replica="{address}"}}': float(index != dead)
+        for index, address in enumerate(addresses)
+    }
 
 
 def _streams(gateway: Running) -> None:
@@ -125,8 +100,8 @@ def test_every_api_avoids_a_dead_replica(pair, gateway):
         _streams(gateway)
     tensor = triton_grpc.InferInput("x", [1], "FP32")
     tensor.set_data_from_numpy(np.array([5], np.float32))
-    headers = {key.lower(): value for key, value in gateway.headers().items()}
-    with triton_grpc.InferenceServerClient(f"127.0.0.1:{gateway.grpc_port}") as client:
+    headers = gateway.metadata()
+    with triton_grpc.InferenceServerClient(gateway.grpc_address) as client:
         for _ in range(10):
             result = client.infer("plain", [tensor], headers=headers)
             assert result.as_numpy("y")[0] == 5
@@ -149,30 +124,18 @@ def test_a_restarted_replica_is_used_once_it_has_its_models(pair, gateway):
 
 def test_a_gateway_that_starts_while_the_first_is_dead(pair, gateway):
     pair.kill(0)
-    late = Running(pair, pair.addresses)
-    try:
+    with Running(pair) as late:
         wait_until(late.is_ready, 15, "it is ready")
         assert {late.ask().status_code for _ in range(30)} == {200}
         assert late.get("/v2/models/plain/config").status_code == 200
-    finally:
-        late.stop()
 
 
 def test_without_replicas_requests_fail_at_once_and_nothing_is_ready(pair, gateway):
-    late = Running(pair, [f"127.0.0.1:{port}" for port in free_ports(2)])
-    try:
-        wait_until(lambda: late.process.poll() is None and _answers(late), 15, "it runs")
+    with Running(pair, [f"127.0.0.1:{port}" for port in free_ports(2)]) as late:
+        wait_until(late.listens, 15, "it runs")
         ready = late.client.get("/readyz")
         assert (ready.status_code, ready.json()["status"]) == (503, "not ready")
         assert late.get("/v2/health/ready").status_code == 503
-    finally:
-        late.stop()
-
-
-def _answers(running: Running) -> bool:
-    with contextlib.suppress(httpx.TransportError):
-        return running.client.get("/healthz").status_code == 200
-    return False
 
 
 def test_a_replica_that_hangs_costs_little_and_comes_back(pair, gateway):
@@ -265,8 +228,8 @@ def test_sequences_on_a_grpc_stream_go_where_they_are(gateway):
     for identifier in started:
         assert _value(gateway.step(identifier, 1, start=True)) == 1
     responses: queue.Queue = queue.Queue()
-    headers = {key.lower(): value for key, value in gateway.headers().items()}
-    with triton_grpc.InferenceServerClient(f"127.0.0.1:{gateway.grpc_port}") as client:
+    headers = gateway.metadata()
+    with triton_grpc.InferenceServerClient(gateway.grpc_address) as client:
         client.start_stream(lambda result, error: responses.put((result, error)), headers=headers)
         for x in range(1, 5):
             for identifier in identifiers:
@@ -295,10 +258,10 @@ def test_sequences_on_a_grpc_stream_go_where_they_are(gateway):
 
 def test_a_stream_cannot_hold_every_slot_either(gateway):
     responses: queue.Queue = queue.Queue()
-    headers = {key.lower(): value for key, value in gateway.headers().items()}
+    headers = gateway.metadata()
     tensor = triton_grpc.InferInput("x", [1, 1], "FP32")
     tensor.set_data_from_numpy(np.array([[1]], np.float32))
-    with triton_grpc.InferenceServerClient(f"127.0.0.1:{gateway.grpc_port}") as client:
+    with triton_grpc.InferenceServerClient(gateway.grpc_address) as client:
         client.start_stream(lambda result, error: responses.put((result, error)), headers=headers)
         for identifier in range(700, 740):
             client.async_stream_infer(

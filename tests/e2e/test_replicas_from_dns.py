@@ -13,9 +13,8 @@ from tritonclient import grpc as triton_grpc
 
 from tests.back_to_back import PAUSE_S, back_to_back
 from tests.dns_server import DnsServer, dns_server
-from tests.e2e.grpc_models import ONE
+from tests.e2e.grpc_models import ONE, PLAIN
 from tests.e2e.pair import Pair, Running
-from tests.e2e.test_replicas import PLAIN
 from tests.running import wait_until
 
 SERVICE = "_grpc._tcp.triton.example"
@@ -23,13 +22,8 @@ SERVICE = "_grpc._tcp.triton.example"
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> Iterator[Pair]:
-    replicas = Pair(tmp_path_factory.mktemp("dns"), {"plain": (PLAIN, ONE)})
-    try:
-        replicas.heal()
+    with Pair(tmp_path_factory.mktemp("dns"), {"plain": (PLAIN, ONE)}) as replicas:
         yield replicas
-    finally:
-        for index in (0, 1):
-            replicas.stop(index)
 
 
 @pytest.fixture
@@ -41,23 +35,10 @@ def server() -> Iterator[DnsServer]:
 
 @contextlib.contextmanager
 def _gateway(pair: Pair, server: DnsServer, *replicas: str) -> Iterator[Running]:
-    gateway = Running(
-        pair,
-        list(replicas),
-        TIDEGATE_DNS_SERVER=server.address,
-        TIDEGATE_PIPELINES="plain",
-    )
-    try:
-        wait_until(lambda: _listens(gateway), 20, "the gateway listens")
+    variables = {"TIDEGATE_DNS_SERVER": server.address, "TIDEGATE_PIPELINES": "plain"}
+    with Running(pair, replicas, **variables) as gateway:
+        wait_until(gateway.listens, 20, "the gateway listens")
         yield gateway
-    finally:
-        gateway.stop()
-
-
-def _listens(gateway: Running) -> bool:
-    with contextlib.suppress(httpx.TransportError):
-        return gateway.get("/healthz").status_code == 200
-    return False
 
 
 def _list(server: DnsServer, pair: Pair, *indices: int) -> None:
@@ -75,15 +56,14 @@ def _uses(gateway: Running, pair: Pair, *indices: int) -> bool:
 
 
 def _source(gateway: Running) -> dict:
-    url = f"http://127.0.0.1:{gateway.admin_port}/admin/replicas"
-    (source,) = httpx.get(url, headers=gateway.headers()).json()["sources"]
+    (source,) = gateway.admin("replicas")["sources"]
     return source
 
 
 def _over_grpc(gateway: Running, client: triton_grpc.InferenceServerClient) -> int:
     tensor = triton_grpc.InferInput("x", [1], "FP32")
     tensor.set_data_from_numpy(np.ones(1, np.float32))
-    client.infer("plain", [tensor], headers={"authorization": gateway.headers()["Authorization"]})
+    client.infer("plain", [tensor], headers=gateway.metadata())
     return 200
 
 
@@ -97,7 +77,7 @@ def test_none_fails_while_servers_come_and_go_under_load(pair, server, capsys):
             return httpx.Client(base_url=gateway.client.base_url, timeout=20)
 
         def connect_grpc() -> triton_grpc.InferenceServerClient:
-            return triton_grpc.InferenceServerClient(f"127.0.0.1:{gateway.grpc_port}")
+            return triton_grpc.InferenceServerClient(gateway.grpc_address)
 
         with (
             back_to_back(

@@ -18,7 +18,14 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 
 from gateway.response_cache.cache import CONFIRM_S
 from modelspec.parameters import DETERMINISTIC_PARAMETER
-from tests.e2e.grpc_models import SEQUENCE, TALLY
+from tests.e2e.grpc_models import (
+    NOT_CANCELLABLE,
+    SEQUENCE,
+    TALLY,
+    endpoint,
+    golden,
+    parameter,
+)
 from tests.e2e.pair import POLICY, Pair, Running
 from tests.gateway.limits.redis_server import RedisServer
 from tests.running import wait_until
@@ -69,32 +76,12 @@ class TritonPythonModel:
             [pb_utils.Tensor("y", x + 100 * os.path.exists("HOME/sick")),
              pb_utils.Tensor("asked", x)])
 """
-NUMBER = {"type": "number"}
-ENDPOINT = {
-    "purpose": "A test.",
-    "request": {"type": "object", "properties": {"x": {**NUMBER, "x-tensor": "x"}}},
-    "response": {
-        "type": "object",
-        "properties": {name: {**NUMBER, "x-tensor": name} for name in ("y", "asked")},
-    },
-    "example": {"x": 1},
-}
-
-
-def _parameter(name: str, value: str) -> str:
-    return (
-        f"parameters {{ key: {json.dumps(name)} value {{ string_value: {json.dumps(value)} }} }}\n"
-    )
-
-
-DETERMINISTIC = _parameter(DETERMINISTIC_PARAMETER, "true")
-SHORT = _parameter("tidegate.cancellable", "false")
-CACHED = TENSORS + _parameter("tidegate.endpoint", json.dumps(ENDPOINT)) + DETERMINISTIC
-GOLDEN = {"request": {"x": 1}, "expect": {"y": [1]}, "tolerance": 0.01}
+DETERMINISTIC = parameter(DETERMINISTIC_PARAMETER, "true")
+CACHED = TENSORS + endpoint("y", "asked") + DETERMINISTIC
 MODELS = {
     "counting": (COUNTING, CACHED),
-    "short": (COUNTING, TENSORS + SHORT + DETERMINISTIC),
-    "sick": (SICK, CACHED + _parameter("tidegate.golden", json.dumps(GOLDEN))),
+    "short": (COUNTING, TENSORS + NOT_CANCELLABLE + DETERMINISTIC),
+    "sick": (SICK, CACHED + golden(1, y=1)),
     "undeclared": (COUNTING, TENSORS),
     "tally": (TALLY, SEQUENCE + DETERMINISTIC),
     "versions": (COUNTING, TENSORS + DETERMINISTIC),
@@ -107,25 +94,16 @@ def pair(tmp_path_factory):
     models = {
         name: (code.replace("HOME", str(home)), config) for name, (code, config) in MODELS.items()
     }
-    servers = Pair(home, models)
-    try:
-        servers.start(0)
+    with Pair(home, models, servers=(0,)) as servers:
         yield servers
-    finally:
-        servers.stop(0)
 
 
 @contextlib.contextmanager
 def _running(pair, **variables):
-    ports = pair.options[0].ports
-    running = Running(
-        pair, [f"127.0.0.1:{ports.grpc}/{ports.http}"], **{"TIDEGATE_CACHE_MIB": "8", **variables}
-    )
-    try:
+    replicas = pair.addresses_with_http[:1]
+    with Running(pair, replicas, **{"TIDEGATE_CACHE_MIB": "8", **variables}) as running:
         wait_until(running.is_ready, 60, "the gateway is ready")
         yield running
-    finally:
-        running.stop()
 
 
 @pytest.fixture(scope="module")
@@ -144,19 +122,13 @@ def x() -> float:
 
 
 def _post(gateway, x, model="counting", tenant="one", headers=None, client=None, **body):
-    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [x]}
-    return (client or gateway.client).post(
-        f"/v2/models/{model}/infer",
-        json={"inputs": [tensor], **body},
-        headers={**gateway.headers(tenant), **(headers or {})},
-    )
+    return gateway.ask(x, model, tenant, client, headers, **body)
 
 
 def _over_grpc(gateway, x):
-    headers = {name.lower(): value for name, value in gateway.headers().items()}
-    with InferenceServerClient(f"127.0.0.1:{gateway.grpc_port}") as client:
+    with InferenceServerClient(gateway.grpc_address) as client:
         tensor = InferInput("x", [1, 1], "FP32").set_data_from_numpy(np.array([[x]], np.float32))
-        return client.infer("counting", [tensor], headers=headers, request_id="mine")
+        return client.infer("counting", [tensor], headers=gateway.metadata(), request_id="mine")
 
 
 def _outputs(response) -> dict[str, float]:
@@ -171,12 +143,8 @@ def _cache(headers) -> str:
 
 
 def _count(gateway, model: str, result: str) -> float:
-    url = f"http://127.0.0.1:{gateway.admin_port}/metrics"
-    page = httpx.get(url, headers=gateway.headers()).text
-    labels = f'tidegate_cache_requests_total{{model="{model}",result="{result}"}} '
-    return sum(
-        float(line.removeprefix(labels)) for line in page.splitlines() if line.startswith(labels)
-    )
+    labels = f'tidegate_cache_requests_total{{model="{model}",result="{result}"}}'
+    return gateway.metrics(labels).get(labels, 0)
 
 
 def test_every_api_gets_the_response_that_the_first_one_got(gateway, x):
@@ -445,12 +413,7 @@ def test_without_the_setting_nothing_is_cached(pair, x):
         counts = [_outputs(_post(off, x))["asked"] for _ in range(2)]
         assert counts[0] < counts[1]
         assert _cache(_post(off, x).headers) == ""
-        assert (
-            "tidegate_cache_requests_total{"
-            not in httpx.get(
-                f"http://127.0.0.1:{off.admin_port}/metrics", headers=off.headers()
-            ).text
-        )
+        assert off.metrics("tidegate_cache_requests_total{") == {}
 
 
 def test_a_hit_counts_against_the_limits(pair, gateway, x):

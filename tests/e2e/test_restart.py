@@ -16,29 +16,9 @@ import pytest
 from tritonclient import grpc as triton_grpc
 
 from tests.back_to_back import PAUSE_S, back_to_back
+from tests.e2e.grpc_models import HEAD, ONE, PLAIN, instances
 from tests.running import environment, launch, stop, wait_ready, wait_until
 from tests.serving.small_pipeline import NAME, publish_staged, stage
-
-# y is x, after x seconds.
-SLOW = """
-import time
-import triton_python_backend_utils as pb_utils
-
-class TritonPythonModel:
-    def execute(self, requests):
-        return [self._answer(request) for request in requests]
-
-    def _answer(self, request):
-        x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
-        time.sleep(x.item())
-        return pb_utils.InferenceResponse([pb_utils.Tensor("y", x)])
-"""
-CONFIG = """
-backend: "python"
-input [{ name: "x" data_type: TYPE_FP32 dims: [1] }]
-output [{ name: "y" data_type: TYPE_FP32 dims: [1] }]
-instance_group [{ count: 1 kind: KIND_CPU }]
-"""
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +28,8 @@ def pair(tmp_path_factory):
     publish_staged(stage(repository, 0), repository)
     version = repository / "slow" / "1"
     version.mkdir(parents=True)
-    (version / "model.py").write_text(SLOW)
-    (version.parent / "config.pbtxt").write_text(CONFIG)
+    (version / "model.py").write_text(PLAIN)
+    (version.parent / "config.pbtxt").write_text(HEAD + ONE + instances(1))
     running = launch(home, NAME, "slow", "--replicas", "2", "--workers", "2")
     try:
         wait_ready(running)
@@ -81,9 +61,10 @@ def _is_drained(running, address):
     return drained.pop() if len(drained) == 1 else None
 
 
-def _tensors(x):
+def _tensors(seconds):
+    """The input of a request that takes so long."""
     tensor = triton_grpc.InferInput("x", [1], "FP32")
-    tensor.set_data_from_numpy(np.full(1, x, np.float32))
+    tensor.set_data_from_numpy(np.full(1, 1000 + seconds, np.float32))
     return [tensor]
 
 
@@ -168,7 +149,7 @@ def test_what_is_under_way_is_waited_for_and_not_ended(pair):
     statuses = []
 
     def ask():
-        tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [6.0]}
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1006.0]}
         response = httpx.post(
             f"{pair.url}/v2/models/slow/infer",
             json={"inputs": [tensor]},

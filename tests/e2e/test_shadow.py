@@ -2,7 +2,6 @@
 ever waits for it (incident 15 of others: a mirror that slows the primary)."""
 
 import contextlib
-import json
 import signal
 import sys
 import time
@@ -13,7 +12,15 @@ import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput
 
 from tests.back_to_back import back_to_back
-from tests.e2e.grpc_models import SEQUENCE, TALLY
+from tests.e2e.grpc_models import (
+    NOT_CANCELLABLE,
+    SEQUENCE,
+    TALLY,
+    batched,
+    endpoint,
+    golden,
+    instances,
+)
 from tests.e2e.pair import POLICY, Pair, Running
 from tests.running import wait_until
 
@@ -36,34 +43,12 @@ class TritonPythonModel:
         y = np.where(x == 7, x + ADD, x + ADD / 1e7)
         return pb_utils.InferenceResponse([pb_utils.Tensor("y", y.astype(np.float32))])
 """
-TENSORS = """
-max_batch_size: 4
-input { name: "x" data_type: TYPE_FP32 dims: 1 }
-output { name: "y" data_type: TYPE_FP32 dims: 1 }
-instance_group { count: 2 kind: KIND_CPU }
-"""
-FIELD = {"type": "number"}
-ENDPOINT = {
-    "purpose": "A test.",
-    "request": {"type": "object", "properties": {"x": {**FIELD, "x-tensor": "x"}}},
-    "response": {"type": "object", "properties": {"y": {**FIELD, "x-tensor": "y"}}},
-    "example": {"x": 1},
-}
-GOLDEN = {"request": {"x": 1}, "expect": {"y": [1]}, "tolerance": 0.01}
-
-
-def _parameter(name: str, document: object) -> str:
-    text = document if isinstance(document, str) else json.dumps(document)
-    return f'parameters {{ key: "{name}" value {{ string_value: {json.dumps(text)} }} }}\n'
-
-
-PUBLIC = _parameter("tidegate.endpoint", ENDPOINT) + _parameter("tidegate.golden", GOLDEN)
-SHORT = _parameter("tidegate.cancellable", "false")
+CONFIG = batched(4) + instances(2)
 MODELS = {
-    "plain": (MODEL.replace("ADD", "0"), TENSORS + PUBLIC),
-    "short": (MODEL.replace("ADD", "0"), TENSORS + SHORT),
+    "plain": (MODEL.replace("ADD", "0"), CONFIG + endpoint("y") + golden(1, y=1)),
+    "short": (MODEL.replace("ADD", "0"), CONFIG + NOT_CANCELLABLE),
     "tally": (TALLY, SEQUENCE),
-    "only_second": (MODEL.replace("ADD", "1"), TENSORS),  # the shadow
+    "only_second": (MODEL.replace("ADD", "1"), CONFIG),  # the shadow
 }
 SHADOWS = "".join(
     f'[shadows.{name}]\nto = "only_second"\npercent = 100\n' for name in ("plain", "short", "tally")
@@ -73,62 +58,37 @@ SHADOWS = "".join(
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """The pipelines on the first server, their shadow on the second one."""
-    servers = Pair(tmp_path_factory.mktemp("shadow"), MODELS)
-    try:
-        servers.start(0)
-        servers.start(1)
+    with Pair(tmp_path_factory.mktemp("shadow"), MODELS) as servers:
         for name in ("plain", "short", "tally"):
             servers.servers[1].control.unload(name)
         yield servers
-    finally:
-        for index in (0, 1):
-            servers.stop(index)
 
 
 @pytest.fixture(scope="module")
 def gateway(pair):
-    ports = [option.ports for option in pair.options]
-    running = Running(pair, [f"127.0.0.1:{port.grpc}/{port.http}" for port in ports])
-    try:
+    with Running(pair, pair.addresses_with_http) as running:
         wait_until(running.is_ready, 60, "the gateway is ready")
         wait_until(lambda: running.models() == [3, 1], 20, "the models are known")
-        (pair.work / "gateway.toml").write_text(POLICY + SHADOWS)
-        wait_until(lambda: _policy(running).get("shadows"), 10, "the shadows are in force")
+        running.put_policy(POLICY + SHADOWS)
+        wait_until(
+            lambda: running.admin("policy")["rules"].get("shadows"), 10, "the shadows are in force"
+        )
         yield running
-    finally:
-        running.stop()
-
-
-def _policy(gateway) -> dict:
-    url = f"http://127.0.0.1:{gateway.admin_port}/admin/policy"
-    return httpx.get(url, headers=gateway.headers()).json()["rules"]
-
-
-def _post(gateway, x, model="plain", client=None, **body):
-    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [x]}
-    return (client or gateway.client).post(
-        f"/v2/models/{model}/infer",
-        json={"inputs": [tensor], **body},
-        headers=gateway.headers(),
-    )
-
-
-def _metrics(gateway) -> str:
-    url = f"http://127.0.0.1:{gateway.admin_port}/metrics"
-    return httpx.get(url, headers=gateway.headers()).text
 
 
 def _counts(gateway, model="plain") -> dict[str, int]:
     """By result."""
-    page, counts = _metrics(gateway), {}
-    for result in ("agrees", "differs", "failed", "dropped"):
-        labels = (
-            f'tidegate_shadow_requests_total{{model="{model}",result="{result}",'
-            'shadow="only_second"} '
+    samples = gateway.metrics("tidegate_shadow_requests_total{")
+    return {
+        result: round(
+            samples.get(
+                f'tidegate_shadow_requests_total{{model="{model}",result="{result}",'
+                'shadow="only_second"}',
+                0,
+            )
         )
-        lines = [line for line in page.splitlines() if line.startswith(labels)]
-        counts[result] = sum(round(float(line.removeprefix(labels))) for line in lines)
-    return counts
+        for result in ("agrees", "differs", "failed", "dropped")
+    }
 
 
 @contextlib.contextmanager
@@ -141,37 +101,33 @@ def _counted(gateway, model="plain", **expected: int):
 
 
 def test_responses_of_every_api_are_compared_within_the_tolerance(gateway):
-    headers = gateway.headers()
     with _counted(gateway, agrees=4):  # one ten-millionth apart
-        assert _post(gateway, 1).status_code == 200
-        assert _post(gateway, 1, parameters={"binary_data_output": True}).status_code == 200
+        assert gateway.ask(1).status_code == 200
+        assert gateway.ask(1, parameters={"binary_data_output": True}).status_code == 200
         rows = {"inputs": [{"x": 1}, {"x": 2}]}
-        assert gateway.client.post("/v1/plain", json=rows, headers=headers).status_code == 200
-        with InferenceServerClient(f"127.0.0.1:{gateway.grpc_port}") as client:
+        response = gateway.client.post("/v1/plain", json=rows, headers=gateway.headers())
+        assert response.status_code == 200
+        with InferenceServerClient(gateway.grpc_address) as client:
             tensor = InferInput("x", [1, 1], "FP32").set_data_from_numpy(
                 np.array([[3]], np.float32)
             )
-            lower = {name.lower(): value for name, value in headers.items()}
-            client.infer("plain", [tensor], headers=lower, request_id="mine")
+            client.infer("plain", [tensor], headers=gateway.metadata(), request_id="mine")
     with _counted(gateway, "short", agrees=2):  # over HTTP/1.1
-        assert _post(gateway, 1, "short").status_code == 200
+        assert gateway.ask(1, "short").status_code == 200
         parameters = {"binary_data_output": True}
-        assert _post(gateway, 1, "short", parameters=parameters).status_code == 200
-    page = _metrics(gateway)
+        assert gateway.ask(1, "short", parameters=parameters).status_code == 200
     for arm in ("primary", "shadow"):
-        assert (
-            f'tidegate_shadow_seconds_count{{arm="{arm}",model="plain",shadow="only_second"}} 4.0'
-            in page
-        )
+        count = f'tidegate_shadow_seconds_count{{arm="{arm}",model="plain",shadow="only_second"}}'
+        assert gateway.metrics(count) == {count: 4}
 
 
 def test_what_differs_or_fails_is_counted_as_that_and_no_caller_sees_it(gateway):
     with _counted(gateway, differs=1):
-        assert _post(gateway, 7).json()["outputs"][0]["data"] == [7]
+        assert gateway.ask(7).json()["outputs"][0]["data"] == [7]
     with _counted(gateway, failed=1):
-        assert _post(gateway, -1).json()["outputs"][0]["data"] == [-1]
+        assert gateway.ask(-1).json()["outputs"][0]["data"] == [-1]
     with _counted(gateway, "short", differs=1):
-        assert _post(gateway, 7, "short").json()["outputs"][0]["data"] == [7]
+        assert gateway.ask(7, "short").json()["outputs"][0]["data"] == [7]
     wait_until(lambda: "the elements of output 'y'" in gateway.log.read_text(), 10, "a line")
 
 
@@ -185,7 +141,7 @@ def test_sequences_versions_and_refused_requests_have_no_shadow(gateway):
         headers=gateway.headers(),
     )
     assert response.status_code == 200
-    assert _post(gateway, "x").status_code == 400
+    assert gateway.ask("x").status_code == 400
     time.sleep(0.5)
     assert [_counts(gateway, model) for model in ("plain", "tally")] == before
 
@@ -195,7 +151,7 @@ def _latencies(gateway, count=300) -> np.ndarray:
     with httpx.Client(base_url=gateway.client.base_url, timeout=20) as client:
         for _ in range(count):
             started = time.perf_counter()
-            assert _post(gateway, 1, client=client).status_code == 200
+            assert gateway.ask(1, client=client).status_code == 200
             seconds.append(time.perf_counter() - started)
     return np.array(seconds)
 
@@ -227,7 +183,7 @@ def test_incident_15_a_shadow_that_hangs_slows_nobody(pair, gateway):
 
     def agrees() -> bool:
         before = _counts(gateway)["agrees"]
-        _post(gateway, 1)
+        gateway.ask(1)
         time.sleep(0.1)
         return _counts(gateway)["agrees"] > before
 
@@ -236,7 +192,7 @@ def test_incident_15_a_shadow_that_hangs_slows_nobody(pair, gateway):
 
 def test_while_there_is_a_queue_nothing_is_shadowed(gateway):
     with back_to_back(
-        lambda client: _post(gateway, 1000.02, client=client).status_code,
+        lambda client: gateway.ask(1000.02, client=client).status_code,
         lambda: httpx.Client(base_url=gateway.client.base_url, timeout=20),
         100,
     ) as calls:
@@ -256,7 +212,7 @@ def test_a_shadow_that_is_not_there_fails_alone(pair, gateway):
     try:
         wait_until(lambda: gateway.health()[1] != "up", 20, "it is noticed")
         before = _counts(gateway)
-        assert [_post(gateway, 1).status_code for _ in range(20)] == [200] * 20
+        assert [gateway.ask(1).status_code for _ in range(20)] == [200] * 20
         time.sleep(0.3)
         assert _counts(gateway)["agrees"] == before["agrees"]
     finally:

@@ -11,31 +11,17 @@ import pytest
 from tritonclient import grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
-from tests.e2e.grpc_models import ONE
+from tests.e2e.grpc_models import ONE, instances, taking
 from tests.e2e.pair import Pair, Running
 from tests.running import wait_until
 
 TAKES_S, SECONDS, CALLERS = 0.003, 8.0, 8
-MODEL = f"""
-import time
-import triton_python_backend_utils as pb_utils
-
-class TritonPythonModel:
-    def execute(self, requests):
-        time.sleep({TAKES_S})
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("y",
-            pb_utils.get_input_tensor_by_name(request, "x").as_numpy())]) for request in requests]
-"""
 
 
 @pytest.fixture
 def pair(tmp_path):
-    pair = Pair(tmp_path, {"plain": (MODEL, ONE + "instance_group { count: 4 kind: KIND_CPU }\n")})
-    try:
-        pair.start(0)
+    with Pair(tmp_path, {"plain": (taking(TAKES_S), ONE + instances(4))}, servers=(0,)) as pair:
         yield pair
-    finally:
-        pair.stop(0)
 
 
 def test_triton_survives_deadlines_near_the_answer(pair):

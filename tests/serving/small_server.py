@@ -37,7 +37,9 @@ def serving_small_pipeline(
     prepare(repository)
     ports = Ports(*free_ports(3))
     options = LaunchOptions(
-        ModelRepository(repository), home / ".tidegate", ports, config_name=config_name or None
+        *(ModelRepository(repository), home / ".tidegate", ports),
+        config_name=config_name or None,
+        auto_complete=False,
     )
     with TritonServer(options) as running:
         running.control.load(NAME)
