@@ -36,6 +36,7 @@ from tests.running import (
     wait_ready,
 )
 from tests.scheduling import TOGETHER, LongestFirst, file_of, seconds_of
+from tests.suite import CPU_S
 
 TESTS = Path(__file__).parent
 # ``httpx.get`` reads all the authorities' certificates anew in each call, in 20 ms: once is enough.
@@ -45,6 +46,8 @@ OPENAI_NPM = "openai@7.57.0"
 STOP_STACK = pytest.StashKey[Callable[[], None]]()
 # The marker of the test that runs now.
 MARKER = pytest.StashKey[str]()
+# The seconds of the processors that this process and those that it has waited for have taken.
+CPU_TAKEN_S = pytest.StashKey[float]()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -94,10 +97,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -seconds_of(item.nodeid))
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """What was imported and collected stays: the garbage collector need not look at it again."""
     gc.freeze()
     gc.enable()
+    session.config.stash[CPU_TAKEN_S] = sum(os.times()[:4])
 
 
 @pytest.hookimpl(wrapper=True)
@@ -106,6 +110,16 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         mark.name for mark in item.iter_markers() if mark.name in MARKERS
     )
     return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Say what each phase of a test took of the processors, for the end of ``tests.suite``."""
+    report: Any = yield
+    taken_s = sum(os.times()[:4])
+    report.user_properties.append((CPU_S, taken_s - item.config.stash[CPU_TAKEN_S]))
+    item.config.stash[CPU_TAKEN_S] = taken_s
+    return report
 
 
 @pytest.hookimpl(wrapper=True)

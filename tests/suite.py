@@ -7,7 +7,8 @@ the later ones expect it. The tests of one file whose set-up failed count as one
 in one of the two runs is reported as unsteady and does not fail the suite; one that fails twice
 does, and so do six failures, an error before any test ran, or a crash.
 
-At the end it says which files took longest: the suite is to stay under half an hour.
+At the end it says which files took longest, and how much of that was work: the suite is to stay
+under half an hour.
 """
 
 import json
@@ -22,6 +23,7 @@ import pytest
 
 FEW = 5
 SLOWEST = 20
+CPU_S = "cpu_s"  # the property of a report that says what its phase took of the processors
 
 
 class Failures:
@@ -33,6 +35,8 @@ class Failures:
         self.causes: set[str] = set()
         self.order: list[str] = []  # all tests, in the order in which those of a file run
         self.seconds: dict[str, float] = defaultdict(float)  # by file, with what its fixtures took
+        # Those of the processors too; a process counts where it was waited for.
+        self.cpu_seconds: dict[str, float] = defaultdict(float)
         self.options: list[str] = []
         # A run that ended early, by -x or by an error of collection, has not run every test.
         self.is_whole = True
@@ -51,6 +55,7 @@ class Failures:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         file = _file(report.nodeid)
         self.seconds[file] += report.duration
+        self.cpu_seconds[file] += dict(report.user_properties).get(CPU_S, 0.0)
         if report.failed:
             self.causes.add(file if report.when == "setup" else report.nodeid)
             if report.nodeid not in self.tests:
@@ -81,10 +86,12 @@ def run(arguments: list[str]) -> int:
     code, pytest's own if nothing was run again."""
     failures = Failures()
     code = int(pytest.main(arguments, plugins=[failures]))
-    print("\nseconds by file, of all workers:")
+    print("\nseconds by file, of all workers, and of the processors:")
     slowest = sorted(failures.seconds.items(), key=lambda item: item[1], reverse=True)
     for file, seconds in slowest[:SLOWEST]:
-        print(f"{seconds:7.0f}  {file}")
+        print(f"{seconds:7.0f} {failures.cpu_seconds[file]:6.0f}  {file}")
+    total, cpu_total = sum(failures.seconds.values()), sum(failures.cpu_seconds.values())
+    print(f"{total:7.0f} {cpu_total:6.0f}  all")
     is_few = len(failures.causes) <= FEW
     if code != pytest.ExitCode.TESTS_FAILED or not failures.is_whole or not is_few:
         return code
