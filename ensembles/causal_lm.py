@@ -14,8 +14,13 @@ from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.hardware import LANGUAGE_MODEL_BACKEND, VLLM
 from modelspec.model import Instances, ModelSpec, Pipeline, TensorSpec
+from modelspec.parameters import KV_CACHE_TOKENS_PARAMETER, MAX_NUM_SEQS_PARAMETER
 
 MAX_TOKENS, DEFAULT_MAX_TOKENS = 1024, 256
+# What the engine takes at a time, for the gateway, which lets tenants take turns at it: what our
+# own backend's settings are by default (`max_running`, and `num_kv_blocks` of 32 tokens), and what
+# vLLM is told. How much vLLM's KV cache holds is known only where it runs.
+MAX_NUM_SEQS, KV_CACHE_TOKENS, VLLM_MAX_NUM_SEQS = 64, 8192, 256
 
 # Of vLLM's sampling parameters, those that the engine on a CPU has: it refuses logit_bias, and more
 # log-probabilities than the chosen token's.
@@ -100,10 +105,19 @@ class Declaration:
                 # vLLM chooses its GPUs itself, by its own settings in model.json.
                 instances=Instances(kind="KIND_MODEL" if self.backend == VLLM else "KIND_CPU"),
                 decoupled=True,
+                parameters=self._capacity(),
                 endpoint_schema=self._endpoint_schema(),
                 golden=self.golden,
             ),
         )
+
+    def _capacity(self) -> dict[str, str]:
+        if self.backend == VLLM:
+            return {MAX_NUM_SEQS_PARAMETER: str(VLLM_MAX_NUM_SEQS)}
+        return {
+            MAX_NUM_SEQS_PARAMETER: str(MAX_NUM_SEQS),
+            KV_CACHE_TOKENS_PARAMETER: str(KV_CACHE_TOKENS),
+        }
 
     def _endpoint_schema(self) -> EndpointSchema:
         own: dict[str, Any] = {}

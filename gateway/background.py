@@ -120,7 +120,8 @@ class Background:
         gateway.metrics.show_replicas(pool.replicas, drained)
 
     async def adjust_limits(self) -> None:
-        """Let each model have as many requests at a time as Triton's own queue suggests."""
+        """Let each model have as many requests at a time as Triton's own queue suggests, and each
+        language model as many texts as the engines of the servers that are up now take."""
         gateway = self.gateway
         busy = []
         for name, queue in gateway.queues.items():
@@ -139,11 +140,15 @@ class Background:
             delay_s = model.batch_delay_s
             waiting = ONE_BY_ONE if delay_s is None else Waiting(BATCH_SHARE, delay_s)
             queue.measured(len(replicas), *times_s, waiting)
-        gateway.metrics.show_queues(gateway.queues)
-        for name in [name for name in gateway.queues if name not in gateway.catalogue.models]:
-            if not gateway.queues[name].in_flight:
-                del gateway.queues[name]
-                gateway.metrics.forget_queue(name)
+        for name, text_queue in gateway.text_queues.items():
+            text_queue.resize(*gateway.engine_share(name))
+            text_queue.forget_idle()
+        gateway.metrics.show_queues({**gateway.queues, **gateway.text_queues})
+        for queues in (gateway.queues, gateway.text_queues):
+            for name in [name for name in queues if name not in gateway.catalogue.models]:
+                if not queues[name].in_flight and not queues[name].waiting:
+                    del queues[name]
+                    gateway.metrics.forget_queue(name)
 
     async def refresh_catalogue(self) -> None:
         gateway = self.gateway

@@ -26,7 +26,7 @@ from gateway.http.off_loop import OffLoop
 from gateway.http.request_context import RequestContext
 from gateway.limits.limiter import Admission
 from gateway.metrics import Metrics
-from gateway.models.catalogue import Catalogue, Model
+from gateway.models.catalogue import UNKNOWN_CAPACITY, Catalogue, EngineCapacity, Model
 from gateway.models.compiled_endpoint import CompiledEndpoint, Row
 from gateway.models.rows import Batch, Tensors, batches, count_tokens, read_tensors
 from gateway.models.same_endpoint import difference
@@ -45,6 +45,7 @@ from gateway.upstream.drains import Drains
 from gateway.upstream.replica_sources import ReplicaSources, Resolver
 from gateway.upstream.replicas import Replica, ReplicaPool, lost
 from gateway.upstream.server import Upstream
+from gateway.upstream.text_admission import TextQueue
 from gateway.upstream.triton_errors import request_id
 
 if TYPE_CHECKING:
@@ -94,7 +95,9 @@ class Gateway:
         # (pipeline, its fallback) -> why that cannot answer for it, or ''.
         self.fallback_faults: dict[tuple[str, str], str] = {}
         self._compared: dict[str, Model] = {}  # those of these pipelines as they were served last
-        self.queues: dict[str, FairQueue] = {}  # of the models that were asked
+        # Of the models that were asked; those of language models.
+        self.queues: dict[str, FairQueue] = {}
+        self.text_queues: dict[str, TextQueue] = {}
         self.response_cache = _response_cache(settings)
         self.shadows: Shadows | None = None  # imported when a request is drawn first
         self.request_log = _request_log(settings.request_log, self.metrics)
@@ -248,7 +251,7 @@ class Gateway:
             return True
         if context.trial != name and self.circuits.retry_after_s(name, context.caller):
             return True
-        queue = self.queues.get(name)
+        queue = self.queues.get(name) or self.text_queues.get(name)
         return queue is not None and queue.is_full(
             context.tenant, self._weight(context), context.remaining_s()
         )
@@ -349,13 +352,18 @@ class Gateway:
         shadow = self.access_control.policy.current.rules.shadows[name]
         self.shadows.draw(context, name, shadow, self.catalogue)
 
-    async def turn(self, context: RequestContext, model: Model, serving: str) -> Turn:
+    async def turn(
+        self, context: RequestContext, model: Model, serving: str, text: TextWork | None = None
+    ) -> Turn:
         """A turn at the pipeline that is ``serving`` the model, once tenants have had theirs; leave
-        it when Triton has answered. A decoupled model has a queue of its own, and a sequence a
-        slot, so neither waits here.
+        it when Triton has answered. ``text`` is what a language model is to continue: who asks
+        for that ends the wait itself if the client leaves (``while_connected``). Other decoupled
+        models have queues of their own, and a sequence has a slot, so neither waits here.
 
-        Raises QuotaExceeded, NoCapacity or DeadlineExceeded as ``FairQueue.enter`` does.
+        Raises QuotaExceeded, NoCapacity or DeadlineExceeded as ``TurnQueue.enter`` does.
         """
+        if text:
+            return await self._text_turn(context, model, serving, text)
         if model.decoupled or model.sequences is not None:
             return Turn(None)
         queue = self.queues.get(serving)
@@ -368,6 +376,28 @@ class Gateway:
         work = queue.enter(context.tenant, self._weight(context), context.remaining_s())
         return await context.while_connected(work)
 
+    async def _text_turn(
+        self, context: RequestContext, model: Model, serving: str, text: TextWork
+    ) -> Turn:
+        queue = self.text_queues.get(serving)
+        if queue is None:
+            queue = self.text_queues[serving] = TextQueue(*self.engine_share(serving))
+        queue.is_shared = bool(self.access_control.policy.current.rules.tenants)
+        self.pool.require(serving)
+        return await queue.enter(
+            *(context.tenant, self._weight(context), context.remaining_s()),
+            tokens=text.tokens,
+            is_stream=text.is_stream,
+        )
+
+    def engine_share(self, serving: str) -> tuple[EngineCapacity, float]:
+        """The capacity of the language model's engine on one server, and this process's share of
+        the servers (``TextQueue.resize``)."""
+        model = self.catalogue.models.get(serving)
+        servers = sum(bool(replica.health) for replica in self.pool.replicas_of(serving))
+        processes = self.settings.workers * self.settings.gateways
+        return model.capacity if model else UNKNOWN_CAPACITY, max(1, servers) / processes
+
     def _weight(self, context: RequestContext) -> float:
         return self.access_control.policy.current.rules.weight(context.tenant)
 
@@ -378,9 +408,9 @@ class Gateway:
         message: service_pb2.ModelInferRequest,
         raws: Sequence[bytes | memoryview],
     ) -> TextWork | None:
-        """What a text to continue costs, and how it begins, if there are replicas to choose from;
-        ``raws`` are the bytes of the message's inputs."""
-        if not model.decoupled or len(self.pool.replicas) < 2:
+        """What a text to continue costs, and how it begins; None for any other request. ``raws``
+        are the bytes of the message's inputs."""
+        if not model.is_language_model:
             return None
         return text_work_of(context.tenant, message.inputs, raws)
 

@@ -27,7 +27,7 @@ from modelspec.files import lock
 
 if TYPE_CHECKING:
     from gateway.models.catalogue import Catalogue
-    from gateway.upstream.admission import FairQueue
+    from gateway.upstream.admission import TurnQueue
     from gateway.upstream.replicas import Replica
 
 # The folder through which workers share their metrics; the client library reads it on import.
@@ -362,11 +362,11 @@ class Metrics:
         """The replica may get requests from now on."""
         self._drained.labels(replica.address).set(0)
 
-    def show_queues(self, queues: "Mapping[str, FairQueue]") -> None:
+    def show_queues(self, queues: "Mapping[str, TurnQueue]") -> None:
         """Set the gauges of the models that were asked (of ``LABEL_VALUES`` at most)."""
         for model, queue in islice(queues.items(), LABEL_VALUES):
             self._waiting.labels(model).set(queue.waiting)
-            self._limit.labels(model).set(queue.limit.value)
+            self._limit.labels(model).set(queue.most_at_once)
 
     def forget_queue(self, model: str) -> None:
         for gauge in (self._waiting, self._limit):

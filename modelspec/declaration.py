@@ -14,6 +14,8 @@ from modelspec.parameters import (
     ENDPOINT_PARAMETER,
     GOLDEN_PARAMETER,
     INTERNAL_PARAMETER,
+    KV_CACHE_TOKENS_PARAMETER,
+    MAX_NUM_SEQS_PARAMETER,
     texts_of,
 )
 from modelspec.probe import Probe
@@ -35,17 +37,23 @@ class Declaration:
     canary_of: str = ""
     is_cancellable: bool = True
     is_deterministic: bool = False
+    # Of a language model's engine on one server; 0: it does not say.
+    max_num_seqs: int = 0
+    kv_cache_tokens: int = 0
 
     @classmethod
     def of(cls, config: ModelConfig) -> "Declaration":
         """Read the parameters of a config. Never raises DeclarationError: see ``error``."""
         texts = texts_of(config.parameters)
         endpoint = probe = error = None
+        max_num_seqs = kv_cache_tokens = 0
         try:
             if ENDPOINT_PARAMETER in texts:
                 endpoint = endpoint_of(config, texts[ENDPOINT_PARAMETER])
                 if GOLDEN_PARAMETER in texts:
                     probe = Probe.of(config, endpoint, Golden.parse(texts[GOLDEN_PARAMETER]))
+            max_num_seqs = _count(texts, MAX_NUM_SEQS_PARAMETER)
+            kv_cache_tokens = _count(texts, KV_CACHE_TOKENS_PARAMETER)
         except DeclarationError as problem:
             error = problem.of_model(config.name)
         return cls(
@@ -56,7 +64,22 @@ class Declaration:
             canary_of=texts.get(CANARY_PARAMETER, ""),
             is_cancellable=texts.get(CANCELLABLE_PARAMETER) != "false",
             is_deterministic=texts.get(DETERMINISTIC_PARAMETER) == "true",
+            max_num_seqs=max_num_seqs,
+            kv_cache_tokens=kv_cache_tokens,
         )
+
+
+def _count(texts: dict[str, str], name: str) -> int:
+    """A parameter that is a whole number above 0; 0 without it. Raises DeclarationError."""
+    text = texts.get(name)
+    if text is None:
+        return 0
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise DeclarationError(
+            f"has a parameter {name} that is not a number above 0: {text[:40]!r}",
+            "write a whole number above 0, or leave the parameter out",
+        )
+    return int(text)
 
 
 def endpoint_of(config: ModelConfig, text: str) -> EndpointSchema:

@@ -19,6 +19,10 @@ CANCELLABLE_PARAMETER = "tidegate.cancellable"
 # "true": equal requests to one version get equal responses (within the tolerance of its proof), and
 # a request changes nothing: the gateway may answer one from its response cache.
 DETERMINISTIC_PARAMETER = "tidegate.deterministic"
+# Of a language model: how many sequences its engine generates at a time on one server (vLLM's
+# max_num_seqs), and how many tokens of prompts and continuations its KV cache holds for them.
+MAX_NUM_SEQS_PARAMETER = "tidegate.max_num_seqs"
+KV_CACHE_TOKENS_PARAMETER = "tidegate.kv_cache_tokens"
 TUNED_PARAMETER = "tidegate.tuned"  # JSON: where and how the serving parameters were measured
 REVISION_PARAMETER = (
     "tidegate.afresh"  # makes a config differ, so that Triton loads the model again

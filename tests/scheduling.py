@@ -62,6 +62,7 @@ SECONDS = {
         "e2e/test_replicas": 90,
         "e2e/test_replicas_from_dns": 60,
         "e2e/test_restart": 80,
+        "e2e/test_fair_streams": 60,
         "e2e/test_fallback": 60,
         "e2e/test_up_replicas": 60,
         "e2e/test_convert_text_tasks": 90,

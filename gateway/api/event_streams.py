@@ -182,18 +182,18 @@ async def stream_responses(
     """The model's responses as they arrive; closing the generator (``aclosing``) ends the work in
     Triton. ``cancel`` names the model's input for the id of a request to give up.
 
-    The gateway's deadline bounds each wait for the next response, ``TOTAL_S`` the whole. If the
-    replica is lost before its first response, the request is sent to another one. Raises
-    GatewayErrors, DeadlineExceeded among them.
+    The gateway's deadline bounds the wait for a turn and the first response together, then each
+    wait for the next response; ``TOTAL_S`` bounds the whole. If the replica is lost before its
+    first response, the request is sent to another one. Raises GatewayErrors, DeadlineExceeded among
+    them.
     """
     message.model_name = gateway.serving(context, model)
     idle_s = context.remaining_s()
-    sent_at, upstream_s = time.perf_counter(), context.upstream_s
     text = gateway.text_work(context, model, message, message.raw_input_contents)
-    permit = gateway.pool.permit(message.model_name, message.model_version, work=text)
-    if context.admission:
-        context.admission.started()
+    turn = await gateway.turn(context, model, message.model_name, text)
+    sent_at, upstream_s = time.perf_counter(), context.upstream_s
     may_move = True  # to another replica: once, and before the first response
+    has_responded = False
 
     def count_time() -> None:
         """Several texts of one request are written at the same time: the slowest counts."""
@@ -201,6 +201,9 @@ async def stream_responses(
         context.upstream_s = max(context.upstream_s, spent_s)
 
     try:
+        permit = gateway.pool.permit(message.model_name, message.model_version, work=text)
+        if context.admission:
+            context.admission.started()
         while True:
             # The first response has one deadline, whichever replica it comes from.
             first_s = context.remaining_s()
@@ -214,7 +217,9 @@ async def stream_responses(
                                 context.first_response_at = time.perf_counter()
                                 context.version = response.model_version
                                 count_time()
-                            may_move = False
+                            if not has_responded:
+                                has_responded, may_move = True, False
+                                turn.has_responded()
                             response.model_name = model.name
                             yield response
                 return
@@ -226,4 +231,5 @@ async def stream_responses(
                     permit, error, message.model_version, may_repeat=model.may_repeat
                 )
     finally:
+        turn.leave()
         count_time()

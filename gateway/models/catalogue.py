@@ -21,6 +21,7 @@ from modelspec.declaration import Declaration
 from modelspec.dtypes import protocol_name
 from modelspec.probe import Probe
 
+PROMPT = "text_input"  # of a language model, by the contract of Triton's vLLM backend
 TEXT_ROUTES = frozenset({"chat", "completions", "tokenize"})
 DEFAULT_IDLE_US = 1_000_000  # Triton's default
 # Triton writes these differently in JSON than the gateway, or not at all.
@@ -34,6 +35,17 @@ class TensorMeta(NamedTuple):
     dtype: str
     dims: tuple[int, ...]
     optional: bool = False
+
+
+class EngineCapacity(NamedTuple):
+    """Of a language model's engine on one server: how many sequences it generates at a time, and
+    how many tokens of prompts and continuations it holds for them. 0: it does not say."""
+
+    sequences: int = 0
+    tokens: int = 0
+
+
+UNKNOWN_CAPACITY = EngineCapacity()
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,12 @@ class Model:
     revision: str = ""
     # Likewise: the one version that is ready on the replicas that are not down; '' if they differ.
     only_version: str = ""
+    capacity: EngineCapacity = UNKNOWN_CAPACITY  # of a language model
+
+    @property
+    def is_language_model(self) -> bool:
+        """By the contract of Triton's vLLM backend: its engine has a queue of its own."""
+        return self.decoupled and PROMPT in self.inputs
 
     @cached_property
     def tokens(self) -> TokenOutputs:
@@ -177,6 +195,7 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
         probe=probe,
         golden_fault=golden_fault,
         sequences=sequence_slots(config),
+        capacity=EngineCapacity(declaration.max_num_seqs, declaration.kv_cache_tokens),
         batch_delay_s=batch_delay_s(config),
         deterministic=declaration.is_deterministic,
         steps=tuple(step.model_name for step in config.ensemble_scheduling.step),

@@ -12,11 +12,15 @@ longer than its ``Waiting`` says, and grows while it waits for less and the limi
 It starts high and does not come from the latency of a quiet hour, so nothing is refused while it is
 found, and no bad hour is taken for the rule. It grows by steps and shrinks by factors, so the
 limits of several processes come to be alike.
+
+``TurnQueue`` is what waits and whose turn is next; ``FairQueue`` is that of models whose own queue
+Triton measures. Language models have another (``text_admission``).
 """
 
 import asyncio
 import math
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -72,20 +76,31 @@ class Limit:
 
 
 @dataclass(eq=False)
-class _Tenant:
+class Tenant:
     """The requests of one tenant that wait for one model."""
 
     weight: float
-    # The weighted seconds that its requests had at the model, on the clock that all tenants share.
+    # What its requests had of the model (seconds, or tokens), divided by its weight, on the clock
+    # that all tenants share.
     served: float = 0.0
-    waiting: deque["_Waiter"] = field(default_factory=deque)
+    waiting: deque["Waiter"] = field(default_factory=deque)
+    # Of a language model only: its texts under way; those of them without a first token, the oldest
+    # first, and how many of these there may be (0.0: not known).
+    under_way: int = 0
+    unbegun: dict["Waiter", None] = field(default_factory=dict)
+    most_unbegun: float = 0.0
 
 
 @dataclass(eq=False)
-class _Waiter:
-    tenant: _Tenant
+class Waiter:
+    """A request that waits for its turn, or has it. ``tokens``: about how many a text to continue
+    takes; ``is_stream``: it has a first response long before its last."""
+
+    tenant: Tenant
     granted: "asyncio.Future[None]"
-    charged_s: float = 0.0
+    tokens: int = 0
+    is_stream: bool = False
+    charged: float = 0.0
     granted_at: float = 0.0
 
 
@@ -94,7 +109,7 @@ class Turn:
 
     __slots__ = ("_is_lent", "_queue", "_waiter")
 
-    def __init__(self, queue: "FairQueue | None", waiter: _Waiter | None = None) -> None:
+    def __init__(self, queue: "TurnQueue | None", waiter: Waiter | None = None) -> None:
         """``queue`` is None for a request that needs no turn."""
         self._queue, self._waiter, self._is_lent = queue, waiter, False
 
@@ -119,46 +134,65 @@ class Turn:
         turn = await queue.enter(tenant, weight, timeout_s, has_begun=True)
         self._queue, self._waiter = queue, turn._waiter
 
+    def has_responded(self) -> None:
+        """The first response of a stream has come."""
+        if self._queue is not None and self._waiter is not None:
+            self._queue.has_responded(self._waiter)
+
     def lend(self) -> None:
         """Let another request have it, while the caller of this one reads nothing."""
         if self._queue is not None and not self._is_lent:
             self._is_lent = True
-            self._queue.lend(1)
+            self._queue.lend(self._waiter, 1)
 
     def take_back(self) -> None:
         """Have it again, whatever the limit says by now."""
         if self._queue is not None and self._is_lent:
-            self._queue.lend(-1)
+            self._queue.lend(self._waiter, -1)
         self._is_lent = False
 
 
-class FairQueue:
+class TurnQueue(ABC):
     """The requests for one model: those that have their turn, and those that wait for it."""
 
-    def __init__(self, replicas: int, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.limit = Limit(replicas)
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.in_flight = 0
-        self.peak = 0  # since ``measured``
         self.waiting = 0
         self._time = clock
-        self._tenants: dict[str, _Tenant] = {}  # those that wait, and those that did lately
+        self._tenants: dict[str, Tenant] = {}  # those that wait, and those that did lately
         self._clock = 0.0  # what the tenant whose turn was last had before it
-        self._turn_s = 0.0  # how long one takes, a moving average
         self._left_at, self._interval_s = 0.0, 0.0  # between two that left, while others waited
 
-    def try_enter(self) -> Turn | None:
-        """A turn, if nobody waits and the limit is not reached."""
-        if self.waiting or self.in_flight >= self.limit.value:
-            return None
-        self.in_flight += 1
-        self.peak = max(self.peak, self.in_flight)
-        return Turn(self)
+    @property
+    @abstractmethod
+    def most_at_once(self) -> int:
+        """How many requests may have their turn at a time."""
+
+    @abstractmethod
+    def _next(self) -> Waiter | None:
+        """Whose turn is now; None if everybody has to wait. Called only while somebody waits."""
+
+    @abstractmethod
+    def _granted(self, waiter: Waiter) -> None:
+        """Count the turn that it gets now, and charge its tenant for it."""
+
+    @abstractmethod
+    def _charge(self, tenant: Tenant) -> float:
+        """What a turn of this tenant is thought to cost it."""
+
+    @abstractmethod
+    def leave(self, waiter: Waiter | None = None) -> None:
+        """A request has its answer; ``waiter`` is there if it waited for its turn."""
+
+    @abstractmethod
+    def has_responded(self, waiter: Waiter) -> None:
+        """The first response of a stream has come."""
 
     def is_full(self, tenant: str, weight: float, timeout_s: float) -> bool:
         """Whether ``enter`` would raise NoCapacity."""
         if not self.waiting:
             return False
-        own = self._tenants.get(tenant) or _Tenant(weight, self._clock)
+        own = self._tenants.get(tenant) or Tenant(weight, self._clock)
         try:
             self._refuse_late(own, timeout_s)
             return self.waiting >= MOST_WAITING and len(own.waiting) == self.waiting
@@ -168,7 +202,14 @@ class FairQueue:
             return False
 
     async def enter(
-        self, tenant: str, weight: float, timeout_s: float, *, has_begun: bool = False
+        self,
+        tenant: str,
+        weight: float,
+        timeout_s: float,
+        *,
+        has_begun: bool = False,
+        tokens: int = 0,
+        is_stream: bool = False,
     ) -> Turn:
         """Wait for a turn.
 
@@ -179,7 +220,7 @@ class FairQueue:
         """
         own = self._tenants.get(tenant)
         if own is None:
-            self._tenants[tenant] = own = _Tenant(weight, self._clock)
+            self._tenants[tenant] = own = Tenant(weight, self._clock)
         own.weight = weight
         if not own.waiting:  # what it did not use before does not make it the first for long
             own.served = max(own.served, self._clock)
@@ -187,7 +228,8 @@ class FairQueue:
             self._refuse_late(own, timeout_s)
             if self.waiting >= MOST_WAITING:
                 self._make_room(own)
-        waiter = _Waiter(own, asyncio.get_running_loop().create_future())
+        granted = asyncio.get_running_loop().create_future()
+        waiter = Waiter(own, granted, tokens, is_stream)
         own.waiting.append(waiter)
         self.waiting += 1
         self.fill()
@@ -204,71 +246,60 @@ class FairQueue:
             raise
         return Turn(self, waiter)
 
-    def leave(self, waiter: _Waiter | None = None) -> None:
-        """A request has its answer; ``waiter`` is there if it waited for its turn."""
-        now = self._time()
-        if self.waiting and self._left_at:
-            self._interval_s = _moved(self._interval_s, now - self._left_at)
-        self._left_at = now if self.waiting else 0.0
-        if waiter is not None:
-            took_s = now - waiter.granted_at
-            self._turn_s = _moved(self._turn_s, took_s)
-            waiter.tenant.served += took_s / waiter.tenant.weight - waiter.charged_s
-        self.in_flight -= 1
-        self.fill()
-
-    def lend(self, count: int) -> None:
-        """Let so many others in, instead of some that have their turn; negative: take it back."""
+    def lend(self, waiter: Waiter | None, count: int) -> None:
+        """Let so many others in, instead of some that have their turn (``waiter`` is one of them if
+        it waited); negative: take it back."""
         self.in_flight -= count
         self.fill()
 
     def fill(self) -> None:
-        """Give those who wait their turns, up to the limit."""
-        while self.waiting and self.in_flight < self.limit.value:
-            own = min(
-                (tenant for tenant in self._tenants.values() if tenant.waiting),
-                key=lambda tenant: tenant.served,
-            )
-            waiter = own.waiting.popleft()
+        """Give those who wait their turns, as far as there is room."""
+        while self.waiting and (waiter := self._next()) is not None:
+            own = waiter.tenant
+            own.waiting.popleft()
             self.waiting -= 1
             if waiter.granted.done():  # its task was cancelled just now
                 continue
             self._clock = max(self._clock, own.served)
-            # What it takes is known when it leaves.
-            waiter.charged_s, waiter.granted_at = self._charge_s(own), self._time()
-            own.served += waiter.charged_s
             self.in_flight += 1
-            self.peak = max(self.peak, self.in_flight)
+            self._granted(waiter)
             waiter.granted.set_result(None)
 
-    def measured(self, replicas: int, queue_s: float, compute_s: float, waiting: Waiting) -> None:
-        """What so many replicas measured since the last time: seconds for each request."""
-        self.limit.least = LEAST * replicas
-        self.limit.adjust(self.peak, queue_s, compute_s, waiting)
-        self.peak = self.in_flight
+    def forget_idle(self) -> None:
+        """Forget the tenants that have no request here, and would be treated as new ones are."""
         self._tenants = {
             name: tenant
             for name, tenant in self._tenants.items()
-            if tenant.waiting or tenant.served > self._clock
+            if tenant.waiting or tenant.under_way or tenant.served > self._clock
         }
-        self.fill()
 
-    def _charge_s(self, tenant: _Tenant) -> float:
-        return (self._turn_s or FIRST_S) / tenant.weight
+    def _first(self) -> Tenant:
+        """Of the tenants that wait, the one that had the least."""
+        return min(
+            (tenant for tenant in self._tenants.values() if tenant.waiting),
+            key=lambda tenant: tenant.served,
+        )
 
-    def _refuse_late(self, own: _Tenant, timeout_s: float) -> None:
+    def _left(self) -> None:
+        """Measure how often one leaves while others wait."""
+        now = self._time()
+        if self.waiting and self._left_at:
+            self._interval_s = moved(self._interval_s, now - self._left_at)
+        self._left_at = now if self.waiting else 0.0
+
+    def _refuse_late(self, own: Tenant, timeout_s: float) -> None:
         """Refuse at once what would only be refused later."""
-        mine = own.served + len(own.waiting) * self._charge_s(own)
+        mine = own.served + len(own.waiting) * self._charge(own)
         before = len(own.waiting)
         for other in self._tenants.values():
             if other is not own and other.waiting and other.served <= mine:
-                ahead = int((mine - other.served) / self._charge_s(other)) + 1
+                ahead = int((mine - other.served) / self._charge(other)) + 1
                 before += min(len(other.waiting), ahead)
         expected_s = before * self._interval_s
         if expected_s > timeout_s:
             raise self._refusal(own, expected_s)
 
-    def _make_room(self, own: _Tenant) -> None:
+    def _make_room(self, own: Tenant) -> None:
         expected_s = self.waiting * self._interval_s
         longest = max(self._tenants.values(), key=lambda tenant: len(tenant.waiting))
         if len(longest.waiting) <= len(own.waiting) + 1:
@@ -278,21 +309,76 @@ class FairQueue:
         if not waiter.granted.done():
             waiter.granted.set_exception(_used_up(expected_s))
 
-    def _refusal(self, own: _Tenant, expected_s: float) -> NoCapacity | QuotaExceeded:
+    def _refusal(self, own: Tenant, expected_s: float) -> NoCapacity | QuotaExceeded:
         if any(tenant.waiting and tenant is not own for tenant in self._tenants.values()):
             return _used_up(expected_s)
         return NoCapacity(
             "the model is busy: try again shortly", retry_after_s=_retry_after_s(expected_s)
         )
 
-    def _give_up(self, waiter: _Waiter) -> None:
+    def _give_up(self, waiter: Waiter) -> None:
         """It leaves the queue, or gives back the turn that it was given at the same moment."""
         granted = waiter.granted
         if waiter in waiter.tenant.waiting:
             waiter.tenant.waiting.remove(waiter)
             self.waiting -= 1
+            self.fill()  # it may have been one that had no room, before others that have
         elif granted.done() and not granted.cancelled() and not granted.exception():
             self.leave(waiter)
+
+
+class FairQueue(TurnQueue):
+    """The requests for a model whose own queue Triton measures."""
+
+    def __init__(self, replicas: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        super().__init__(clock)
+        self.limit = Limit(replicas)
+        self.peak = 0  # since ``measured``
+        self._turn_s = 0.0  # how long one takes, a moving average
+
+    @property
+    def most_at_once(self) -> int:
+        return self.limit.value
+
+    def try_enter(self) -> Turn | None:
+        """A turn, if nobody waits and the limit is not reached."""
+        if self.waiting or self.in_flight >= self.limit.value:
+            return None
+        self.in_flight += 1
+        self.peak = max(self.peak, self.in_flight)
+        return Turn(self)
+
+    def leave(self, waiter: Waiter | None = None) -> None:
+        self._left()
+        if waiter is not None:
+            took_s = self._time() - waiter.granted_at
+            self._turn_s = moved(self._turn_s, took_s)
+            waiter.tenant.served += took_s / waiter.tenant.weight - waiter.charged
+        self.in_flight -= 1
+        self.fill()
+
+    def has_responded(self, waiter: Waiter) -> None:
+        pass  # what counts is when Triton has answered
+
+    def measured(self, replicas: int, queue_s: float, compute_s: float, waiting: Waiting) -> None:
+        """What so many replicas measured since the last time: seconds for each request."""
+        self.limit.least = LEAST * replicas
+        self.limit.adjust(self.peak, queue_s, compute_s, waiting)
+        self.peak = self.in_flight
+        self.forget_idle()
+        self.fill()
+
+    def _next(self) -> Waiter | None:
+        return self._first().waiting[0] if self.in_flight < self.limit.value else None
+
+    def _granted(self, waiter: Waiter) -> None:
+        # What it takes is known when it leaves.
+        waiter.charged, waiter.granted_at = self._charge(waiter.tenant), self._time()
+        waiter.tenant.served += waiter.charged
+        self.peak = max(self.peak, self.in_flight)
+
+    def _charge(self, tenant: Tenant) -> float:
+        return (self._turn_s or FIRST_S) / tenant.weight
 
 
 def _used_up(expected_s: float) -> QuotaExceeded:
@@ -306,6 +392,6 @@ def _retry_after_s(expected_s: float) -> int:
     return max(1, math.ceil(min(expected_s, 60)))
 
 
-def _moved(average: float, newest: float) -> float:
+def moved(average: float, newest: float) -> float:
     """A moving average with its newest value; ``average`` is 0.0 before the first."""
     return average + NEW_SHARE * (newest - average) if average else newest

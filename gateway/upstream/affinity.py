@@ -17,12 +17,15 @@ from typing import NamedTuple, Protocol
 
 import orjson
 
+from gateway.models.catalogue import PROMPT
+
 BLOCK_BYTES = 512  # about 128 tokens of English
 MOST_BLOCKS = 64  # of a prompt: what differs later still begins alike
 MOST_KNOWN = 65_536  # blocks that are remembered: about 10 MB
 MOST_SHARE = 1.25
 BYTES_PER_TOKEN = 4  # of English; a guess is enough to compare
-PROMPT, SAMPLING = "text_input", "sampling_parameters"
+SAMPLING, STREAM = "sampling_parameters", "stream"
+PROMPT_IDS, ID_BYTES = "prompt_token_ids", 8  # instead of a text, for our own engine
 LENGTH_BYTES = 4  # before each element of a BYTES tensor
 DEFAULT_TOKENS = 16  # that vLLM generates for a request that does not say
 MOST_TOKENS = 4096  # that one text counts for
@@ -38,13 +41,21 @@ class TextWork(NamedTuple):
     """A text to continue. ``tokens``: about how many it takes, read and generated, at most
     ``MOST_TOKENS``: nobody makes a replica look busy by what is asked for. ``blocks``: the
     hashes of its beginning, each over all that comes before it too; none if it is shorter than a
-    block."""
+    block. ``is_stream``: each token is a response."""
 
     tokens: int
     blocks: tuple[bytes, ...]
+    is_stream: bool = False
 
 
-def text_work(tenant: str, prompt: bytes, max_tokens: int) -> TextWork:
+def text_work(
+    tenant: str,
+    prompt: bytes,
+    max_tokens: int,
+    *,
+    is_stream: bool = False,
+    token_bytes: int = BYTES_PER_TOKEN,
+) -> TextWork:
     """
     >>> text_work("shop", b"x" * 1200, 100).tokens
     400
@@ -54,8 +65,8 @@ def text_work(tenant: str, prompt: bytes, max_tokens: int) -> TextWork:
     for end in range(BLOCK_BYTES, min(len(prompt), MOST_BLOCKS * BLOCK_BYTES) + 1, BLOCK_BYTES):
         digest.update(prompt[end - BLOCK_BYTES : end])
         blocks.append(digest.copy().digest())
-    tokens = max(1, min(len(prompt) // BYTES_PER_TOKEN + max_tokens, MOST_TOKENS))
-    return TextWork(tokens, tuple(blocks))
+    tokens = max(1, min(len(prompt) // token_bytes + max_tokens, MOST_TOKENS))
+    return TextWork(tokens, tuple(blocks), is_stream)
 
 
 def text_work_of(
@@ -63,14 +74,23 @@ def text_work_of(
 ) -> TextWork | None:
     """The work of a request by the contract of Triton's vLLM backend, whose ``raws`` are the bytes
     of its ``inputs``; None if it has no text to continue."""
-    elements = {
-        tensor.name: bytes(raw[LENGTH_BYTES:])
+    raw_of = {
+        tensor.name: bytes(raw)
         for tensor, raw in zip(inputs, raws, strict=False)
-        if tensor.name in (PROMPT, SAMPLING)
+        if tensor.name in (PROMPT, PROMPT_IDS, SAMPLING, STREAM)
     }
-    if PROMPT not in elements:
+    prompt, token_bytes = raw_of.get(PROMPT, b"")[LENGTH_BYTES:], BYTES_PER_TOKEN
+    if PROMPT_IDS in raw_of:
+        prompt, token_bytes = raw_of[PROMPT_IDS], ID_BYTES
+    elif PROMPT not in raw_of:
         return None
-    return text_work(tenant, elements[PROMPT], _max_tokens(elements.get(SAMPLING, b"")))
+    return text_work(
+        tenant,
+        prompt,
+        _max_tokens(raw_of.get(SAMPLING, b"")[LENGTH_BYTES:]),
+        is_stream=raw_of.get(STREAM) == b"\x01",
+        token_bytes=token_bytes,
+    )
 
 
 def _max_tokens(sampling: bytes) -> int:

@@ -510,7 +510,7 @@ class ReplicaPool:
         if len(self.replicas) == 1:  # nothing to choose from: the hot path of most gateways
             only = self.replicas[0]
             if only.health and only.inflight < self._max_inflight and only.serves(model, version):
-                return only.permit(model)
+                return only.permit(model, work=work)
         return self._permit(self.replicas, model, version, work)
 
     def unpermitted(self, model: str) -> Upstream:
@@ -525,6 +525,10 @@ class ReplicaPool:
         """Raises NoCapacity if no replica could take a request for the model now."""
         if not any(replica.health and replica.serves(model) for replica in self.replicas):
             raise NoCapacity(_NOBODY, retry_after_s=1)
+
+    def replicas_of(self, model: str) -> list[Replica]:
+        """Those that serve the model, up or not."""
+        return [replica for replica in self.replicas if replica.serves(model)]
 
     def takes(self, model: str) -> bool:
         """Whether a replica would take a request for the model now: one that is up, serves it, is

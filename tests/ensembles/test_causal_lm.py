@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ensembles.causal_lm import SCHEMA_KEYWORDS, TAKES, declare
+from ensembles.causal_lm import KV_CACHE_TOKENS, MAX_NUM_SEQS, SCHEMA_KEYWORDS, TAKES, declare
 from gateway.api.openai.structured_output import check_schema
 from gateway.errors import InvalidRequest
 from gateway.models.text_binding import Binding
@@ -16,6 +16,7 @@ from modelspec.hardware import VLLM
 sys.path.append(str(Path(__file__).parents[2] / "serving" / "backends" / "openvino_genai"))
 
 import lm_sampling
+import lm_settings
 
 VALUES = {
     "stop": ["x"],
@@ -71,6 +72,17 @@ def test_the_gateway_refuses_by_name_what_the_engine_does_not_keep():
 
 def test_a_model_without_a_template_has_no_chat():
     assert set(model(template="").endpoint_schema.openai) == {"completions", "tokenize"}
+
+
+def test_what_the_engine_takes_at_a_time_is_what_its_settings_are_by_default():
+    settings = lm_settings.Settings()
+    assert settings.max_running == MAX_NUM_SEQS
+    assert settings.num_kv_blocks * lm_settings.BLOCK == KV_CACHE_TOKENS
+    assert model().parameters == {
+        "tidegate.max_num_seqs": "64",
+        "tidegate.kv_cache_tokens": "8192",
+    }
+    assert model(backend=VLLM).parameters == {"tidegate.max_num_seqs": "256"}
 
 
 def test_vllm_takes_all_that_the_gateway_knows():

@@ -7,7 +7,13 @@ from tritonclient.grpc import model_config_pb2
 
 from modelspec.declaration import Declaration
 from modelspec.errors import DeclarationError
-from modelspec.parameters import DETERMINISTIC_PARAMETER, ENDPOINT_PARAMETER, GOLDEN_PARAMETER
+from modelspec.parameters import (
+    DETERMINISTIC_PARAMETER,
+    ENDPOINT_PARAMETER,
+    GOLDEN_PARAMETER,
+    KV_CACHE_TOKENS_PARAMETER,
+    MAX_NUM_SEQS_PARAMETER,
+)
 
 FIELD = {"type": "number", "x-tensor": "X"}
 REQUEST = {"type": "object", "properties": {"x": FIELD}}
@@ -15,12 +21,14 @@ RESPONSE = {"type": "object", "properties": {"score": {"type": "number", "x-tens
 GOLDEN = {"request": {"x": 1}, "expect": {"score": [1.5]}, "tolerance": 0.01}
 
 
-def _read(endpoint, golden=GOLDEN) -> Declaration:
+def _read(endpoint, golden=GOLDEN, **parameters) -> Declaration:
     config = model_config_pb2.ModelConfig(name="m", max_batch_size=8)
     config.input.add(name="X", data_type=model_config_pb2.TYPE_FP32, dims=[1])
     config.output.add(name="score", data_type=model_config_pb2.TYPE_FP32, dims=[1])
     for name, value in ((ENDPOINT_PARAMETER, endpoint), (GOLDEN_PARAMETER, golden)):
         text = value if isinstance(value, str) else json.dumps(value)
+        config.parameters[name].string_value = text
+    for name, text in parameters.items():
         config.parameters[name].string_value = text
     return Declaration.of(config)
 
@@ -47,6 +55,18 @@ def test_only_true_is_deterministic(value, expected):
     assert not Declaration.of(config).is_deterministic
     config.parameters[DETERMINISTIC_PARAMETER].string_value = value
     assert Declaration.of(config).is_deterministic is expected
+
+
+def test_a_language_model_says_what_its_engine_takes():
+    silent = _read(_schema())
+    assert (silent.max_num_seqs, silent.kv_cache_tokens) == (0, 0)
+    capacity = {MAX_NUM_SEQS_PARAMETER: "64", KV_CACHE_TOKENS_PARAMETER: "8192"}
+    declaration = _read(_schema(), **capacity)
+    assert (declaration.max_num_seqs, declaration.kv_cache_tokens) == (64, 8192)
+    for text in ("many", "0", "-1", ""):
+        wrong = _read(_schema(), **{MAX_NUM_SEQS_PARAMETER: text})
+        assert "tidegate.max_num_seqs that is not a number above 0" in str(wrong.error)
+        assert wrong.endpoint  # it is served
 
 
 @pytest.mark.parametrize(

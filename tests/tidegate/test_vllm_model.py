@@ -9,7 +9,7 @@ from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
-from modelspec.parameters import ENDPOINT_PARAMETER, GOLDEN_PARAMETER
+from modelspec.parameters import ENDPOINT_PARAMETER, GOLDEN_PARAMETER, MAX_NUM_SEQS_PARAMETER
 from modelspec.pbtxt import parse
 from serving.errors import PublishFailed
 from tests.tiny_models import language_model
@@ -46,8 +46,10 @@ def test_the_folder_has_vllms_settings_and_our_endpoint_schema(source, paths):
     settings = json.loads((written / "1" / "model.json").read_text())
     assert settings["model"] == str(folder)
     assert settings["max_model_len"] == 512
+    assert settings["max_num_seqs"] == 256
     proto = parse((written / "config.pbtxt").read_text())
     assert (proto.backend, proto.max_batch_size) == ("vllm", 0)
+    assert proto.parameters[MAX_NUM_SEQS_PARAMETER].string_value == "256"
     assert proto.model_transaction_policy.decoupled
     assert [group.kind for group in proto.instance_group] == [ModelInstanceGroup.KIND_MODEL]
     assert "stream" in [tensor.name for tensor in proto.input if tensor.optional]

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ensembles.causal_lm import Declaration
+from ensembles.causal_lm import VLLM_MAX_NUM_SEQS, Declaration
 from modelspec.golden import Golden
 from modelspec.hardware import VLLM
 from modelspec.layout import SETTINGS_FILE, owned_prefix, staging_folder
@@ -74,6 +74,7 @@ def write(name: str, path: Path, paths: Paths, report: Callable[[str], None]) ->
     settings = {
         "model": str(source.path),
         "max_model_len": folder.context_length,
+        "max_num_seqs": VLLM_MAX_NUM_SEQS,
         "gpu_memory_utilization": 0.9,
         "disable_log_stats": False,  # Triton's metrics of the engine come from them
     }

@@ -54,6 +54,7 @@ from gateway.models.catalogue import Model
 from gateway.models.metering import Meter
 from gateway.render import CLIENT_LEFT, Api, status_of
 from gateway.upstream.admission import Turn
+from gateway.upstream.affinity import TextWork
 from gateway.upstream.server import Upstream, end_stream
 from gateway.upstream.stream_call import EMPTY_FINAL, FINAL, StreamCall
 from gateway.upstream.trace_context import upstream_metadata
@@ -261,10 +262,12 @@ class InferStream:
             if self._call is not None and self._is_decoupled is not model.decoupled:
                 # Before it has a turn, which would be nobody's for as long as a chat may last.
                 await self._all_answered.wait()
+            text = self.gateway.text_work(message.context, model, parts.header, parts.raws)
             with contextlib.ExitStack() as permit:
-                turn = await self.gateway.turn(message.context, model, parts.header.model_name)
+                name = parts.header.model_name
+                turn = await self.gateway.turn(message.context, model, name, text)
                 message.turn = permit.enter_context(turn)
-                upstream = permit.enter_context(self._permit(message, parts))
+                upstream = permit.enter_context(self._permit(message, parts, text))
                 message.context.sent_to(upstream.address)
                 call = await self._call_to(upstream, model.decoupled)
                 message.permit = permit.pop_all()
@@ -284,11 +287,12 @@ class InferStream:
         with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
             await call.write(parts.message())
 
-    def _permit(self, message: Message, parts: RequestParts) -> AbstractContextManager[Upstream]:
+    def _permit(
+        self, message: Message, parts: RequestParts, text: TextWork | None
+    ) -> AbstractContextManager[Upstream]:
         """A permit of the replica that this stream already uses, while it is available; for a
         message of a sequence, of the replica that has the sequence."""
         upstream = self._upstream if self._call is not None else None
-        text = self.gateway.text_work(message.context, message.model, parts.header, parts.raws)
         return self.gateway.permit(message.context, message.model, parts.header, upstream, text)
 
     async def _call_to(self, upstream: Upstream, decoupled: bool) -> StreamCall:
@@ -349,6 +353,8 @@ class InferStream:
         if not message.context.first_response_at and response.has_outputs:
             message.context.first_response_at = time.perf_counter()
             message.context.version = version_of(bytes(inner_response(data)[:VERSION_BYTES]))
+            if message.turn:
+                message.turn.has_responded()
         if message.meter:
             parts = ResponseParts(inner_response(data))
             parts.read(message.meter)

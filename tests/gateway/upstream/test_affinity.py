@@ -36,6 +36,18 @@ def test_a_text_has_a_hash_for_each_block_of_its_beginning():
     assert text_work("t", b"y" + 3 * BLOCK, 10).blocks[0] != long.blocks[0]
 
 
+def test_a_prompt_of_token_ids_counts_its_tokens():
+    def work(**raws):
+        inputs = [SimpleNamespace(name=name) for name in raws]
+        return text_work_of("t", inputs, list(raws.values()))
+
+    sampling = b"\0\0\0\0" + orjson.dumps({"max_tokens": 5})
+    ids = work(prompt_token_ids=bytes(8 * 70), sampling_parameters=sampling, stream=b"\1")
+    assert (ids.tokens, len(ids.blocks), ids.is_stream) == (75, 1, True)
+    assert not work(text_input=b"\0\0\0\0hello", stream=b"\0").is_stream
+    assert work(tokenizer_request=b"\0\0\0\0{}") is None
+
+
 def test_what_a_tenant_sent_says_nothing_to_another():
     assert not set(text_work("t", 3 * BLOCK, 1).blocks) & set(text_work("u", 3 * BLOCK, 1).blocks)
 
