@@ -87,16 +87,12 @@ MESSAGES = [{"role": "user", "content": "Say words"}]
 def gateway(tmp_path_factory):
     home = tmp_path_factory.mktemp("streams")
     models = {"declared": (ENGINE, CONFIG + DECLARED), "silent": (ENGINE, CONFIG)}
-    pair, running = Pair(home, models), None
-    try:
-        pair.start(0)
-        running = Running(pair, pair.addresses[:1], TIDEGATE_DEADLINE_S="30")
+    with (
+        Pair(home, models, servers=(0,)) as pair,
+        Running(pair, pair.addresses[:1], TIDEGATE_DEADLINE_S="30") as running,
+    ):
         wait_until(running.is_ready, 60, "the gateway is ready")
         yield running
-    finally:
-        if running:
-            running.stop()
-        pair.stop(0)
 
 
 def _generate(model, tokens, **parameters):
