@@ -34,6 +34,10 @@ VOCABULARIES = (
     "sentencepiece.bpe.model",
     "spm.model",
 )
+# What defines a model beside its weights, wherever transformers looks for it: configs, vocabularies,
+# and chat templates, which save_pretrained keeps out of tokenizer_config.json.
+CHAT_TEMPLATES = ("*.jinja", "additional_chat_templates/*.jinja")
+SMALL_FILES = ("*.json", "*.txt", "*.model", *CHAT_TEMPLATES)
 # The end of an architecture's name and its task; "" where there is none.
 HEADS = {
     "ForSequenceClassification": "text-classification",
@@ -106,7 +110,7 @@ class HuggingFaceFolder:
         them."""
         small = [
             path
-            for pattern in ("*.json", "*.txt", "*.model", "*/config.json")
+            for pattern in (*SMALL_FILES, "*/config.json")
             for path in sorted(self.path.glob(pattern))
             if path.is_file()
         ]

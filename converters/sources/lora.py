@@ -8,7 +8,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,17 @@ from safetensors.torch import load_file
 from converters.cache import content_key, conversion, files_sha256
 from converters.errors import SourceRefused
 from converters.sources.adapter import ADAPTER, FILES, base_of, is_adapter, settings_of
-from converters.sources.huggingface import HuggingFaceFolder, check_weights
+from converters.sources.huggingface import (
+    CHAT_TEMPLATES,
+    SMALL_FILES,
+    HuggingFaceFolder,
+    check_weights,
+)
 from converters.task import ConversionRequest
 
 BASE = "base"  # the option with the base model's folder
 _LAYER = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.default)?(?:\.weight)?")
 _REPLACED_MODULE = re.compile(r"\.(modules_to_save|base_layer|original_module)(\.default)?")
-# The files beside the weights that define tokenization, labels and pooling.
-_SMALL_FILES = ("*.json", "*.txt", "*.model")
 # sentence-transformers' modules, each in its folder.
 _MODULE_FILES = ("*/*.json", "*/*.safetensors")
 Weights = Mapping[str, torch.Tensor]
@@ -65,8 +68,12 @@ def _merge(adapter: Path, base: Path, auto_class: str, target: Path) -> None:
     import transformers
 
     target.mkdir()
+    own_tokenizer = (adapter / "tokenizer_config.json").is_file()
     for source in (base, adapter):  # the adapter's tokenizer and labels override the base's
-        for file in _small_files(source):
+        # A tokenizer has its own chat templates, or none: a file with the base's would override one
+        # that is written in the adapter's tokenizer_config.json.
+        is_replaced = source == base and own_tokenizer
+        for file in _small_files(source, without=CHAT_TEMPLATES if is_replaced else ()):
             copy = target / file.relative_to(source)
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, copy)
@@ -179,10 +186,14 @@ def _weights_file(adapter: Path) -> Path:
     return next(adapter / name for name in FILES if (adapter / name).is_file())
 
 
-def _small_files(folder: Path) -> list[Path]:
-    patterns = (
-        (*_SMALL_FILES, *_MODULE_FILES) if (folder / "modules.json").is_file() else _SMALL_FILES
-    )
-    files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
+def _small_files(folder: Path, without: Sequence[str] = ()) -> list[Path]:
+    """What defines the model beside its weights, but for what the patterns ``without`` name."""
+    patterns = {*SMALL_FILES, *(_MODULE_FILES if (folder / "modules.json").is_file() else ())}
+    files = {
+        file
+        for pattern in patterns.difference(without)
+        for file in folder.glob(pattern)
+        if file.is_file()
+    }
     excluded = (ADAPTER, "model.safetensors.index.json", "trainer_state.json")
     return sorted(file for file in files if file.name not in excluded)

@@ -45,7 +45,7 @@ class LanguageModelFolder:
             raise SourceRefused(f"{path} scales its rotary embedding, which is not written as GGUF")
         if not (path / "tokenizer.json").is_file():
             raise SourceRefused(f"{path} has no tokenizer.json: save its tokenizer as a fast one")
-        _ = folder.cut
+        _ = folder.cut, folder.template
         return folder
 
     def files(self) -> list[Path]:
@@ -67,7 +67,15 @@ class LanguageModelFolder:
 
     @property
     def template(self) -> str:
-        return str(self.tokenizer.chat_template or "")
+        """Its chat template; '' if it has none, SourceRefused if it has several."""
+        template = self.tokenizer.chat_template or ""
+        if isinstance(template, dict):
+            raise SourceRefused(
+                f"{self.source.path} has {len(template)} chat templates ({', '.join(template)}), "
+                "and a served model has one: keep that as chat_template.jinja, and remove the "
+                "others (additional_chat_templates/, chat_template in tokenizer_config.json)"
+            )
+        return str(template)
 
     @property
     def special_tokens(self) -> dict[str, str]:

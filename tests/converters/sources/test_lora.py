@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from converters.errors import ConversionError
+from converters.sources.lora import merged_request
 from converters.task import ConversionRequest
 from tests.tiny_models import save_classifier
 from tidegate.app.task_registry import TASKS
@@ -219,3 +220,28 @@ def test_the_adapters_labels_override_the_bases(home):
     assert task.metadata()["labels"] == ["a", "b", "c", "d", "e"]
     with torch.no_grad():
         assert task.module(IDS, torch.ones_like(IDS)).shape == (2, 5)
+
+
+def _merged_template(adapter):
+    from transformers import AutoTokenizer
+
+    request = ConversionRequest("mood", str(adapter))
+    merged = merged_request(request, "AutoModelForSequenceClassification")
+    return AutoTokenizer.from_pretrained(merged.source).chat_template
+
+
+def test_chat_templates_are_merged_with_their_tokenizer(home):
+    """save_pretrained writes a template beside tokenizer_config.json, and reads it there first."""
+    (home / "base" / "chat_template.jinja").write_text("the base's")
+    adapter = _adapter(home)
+    assert _merged_template(adapter) == "the base's"
+    (home / "base" / "chat_template.jinja").write_text("the base's, corrected")
+    assert _merged_template(adapter) == "the base's, corrected"
+    for file in (home / "base").glob("tokenizer*"):
+        (adapter / file.name).write_bytes(file.read_bytes())
+    config = json.loads((adapter / "tokenizer_config.json").read_text())
+    config["chat_template"] = "in its own config"
+    (adapter / "tokenizer_config.json").write_text(json.dumps(config))
+    assert _merged_template(adapter) == "in its own config"
+    (adapter / "chat_template.jinja").write_text("its own file")
+    assert _merged_template(adapter) == "its own file"

@@ -1,10 +1,12 @@
 """What a text model's folder defines about labels, scores and padding, and what is refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from converters.errors import SourceRefused
+from converters.sources.huggingface import HuggingFaceFolder
 from converters.task import ConversionRequest
 from converters.tasks.text_classification.task import TextClassification
 from converters.tasks.token_classification.task import TokenClassification
@@ -114,3 +116,18 @@ def test_a_tokenizer_with_other_inputs_is_refused():
 
     with pytest.raises(SourceRefused, match="also gives it bbox"):
         takes_token_types(torch.nn.Identity(), ("input_ids", "bbox"))
+
+
+def test_every_file_that_a_tokenizer_is_saved_in_belongs_to_the_source(tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = save_classifier("bert", tmp_path / "m")
+    before = set(HuggingFaceFolder.open(folder).files())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    saved = {folder / Path(file).relative_to(folder) for file in tokenizer.save_pretrained(folder)}
+    written = {path for path in folder.rglob("*.jinja") if path.is_file()}
+    assert len(written) == 2
+    assert written | {path for path in saved if path.is_file()} | before == set(
+        HuggingFaceFolder.open(folder).files()
+    )

@@ -151,6 +151,11 @@ def llama(tmp_path_factory):
         ("config.json", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rotary"),
         ("tokenizer.json", {"pre_tokenizer": {"type": "Whitespace"}}, "byte-level BPE"),
         ("tokenizer.json", None, r"tokenizer\.json"),
+        (
+            "tokenizer_config.json",
+            {"chat_template": [{"name": "a", "template": "A"}, {"name": "b", "template": "B"}]},
+            r"2 chat templates \(a, b\)",
+        ),
     ],
 )
 def test_folders_that_cannot_be_written_are_refused(llama, tmp_path, file, changes, said):
@@ -160,6 +165,8 @@ def test_folders_that_cannot_be_written_are_refused(llama, tmp_path, file, chang
     else:
         content = json.loads((folder / file).read_text()) | changes
         (folder / file).write_text(json.dumps(content))
+        if "chat_template" in changes:
+            (folder / "chat_template.jinja").unlink()  # it would be read first
     with pytest.raises(SourceRefused, match=said):
         LanguageModelFolder.open(folder)
 
