@@ -7,7 +7,7 @@ from dataclasses import dataclass
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 ATTEMPTS = 5
 LATER_S = 600.0  # how often a model that was given up is tried again: the cause may have passed
-WELL_AFTER_S = 60.0  # after this long without trouble, attempts are counted from zero again
+WELL_AFTER_S = 60.0  # healthy for this long: attempts are counted from zero again
 
 
 @dataclass
@@ -19,7 +19,7 @@ class RestartBackoff:
     mark: int
     attempts: int = 0
     not_before: float = 0.0
-    last_trouble: float = 0.0
+    healthy_since: float | None = None  # None: it is unhealthy, or being restarted
     is_given_up: bool = False
     hindrance: str = ""  # what kept us from restarting it (not the model's fault), as reported
 
@@ -28,18 +28,25 @@ class RestartBackoff:
         return clock() >= self.not_before
 
     def is_well(self, clock: Callable[[], float] = time.monotonic) -> bool:
-        return clock() - self.last_trouble > WELL_AFTER_S
+        """Whether it was healthy for so long that new trouble is another trouble."""
+        return self.healthy_since is not None and clock() - self.healthy_since > WELL_AFTER_S
+
+    def recovered(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.healthy_since = clock()
 
     def begin(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Count an attempt; the next one may not begin before the pause is over."""
-        self.last_trouble = clock()
-        pause_s = min(FIRST_PAUSE_S * 2 ** min(self.attempts, 10), LONGEST_PAUSE_S)
-        self.not_before = self.last_trouble + (LATER_S if self.is_given_up else pause_s)
         self.attempts += 1
+        self._pause(clock())
 
-    def give_up(self) -> bool:
-        """Whether that was the last attempt before a long pause."""
+    def fail(self, clock: Callable[[], float] = time.monotonic) -> bool:
+        """The attempt has failed, and the pause begins now: a load may take longer than the pause.
+        Returns whether that was the last attempt before a long pause."""
         self.is_given_up = self.is_given_up or self.attempts >= ATTEMPTS
-        if self.is_given_up:
-            self.not_before = self.last_trouble + LATER_S
+        self._pause(clock())
         return self.is_given_up
+
+    def _pause(self, now: float) -> None:
+        doublings = min(max(self.attempts - 1, 0), 10)
+        pause_s = min(FIRST_PAUSE_S * 2**doublings, LONGEST_PAUSE_S)
+        self.not_before = now + (LATER_S if self.is_given_up else pause_s)

@@ -252,8 +252,13 @@ class Watcher:
             self._unhealthy[model] = fault
         # A model without a golden sample passes every probe, even if it has lost a process.
         elif not fault and self._unhealthy.get(model, LOST_A_PROCESS) != LOST_A_PROCESS:
-            del self._unhealthy[model]
+            self._recovered(model)
             self._record("recovered", model)
+
+    def _recovered(self, model: str) -> None:
+        self._unhealthy.pop(model, None)
+        if model in self._backoffs:
+            self._backoffs[model].recovered()
 
     def _watched(self) -> list[str]:
         """The initial models that are still there, and what has been published since."""
@@ -308,10 +313,10 @@ class Watcher:
         if fault is None:
             return
         if not fault:
-            self._unhealthy.pop(model, None)
+            self._recovered(model)
             self._report(f"revived {model}")
             self._record("healed", model)
-        elif backoff.give_up() and not was_given_up:
+        elif backoff.fail() and not was_given_up:
             self._report_given_up(backoff, fault)
 
     def _postpone(self, backoff: RestartBackoff, hindrance: str, detail: str) -> None:
@@ -331,10 +336,12 @@ class Watcher:
         self._record("given_up", backoff.model, fault)
 
     def _backoff(self, model: str) -> RestartBackoff:
+        """That of a model that is unhealthy now."""
         mark = self._mark(model)
         known = self._backoffs.get(model)
-        if known is None or known.mark != mark or (known.is_well() and not known.is_given_up):
+        if known is None or known.mark != mark or known.is_well():
             self._backoffs[model] = RestartBackoff(model, mark)
+        self._backoffs[model].healthy_since = None
         return self._backoffs[model]
 
     def _mark(self, model: str) -> int:

@@ -32,7 +32,7 @@ CHECK_S = 1.0  # between two looks whether the process is stopped or hangs
 STOPPED_S = 5.0  # a process that was stopped (SIGSTOP) for this long does not resume by itself
 START_S = 600.0  # for a model to load
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-WELL_S = 60.0  # an engine that ran this long is started again without a pause
+WELL_S = 60.0  # an engine that served this long is started again without a pause
 END_S = 10.0  # for what is under way to be told, when the model is unloaded
 
 
@@ -59,10 +59,18 @@ class _Engine:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
         self.heard = time.monotonic()
-        self.is_ready = False
+        self.ready_since: float | None = None
         self.stopped_since: float | None = None
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=self._write, name="to-engine", daemon=True).start()
+
+    @property
+    def is_ready(self) -> bool:
+        return self.ready_since is not None
+
+    def served_s(self) -> float:
+        """How long it has taken requests; 0 while it loads, which may take minutes."""
+        return 0.0 if self.ready_since is None else time.monotonic() - self.ready_since
 
     def tell(self, data: bytes | None) -> None:
         """None ends its input, and so the process, once it has said what is left to say."""
@@ -158,29 +166,30 @@ class Supervisor(threading.Thread):
     def run(self) -> None:
         pause_s = 0.0
         while not self._stopping.wait(pause_s):
-            began = time.monotonic()
-            why = self._run_once()
+            why, served_s = self._run_once()
             if not self._ready.is_set():  # it never loaded
                 self._error = why
                 self._ready.set()
                 return
             if self._stopping.is_set():
                 return
-            is_well = time.monotonic() - began >= WELL_S
+            is_well = served_s >= WELL_S
             pause_s = 0.0 if is_well else min(max(2 * pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
             self._restarts += 1
             self._report(Load(), self._restarts)
             self._log(f"the engine has ended ({why}); it is started again in {pause_s:g} s")
 
-    def _run_once(self) -> str:
-        """Start an engine and serve until it ends; returns why."""
+    def _run_once(self) -> tuple[str, float]:
+        """Start an engine and serve until it ends; returns why, and for how many seconds it
+        served."""
         try:
             engine = _Engine(self._command)
         except OSError as error:
-            return f"no process to run in: {error}"
+            return f"no process to run in: {error}", 0.0
         try:
             why = self._serve(engine)
         finally:
+            served_s = engine.served_s()
             with self._lock:
                 self._engine = None
                 left, self._asked = list(self._asked.values()), {}
@@ -192,7 +201,7 @@ class Supervisor(threading.Thread):
             ended = engine.why_ended()
             for asker in left:
                 asker.fail(self._ending())
-        return why or ended
+        return why or ended, served_s
 
     def _ending(self) -> Exception:
         """Why what is under way ends with its engine."""
@@ -231,7 +240,7 @@ class Supervisor(threading.Thread):
         if kind == "refused":
             return str(values[0])
         if kind == "ready":
-            engine.is_ready = True
+            engine.ready_since = time.monotonic()
             with self._lock:
                 self._engine = engine
             self._ready.set()

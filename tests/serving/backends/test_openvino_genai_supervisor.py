@@ -129,3 +129,16 @@ def test_an_engine_that_keeps_ending_is_started_ever_more_slowly(monkeypatch):
     supervisor.stop()
     pauses = [line.rsplit(maxsplit=2)[1] for line in log[:4]]
     assert pauses == ["0.05", "0.1", "0.2", "0.2"]
+
+
+def test_the_time_to_load_is_no_time_of_service(monkeypatch):
+    monkeypatch.setattr(lm_supervisor, "FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(lm_supervisor, "WELL_S", 0.5)
+    log: list[str] = []
+    supervisor = _start("import time; time.sleep(0.6); print('[\"ready\"]')", log, [])
+    for _ in range(600):
+        if len(log) >= 2:
+            break
+        time.sleep(0.05)
+    supervisor.stop()
+    assert [line.rsplit(maxsplit=2)[1] for line in log[:2]] == ["0.05", "0.1"]

@@ -27,25 +27,27 @@ def test_pauses_grow_and_after_the_last_attempt_it_is_tried_rarely():
         assert backoff.is_due(clock)
         backoff.begin(clock)
         assert not backoff.is_due(clock)
+        clock.now = backoff.not_before + 100  # a load may take longer than the pause
+        backoff.fail(clock)
         pauses.append(backoff.not_before - clock.now)
-        backoff.give_up()
         clock.now = backoff.not_before
-    assert pauses == [0.5, 1, 2, 4, 8]
+    assert pauses == [0.5, 1, 2, 4, LATER_S]
     assert len(pauses) == ATTEMPTS
-    clock.now = backoff.last_trouble + LATER_S - 1
-    assert not backoff.is_due(clock)
-    clock.now += 2
     assert backoff.is_due(clock)  # the cause may have passed
     backoff.begin(clock)
-    assert backoff.give_up()
+    assert backoff.fail(clock)
     assert backoff.not_before - clock.now == LATER_S
 
 
-def test_a_model_without_trouble_for_a_while_is_well():
+def test_a_model_that_was_healthy_for_a_while_is_well():
     backoff = RestartBackoff("m", mark=1)
     backoff.begin(lambda: 1000.0)
-    assert not backoff.is_well(lambda: 1000.0 + WELL_AFTER_S)
-    assert backoff.is_well(lambda: 1001.0 + WELL_AFTER_S)
+    assert not backoff.is_well(lambda: 1001.0 + WELL_AFTER_S)  # it is still being loaded
+    backoff.fail(lambda: 1300.0)
+    assert not backoff.is_well(lambda: 9000.0)
+    backoff.recovered(lambda: 10_000.0)
+    assert not backoff.is_well(lambda: 10_000.0 + WELL_AFTER_S)
+    assert backoff.is_well(lambda: 10_001.0 + WELL_AFTER_S)
 
 
 def test_events_are_logged_and_counted(tmp_path):

@@ -212,6 +212,31 @@ def test_a_model_is_retried_for_as_long_as_the_machine_lacks_room_for_it(
     assert sum("is not healed yet" in line for line in seen.messages) == 1
 
 
+def test_a_model_that_loads_for_long_is_given_up_until_it_was_healthy_for_a_while(
+    server, watching, tmp_path, monkeypatch
+):
+    """Its loads take longer than a healthy model takes to be trusted again."""
+    monkeypatch.setattr(restart_backoff, "ATTEMPTS", 2)
+    monkeypatch.setattr(restart_backoff, "FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr(restart_backoff, "WELL_AFTER_S", 0.3)
+    broken = tmp_path / "broken"
+    fails = f"if os.path.exists({str(broken)!r}): time.sleep(0.6); raise OSError('broken')"
+    _add(server, "heavy", fails)
+    server.control.load("heavy")
+    broken.touch()
+    seen = watching("heavy")
+    counts = seen.watcher.events.counts
+    psutil.Process(_processes(server, "heavy")[0].pid).kill()
+    seen.until(lambda: counts["given_up", "heavy"], "giving up")
+    broken.unlink()
+    seen.watcher._backoffs["heavy"].not_before = 0.0  # as ten minutes later
+    seen.until(lambda: counts["healed", "heavy"] == 1, "healing")
+    seen.until(lambda: seen.watcher._backoffs["heavy"].is_well(), "trust")
+    psutil.Process(_processes(server, "heavy")[-1].pid).kill()
+    seen.until(lambda: counts["healed", "heavy"] == 2, "healing at once")
+    assert counts["given_up", "heavy"] == 1
+
+
 def test_a_process_that_a_model_forks_is_not_an_instance(server):
     """It would count in place of a dead instance, and be ended because it does nothing."""
     _add(server, "forking", "os.fork() or time.sleep(600)")
