@@ -232,7 +232,8 @@ def test_a_model_that_loads_for_long_is_given_up_until_it_was_healthy_for_a_whil
     seen.watcher._backoffs["heavy"].not_before = 0.0  # as ten minutes later
     seen.until(lambda: counts["healed", "heavy"] == 1, "healing")
     seen.until(lambda: seen.watcher._backoffs["heavy"].is_well(), "trust")
-    psutil.Process(_processes(server, "heavy")[-1].pid).kill()
+    seen.until(lambda: len(_processes(server, "heavy")) == 1, "its only process")
+    psutil.Process(_processes(server, "heavy")[0].pid).kill()
     seen.until(lambda: counts["healed", "heavy"] == 2, "healing at once")
     assert counts["given_up", "heavy"] == 1
 
