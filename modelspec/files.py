@@ -5,15 +5,19 @@ shared lock, by which a reader sees whether the owner of a file is alive without
 a lock on a file that is open already, because it is renamed or has content.
 """
 
+import contextlib
 import fcntl
+import glob
 import hashlib
 import os
+import secrets
 import time
 from pathlib import Path
 from typing import IO
 
 PRIVATE = 0o600  # only this user reads it
 POLL_S = 0.1
+STALE_S = 3600.0  # a temporary file of this age was left by a process that was killed
 
 
 def atomic_write(
@@ -21,11 +25,14 @@ def atomic_write(
 ) -> None:
     """Write the whole file or nothing: a temporary file, fsync, rename.
 
-    ``temporary`` must be on the same file system; by default it is a hidden file beside ``path``.
+    ``temporary`` must be on the same file system; by default it is a hidden file beside ``path``,
+    of a name that no other thread, process or container on this disk has.
     """
     payload = data.encode() if isinstance(data, str) else data
-    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    if temporary is None:
+        _remove_stale(path.parent, f".{glob.escape(path.name)}.*.tmp")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(payload)
@@ -35,6 +42,13 @@ def atomic_write(
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _remove_stale(folder: Path, pattern: str) -> None:
+    for path in folder.glob(pattern):
+        with contextlib.suppress(OSError):  # it has just been renamed, or is another user's
+            if time.time() - path.stat().st_mtime > STALE_S:
+                path.unlink()
 
 
 def write_private(path: Path, data: bytes) -> None:

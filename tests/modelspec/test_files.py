@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -26,6 +27,36 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
         atomic_write(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_threads_write_the_same_file_without_disturbing_each_other(tmp_path):
+    path, failed = tmp_path / "file", []
+
+    def write(content):
+        try:
+            for _ in range(10):
+                atomic_write(path, content)
+                assert path.read_text() in contents
+        except (OSError, AssertionError) as error:
+            failed.append(error)
+
+    contents = [letter * 10_000 for letter in "abcd"]
+    threads = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_left_is_removed_and_a_write_under_way_is_not(tmp_path):
+    left, under_way = tmp_path / ".file.12.tmp", tmp_path / ".file.0a1b2c3d.tmp"
+    for temporary in (left, under_way):
+        temporary.touch()
+    os.utime(left, (0, 0))
+    atomic_write(tmp_path / "file", "new")
+    assert set(tmp_path.iterdir()) == {tmp_path / "file", under_way}
 
 
 def _full(descriptor):
