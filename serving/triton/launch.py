@@ -20,6 +20,7 @@ from typing import IO, Self
 import psutil
 
 from modelspec.address import joined, reached_at
+from modelspec.files import PRIVATE, lock, write_private
 from serving.errors import ServingError, TritonDied
 from serving.repository.model_repository import ModelRepository
 from serving.triton import children, leftovers, servers
@@ -278,13 +279,24 @@ class TritonServer:
 
 
 def _restricted_key(path: Path) -> str:
-    """Read the key, or create one that only this user can read."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
-    return path.read_text().strip()
+    """Read the key, or create one that only this user can read. Of several processes the first
+    decides; an empty file, which a full disk may leave, counts as none."""
+    if key := _stored_key(path):
+        return key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE), "rb") as file:
+        lock(file, wait_s=None)
+        if not _stored_key(path):
+            write_private(path, secrets.token_hex(32).encode())
+    return _stored_key(path)
+
+
+def _stored_key(path: Path) -> str:
+    """'' if there is none yet."""
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        return ""
 
 
 def _stubs(prefix: str) -> list[psutil.Process]:

@@ -1,10 +1,12 @@
-"""Ending what a Triton leaves behind."""
+"""The key that a Triton gets, and ending what one leaves behind."""
 
 import signal
 import subprocess
 import sys
+import threading
 
 import psutil
+import pytest
 
 from serving.triton import launch
 
@@ -27,3 +29,25 @@ def test_a_process_that_nobody_has_reaped_has_ended():
     launch._end([process], 0)
     assert launch._alive([process], 0) == []
     assert child.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("left", [None, "", "\n"], ids=["none", "empty", "blank"])
+def test_starts_at_the_same_time_agree_on_the_key(tmp_path, left):
+    """An empty file is what a full disk leaves of a key."""
+    path = tmp_path / ".tidegate" / "triton.key"
+    if left is not None:
+        path.parent.mkdir()
+        path.write_text(left)
+    keys: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: keys.append(launch._restricted_key(path))) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(keys) == 8
+    assert set(keys) == {path.read_text()}
+    assert len(keys[0]) == 64
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(path.parent.iterdir()) == [path]
