@@ -1,9 +1,7 @@
 """Conversions are cached by content: same weights, same code, same tools, same result."""
 
 import hashlib
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -12,12 +10,12 @@ from platformdirs import user_cache_path
 
 from converters.code_key import code_sha256
 from converters.errors import ConversionError
+from modelspec.held import abandoned_folders, held_folder
 
 TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 PROOF_FILE = "proof.json"
 
-# Folders under construction: .building-PID-...
-BUILDING = ".building-"
+BUILDING = ".building"  # the beginning of the names of folders under construction
 
 Progress = Callable[[str], None]
 
@@ -37,9 +35,8 @@ def conversion(name: str, key: str, marker: str, build: Callable[[Path], None]) 
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         _clear_up(final.parent)
-        prefix = f"{BUILDING}{os.getpid()}-"
-        with tempfile.TemporaryDirectory(dir=final.parent, prefix=prefix) as building:
-            folder = Path(building) / "done"
+        with held_folder(final.parent, BUILDING) as building:
+            folder = building / "done"
             folder.mkdir()
             build(folder)
             _publish(folder, final, marker)
@@ -54,10 +51,8 @@ def conversion(name: str, key: str, marker: str, build: Callable[[Path], None]) 
 
 def _clear_up(folder: Path) -> None:
     """Remove unfinished folders of processes that were killed."""
-    for unfinished in folder.glob(f"{BUILDING}*"):
-        pid = unfinished.name.removeprefix(BUILDING).partition("-")[0]
-        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(unfinished, ignore_errors=True)
+    for unfinished in abandoned_folders(folder):
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _publish(folder: Path, final: Path, marker: str) -> None:

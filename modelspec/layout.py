@@ -1,6 +1,5 @@
 """Where files are in a model repository."""
 
-import os
 from pathlib import Path
 
 CONFIG_FILE = "config.pbtxt"
@@ -21,9 +20,3 @@ def staging_folder(repository: Path) -> Path:
     elsewhere: os.rename is atomic only within one file system.
     """
     return repository.parent / f".{repository.name}.staging"
-
-
-def owned_prefix(what: str) -> str:
-    """The beginning of a name in the staging folder, with this process's pid: leftovers of a killed
-    process can be told from work in progress. No model's name has a "+"."""
-    return f"{what}+{os.getpid()}+"

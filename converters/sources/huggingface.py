@@ -34,8 +34,8 @@ VOCABULARIES = (
     "sentencepiece.bpe.model",
     "spm.model",
 )
-# What defines a model beside its weights, wherever transformers looks for it: configs, vocabularies,
-# and chat templates, which save_pretrained keeps out of tokenizer_config.json.
+# What defines a model beside its weights, wherever transformers looks for it: configs,
+# vocabularies, and chat templates, which save_pretrained keeps out of tokenizer_config.json.
 CHAT_TEMPLATES = ("*.jinja", "additional_chat_templates/*.jinja")
 SMALL_FILES = ("*.json", "*.txt", "*.model", *CHAT_TEMPLATES)
 # The end of an architecture's name and its task; "" where there is none.

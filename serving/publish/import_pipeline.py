@@ -2,12 +2,12 @@
 manifest."""
 
 import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from modelspec.files import size_bytes
-from modelspec.layout import CONFIG_FILE, CONFIGS, owned_prefix
+from modelspec.held import held_folder
+from modelspec.layout import CONFIG_FILE, CONFIGS
 from modelspec.names import require_pipeline_name
 from serving.errors import PublishFailed
 from serving.publish.deployment import Deployment
@@ -67,8 +67,8 @@ def import_pipeline(
             raise PublishFailed(f"{folder} lacks {model}/{version}, which the pipeline pins")
     sizes = (size_bytes(source.version_folder(*version)) for version in versions.items())
     require_disk(staging, sum(sizes))
-    with tempfile.TemporaryDirectory(dir=staging, prefix=owned_prefix(name)) as staged_name:
-        staged = ModelRepository(Path(staged_name))
+    with held_folder(staging, name) as staged_folder:
+        staged = ModelRepository(staged_folder)
         for model, version in versions.items():
             folder = staged.folder(model)
             folder.mkdir()

@@ -1,12 +1,12 @@
 """Recovery after an interrupted publisher: to the old state or the new one, without leftovers."""
 
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from modelspec.held import is_held, is_held_folder
 from modelspec.layout import CONFIG_FILE
 from serving.errors import NotOurServer, RepositoryBusy
 from serving.publish import candidate
@@ -18,8 +18,6 @@ from serving.repository.model_repository import ModelRepository
 from serving.triton.servers import FOLDER as SERVERS
 from serving.triton.servers import Server
 
-# See files.owned_prefix: created by a process that may have been killed.
-_OWNED = re.compile(r"[^+]*\+(\d+)\+[^+]+\Z")
 _STALE_S = 24 * 3600.0
 _PERMANENT = frozenset({"lock", SERVERS})
 
@@ -61,14 +59,21 @@ def recover(deployment: Deployment) -> None:
     for path in repository.staging.iterdir():
         if path.name in _PERMANENT:
             continue
-        if owned := _OWNED.match(path.name):
-            is_abandoned = not Path(f"/proc/{owned[1]}").exists()
+        if is_held_folder(path):
+            is_abandoned = not is_held(path)
         else:
-            is_abandoned = time.time() - path.stat().st_mtime > _STALE_S
+            is_abandoned = repository.is_leftover(path) or _is_old(path)
         if is_abandoned and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         elif is_abandoned:
             path.unlink(missing_ok=True)
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > _STALE_S
+    except OSError:  # it is gone
+        return False
 
 
 def resolve(deployment: Deployment, journal: Journal) -> None:

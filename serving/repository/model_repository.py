@@ -18,6 +18,7 @@ version.
 import itertools
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,7 +30,7 @@ from filelock import FileLock, Timeout
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from modelspec.files import atomic_write, file_sha256, sync_files, sync_folder
-from modelspec.layout import CONFIG_FILE, CONFIGS, owned_prefix, staging_folder
+from modelspec.layout import CONFIG_FILE, CONFIGS, staging_folder
 from modelspec.names import generation_name
 from modelspec.parameters import INTERNAL_PARAMETER
 from modelspec.pbtxt import parse, render
@@ -46,6 +47,8 @@ from serving.repository.configs import (
 from serving.repository.manifest import CACHE_FOLDER, CONFIG_COPY, MANIFEST_FILE, Manifest
 
 CANDIDATE_SUFFIX = ".candidate"
+_RUN = secrets.token_hex(4)  # tells this process from others, before it, with its pid
+_STAGED = re.compile(r"[^+]*\+(?P<pid>\d+)(\.(?P<run>\w+))?\+[^+]+")
 LOCK_WAIT_S, LOCK_POLL_S = 120.0, 0.1
 
 
@@ -86,9 +89,20 @@ class ModelRepository:
         return self.path / model / str(version)
 
     def staged_path(self, what: str) -> Path:
-        """A new path in the staging folder whose name carries its owner's pid, so that leftovers of
-        a killed process can be told from work in progress."""
-        return self.staging / f"{owned_prefix(what)}{secrets.token_hex(4)}"
+        """A new path in the staging folder for what takes moments. Its name carries its owner, so
+        that leftovers of a killed process can be told from work in progress; what takes long is in
+        a ``held_folder``."""
+        return self.staging / f"{what}+{os.getpid()}.{_RUN}+{secrets.token_hex(4)}"
+
+    @staticmethod
+    def is_leftover(path: Path) -> bool:
+        """Whether it is a staged path of a process that runs no more; False for any other path."""
+        owner = _STAGED.fullmatch(path.name)
+        if owner is None:
+            return False
+        if int(owner["pid"]) == os.getpid():  # a killed container's process had the same one
+            return bool(owner["run"] != _RUN)
+        return not Path(f"/proc/{owner['pid']}").exists()
 
     # What is there.
 

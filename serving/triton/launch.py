@@ -70,6 +70,7 @@ class TritonServer:
         written), and with the model that is still loading."""
         self.options, self._report = options, report
         self._backends: Path | None = None  # reused by ``restart``
+        self._held: list[IO[bytes]] = []  # which say that what this server leaves has an owner
         self._is_restarting = False
         self.key = _restricted_key(options.work_dir / "triton.key")
         self._installation = installation or find_triton()
@@ -95,6 +96,7 @@ class TritonServer:
         """Launch the server and return once it is live. If that fails, ServingError, and nothing is
         left behind."""
         self.require_ports()
+        self._held = self._held or leftovers.hold(self._prefix, self._build_folder)
         self._log_offset = self.log_file.stat().st_size if self.log_file.is_file() else 0
         backends = self._assemble_backends()
         repository = self._shell_safe(self.options.repository.path, "models")
@@ -134,6 +136,8 @@ class TritonServer:
             self._process = None
         if not self._is_restarting:
             leftovers.remove_backends(self._prefix, self._build_folder)
+            while self._held:
+                self._held.pop().close()
 
     def restart(self) -> None:
         """``stop`` what is left of the server and ``start`` it again; this needs no disk space."""

@@ -5,15 +5,16 @@ a model without requests costs memory but no time.
 
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from modelspec.layout import CONFIG_FILE, owned_prefix
+from modelspec.held import held_folder
+from modelspec.layout import CONFIG_FILE
 from modelspec.pbtxt import render
 from serving.errors import ServingError
 from serving.repository.configs import pins, repinned, with_versions
@@ -37,14 +38,14 @@ class TrialServer:
             for model, version in self.versions.items()
         }
         self._work_dir = work_dir
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder = ExitStack()  # which removes it
         self._loaded: list[str] = []
 
     def __enter__(self) -> Self:
         staging = self._repository.staging
         staging.mkdir(parents=True, exist_ok=True)
-        self._folder = tempfile.TemporaryDirectory(dir=staging, prefix=owned_prefix("tune"))
-        scratch = ModelRepository(Path(self._folder.name) / "repository")
+        folder = self._folder.enter_context(held_folder(staging, "tune"))
+        scratch = ModelRepository(folder / "repository")
         try:
             for model, config in self.configs.items():
                 self._write(scratch, model, config)
@@ -115,5 +116,4 @@ class TrialServer:
         if server := getattr(self, "server", None):
             server.stop()
             server.control.close()
-        if self._folder:
-            self._folder.cleanup()
+        self._folder.close()

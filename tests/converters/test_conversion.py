@@ -2,8 +2,6 @@
 
 import errno
 import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -22,6 +20,7 @@ from converters.errors import ConversionError, ProofFailed
 from converters.proof import layers
 from converters.proof.record import Record
 from converters.task import ConversionRequest
+from modelspec.held import held_folder
 from tests.converters.small_task import Doubling
 
 
@@ -162,14 +161,12 @@ def test_a_full_disk_is_reported_and_leaves_no_files(conversion_request, cache):
 
 
 def test_folders_of_killed_processes_are_removed(conversion_request, cache):
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
     folder = cache_root() / "conversions"
-    for pid in (ended.pid, os.getpid()):
-        (folder / f"{BUILDING}{pid}-abc").mkdir(parents=True)
-    convert(Doubling(conversion_request), ConversionOptions(), _say)
-    unfinished = [name for name in _entries(cache) if name.startswith(BUILDING)]
-    assert unfinished == [f"{BUILDING}{os.getpid()}-abc"]
+    (folder / f"{BUILDING}+held+0a1b2c3d").mkdir(parents=True)
+    with held_folder(folder, BUILDING) as under_way:
+        convert(Doubling(conversion_request), ConversionOptions(), _say)
+        unfinished = [name for name in _entries(cache) if name.startswith(BUILDING)]
+    assert unfinished == [under_way.name]
 
 
 def test_a_graph_that_cannot_run_fails_its_proof(conversion_request, tmp_path):

@@ -268,7 +268,7 @@ def test_an_interrupt_leaves_nothing_half_written(models, tmp_path, seconds):
     published = (tmp_path / "model_repository" / "mood" / "config.pbtxt").exists()
     assert published == (process.returncode == 0), output
     assert b"Traceback" not in output
-    assert not list((tmp_path / "cache").rglob(".building-*"))
+    assert not list((tmp_path / "cache").rglob(".building*"))
     assert {path.name for path in tmp_path.glob(".model_repository.staging/*")} <= {"lock"}
     assert not [p for p in psutil.process_iter(["environ"]) if _is_of(p, tmp_path)]
 

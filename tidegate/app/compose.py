@@ -3,14 +3,14 @@ published like any other."""
 
 import os
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from modelspec.layout import CONFIG_FILE, CONFIGS, STEP_FILE, owned_prefix
+from modelspec.held import held_folder
+from modelspec.layout import CONFIG_FILE, CONFIGS, STEP_FILE
 from modelspec.pbtxt import render
 from modelspec.staging import stage_model
 from serving.errors import PublishFailed
@@ -66,10 +66,8 @@ def run(name: str, paths: Paths, report: Progress) -> ComposeResult:
     theirs = _steps(composition, repository)
     own = [spec.name for spec in pipeline.models]
     repository.staging.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        dir=repository.staging, prefix=owned_prefix(name)
-    ) as staged_name:
-        staged = ModelRepository(Path(staged_name))
+    with held_folder(repository.staging, name) as folder:
+        staged = ModelRepository(folder)
         for spec in pipeline.models:
             stage_model(staged.path, spec, {STEP_FILE: step_file(spec.step)} if spec.step else {})
         members = {model: {version} for model, version in versions.items()}

@@ -3,7 +3,6 @@ pipeline that reads their language, checked, published. No restart: the pin move
 pipeline."""
 
 import json
-import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modelspec.layout import ENGINE_FILE, STEP_FILE, owned_prefix
+from modelspec.held import held_folder
+from modelspec.layout import ENGINE_FILE, STEP_FILE
 from modelspec.names import Role, member_name
 from tidegate.app.paths import Paths
 from tidegate.app.progress import Progress
@@ -291,8 +291,7 @@ def publish(
     pipeline = declare(steps, _checked_golden(knowledge), knowledge.card())
     staging = deployment.repository.staging
     staging.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=staging, prefix=owned_prefix(NAME)) as folder_name:
-        folder = Path(folder_name)
+    with held_folder(staging, NAME) as folder:
         files = {"knowledge.json": folder / "knowledge.json", "vectors.npy": folder / "vectors.npy"}
         document = json.dumps(knowledge.as_dict(), ensure_ascii=False, indent=1)
         files["knowledge.json"].write_text(document, encoding="utf-8")

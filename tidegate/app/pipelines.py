@@ -2,19 +2,14 @@
 published."""
 
 import importlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelspec.hardware import LANGUAGE_MODEL_BACKEND, engine_of, with_plan, with_program
-from modelspec.layout import (
-    ENGINE_FILE,
-    SETTINGS_FILE,
-    STEP_FILE,
-    owned_prefix,
-)
+from modelspec.held import held_folder
+from modelspec.layout import ENGINE_FILE, SETTINGS_FILE, STEP_FILE
 from modelspec.model import ModelSpec, Pipeline
 from modelspec.names import Role, member_name
 from modelspec.staging import stage_model
@@ -95,10 +90,8 @@ def release(
     name = built.pipeline.name
     repository.staging.mkdir(parents=True, exist_ok=True)
     record = None
-    with tempfile.TemporaryDirectory(
-        dir=repository.staging, prefix=owned_prefix(name)
-    ) as staged_name:
-        staged = ModelRepository(Path(staged_name))
+    with held_folder(repository.staging, name) as folder:
+        staged = ModelRepository(folder)
         for spec in built.pipeline.models:
             stage_model(staged.path, spec, built.files(spec))
         if built.converted:

@@ -6,14 +6,14 @@ so that clients notice no change.
 """
 
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from ensembles.causal_lm import VLLM_MAX_NUM_SEQS, Declaration
 from modelspec.golden import Golden
 from modelspec.hardware import VLLM
-from modelspec.layout import SETTINGS_FILE, owned_prefix, staging_folder
+from modelspec.held import held_folder
+from modelspec.layout import SETTINGS_FILE, staging_folder
 from modelspec.staging import stage_model
 from serving.errors import PublishFailed
 from serving.triton.installation import find_triton
@@ -81,10 +81,10 @@ def write(name: str, path: Path, paths: Paths, report: Callable[[str], None]) ->
     staging = staging_folder(repository)
     staging.mkdir(parents=True, exist_ok=True)
     repository.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=staging, prefix=owned_prefix(name)) as work:
-        file = Path(work) / SETTINGS_FILE
+    with held_folder(staging, name) as work:
+        file = work / SETTINGS_FILE
         file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        staged = stage_model(Path(work), pipeline.models[-1], {SETTINGS_FILE: file})
+        staged = stage_model(work, pipeline.models[-1], {SETTINGS_FILE: file})
         staged.rename(repository / name)
     report(
         f"{name}: written into {paths.shown(repository)}/ for Triton's vLLM backend; nothing was "

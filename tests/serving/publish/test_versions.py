@@ -7,6 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from modelspec.held import held_folder
 from modelspec.layout import staging_folder
 from serving.errors import PublishFailed, RepositoryBusy, Tampered
 from serving.publish.deployment import Deployment
@@ -225,17 +226,21 @@ def test_leftovers_of_a_killed_process_are_removed_and_work_in_progress_is_not(
     dead = subprocess.Popen(["true"])
     dead.wait()
     kept = {
-        staging / f"mood+{os.getpid()}+abc",
+        ModelRepository(repository).staged_path("mood"),
         staging / f"model-{dead.pid}-abc",  # a name like any other, of today
         staging / "lock",
     }
-    for path in (*kept, staging / f"trash+{dead.pid}+abc"):
+    killed = staging / f"file+{os.getpid()}.0a1b2c3d+abc"  # of a container with our pid
+    for path in (*kept, killed, staging / f"trash+{dead.pid}+abc"):
         path.mkdir() if path.name != "lock" else path.touch()
     old = staging / "mood-forgotten"
     old.mkdir()
     os.utime(old, (0, 0))
-    clear_up(ModelRepository(repository))
-    assert {path for path in staging.iterdir() if not path.name.startswith("staged-")} == kept
+    (staging / "intent+held+0a1b2c3d").mkdir()
+    with held_folder(staging, "mood") as work:
+        clear_up(ModelRepository(repository))
+        left = {path for path in staging.iterdir() if not path.name.startswith("staged-")}
+    assert left == {*kept, work}
 
 
 @pytest.mark.parametrize(

@@ -125,9 +125,27 @@ def test_regions_of_dead_owners_are_removed_and_those_of_live_ones_are_not(tmp_p
     (build / f"tidegate_{dead.pid}_aa_backends" / "python").mkdir(parents=True)
     (tmp_path / f"tidegate_{dead.pid}_aa_1").touch()
     (tmp_path / f"{leftovers.new_prefix()}1").touch()
+    # Of a killed container that had our pid, and of a living one whose pid nobody has here.
+    for prefix in (f"tidegate_{os.getpid()}_bb_", f"tidegate_{dead.pid}_cc_"):
+        held = leftovers.hold(prefix, build)
+        (tmp_path / f"{prefix}1").touch()
+        (build / f"{prefix}backends").mkdir()
+        if "_bb_" in prefix:
+            while held:
+                held.pop().close()
     (tmp_path / "triton_python_backend_shm_region_1").touch()
     leftovers.remove_orphans(build)
+    elsewhere = f"tidegate_{dead.pid}_cc_"
+    assert {path.name for path in build.iterdir()} == {f"{elsewhere}backends", f"{elsewhere}owner"}
+    remaining = {path.name for path in tmp_path.iterdir()}
+    (own,) = (name for name in remaining if name.startswith(f"tidegate_{os.getpid()}_"))
+    assert remaining == {
+        "build", own, f"{elsewhere}1", f"{elsewhere}owner", "triton_python_backend_shm_region_1"
+    }  # fmt: skip
+    for file in held:
+        file.close()
+    leftovers.remove_orphans(build)
     assert not list(build.iterdir())
-    remaining = sorted(path.name for path in tmp_path.iterdir())
-    assert len(remaining) == 3
-    assert remaining[1].startswith(f"tidegate_{os.getpid()}_")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "build", own, "triton_python_backend_shm_region_1"
+    }  # fmt: skip
