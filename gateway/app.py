@@ -23,6 +23,7 @@ from gateway.api.tasks.routes import TaskApi
 from gateway.api.v2.routes import V2Api
 from gateway.background import Background, readiness
 from gateway.core import Gateway
+from gateway.draining import DRAIN
 from gateway.errors import GatewayError, Internal, MethodNotAllowed
 from gateway.heartbeat import SOCKET, heartbeat
 from gateway.http.control import ControlRoute, CurrentContext, routes_of
@@ -114,9 +115,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     for name, listener in listeners.items():
         await listener.start()
         gateway.supervisor.run(name, listener.serve)
+    DRAIN.refusers.append(gateway.refuse_waiting)
     try:
         yield
     finally:
+        DRAIN.refusers.remove(gateway.refuse_waiting)
         await gateway.supervisor.close()  # first: it must not restart what ends from now on
         for listener in reversed(listeners.values()):
             await listener.stop()

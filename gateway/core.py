@@ -376,6 +376,11 @@ class Gateway:
         work = queue.enter(context.tenant, self._weight(context), context.remaining_s())
         return await context.while_connected(work)
 
+    def refuse_waiting(self) -> None:
+        """Refuse the requests that wait for their turn: the gateway is stopping."""
+        for queue in (*self.queues.values(), *self.text_queues.values()):
+            queue.close()
+
     async def _text_turn(
         self, context: RequestContext, model: Model, serving: str, text: TextWork
     ) -> Turn:

@@ -2,9 +2,10 @@
 
 After SIGTERM it says that it is not ready, over HTTP and gRPC, and serves on for
 ``TIDEGATE_DRAIN_NOTICE_S``, so that load balancers stop sending to it; its responses close their
-connections. Then it accepts no more, and what is under way has ``TIDEGATE_DRAIN_LIMIT_S`` to end.
-Ctrl-C skips the notice. So does REPLACED, after which a worker stays ready until its end: another
-one serves already.
+connections. Then it accepts no more, and what is under way has ``TIDEGATE_DRAIN_LIMIT_S`` to end;
+what still waits for its turn at a model shortly before is refused, instead of being cut off. Ctrl-C
+skips the notice. So does REPLACED, after which a worker stays ready until its end: another one
+serves already.
 """
 
 import asyncio
@@ -22,6 +23,8 @@ from uvicorn.config import Config
 # For requests that were sent on an idle connection before its client can know of the end.
 LAST_REQUESTS_S = 0.5
 _TICK_S = 0.1
+# Before the limit, for the responses to requests that are refused; of a short one, half of it.
+REFUSALS_S = 1.0
 # From the supervisor to one worker. Not SIGHUP: a terminal or systemd sends that to all at once.
 REPLACED = signal.SIGUSR2
 
@@ -34,6 +37,12 @@ class Drain:
         self.has_begun = False  # no connection is kept alive
         # Each takes no more calls, and lets those under way end within so many seconds.
         self.closers: list[Callable[[float], Awaitable[None]]] = []
+        # Each refuses what has not begun by the end.
+        self.refusers: list[Callable[[], None]] = []
+
+    def refuse(self) -> None:
+        for refuse in self.refusers:
+            refuse()
 
 
 DRAIN = Drain()
@@ -69,6 +78,8 @@ class DrainingServer(uvicorn.Server):
         self._let_go()
         limit_s = float(self.config.timeout_graceful_shutdown or 0)
         until = time.monotonic() + limit_s
+        refusals_s = max(limit_s - REFUSALS_S, limit_s / 2)
+        refusing = asyncio.get_running_loop().call_later(refusals_s, DRAIN.refuse)
         closing = asyncio.gather(*(close(limit_s) for close in DRAIN.closers))
         await self._serve_on(LAST_REQUESTS_S, until_closed=True)
         # Not uvicorn's first: it ends with the application, and with it what gRPC calls need.
@@ -78,6 +89,7 @@ class DrainingServer(uvicorn.Server):
         # What gRPC took of the limit is not there for HTTP once more.
         self.config.timeout_graceful_shutdown = max(0, math.ceil(until - time.monotonic()))
         await super().shutdown(sockets)
+        refusing.cancel()
 
     def _is_noticed(self) -> bool:
         parent = multiprocessing.parent_process()

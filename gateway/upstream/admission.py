@@ -162,6 +162,7 @@ class TurnQueue(ABC):
         self._tenants: dict[str, Tenant] = {}  # those that wait, and those that did lately
         self._clock = 0.0  # what the tenant whose turn was last had before it
         self._left_at, self._interval_s = 0.0, 0.0  # between two that left, while others waited
+        self._is_closed = False
 
     @property
     @abstractmethod
@@ -216,8 +217,10 @@ class TurnQueue(ABC):
         Raises QuotaExceeded if this tenant has more requests waiting than is its share of a full
         queue, NoCapacity if the queue is full of its requests alone or its turn would come after
         ``timeout_s``, and DeadlineExceeded if it has not come by then. A request that ``has_begun``
-        is not refused.
+        is not refused, but if the queue is closed, which raises NoCapacity too.
         """
+        if self._is_closed:
+            raise _stopping()
         own = self._tenants.get(tenant)
         if own is None:
             self._tenants[tenant] = own = Tenant(weight, self._clock)
@@ -264,6 +267,16 @@ class TurnQueue(ABC):
             self.in_flight += 1
             self._granted(waiter)
             waiter.granted.set_result(None)
+
+    def close(self) -> None:
+        """Refuse all that wait, and all that would have to: the gateway is stopping."""
+        self._is_closed = True
+        for tenant in self._tenants.values():
+            for waiter in tenant.waiting:
+                if not waiter.granted.done():
+                    waiter.granted.set_exception(_stopping())
+            self.waiting -= len(tenant.waiting)
+            tenant.waiting.clear()
 
     def forget_idle(self) -> None:
         """Forget the tenants that have no request here, and would be treated as new ones are."""
@@ -379,6 +392,10 @@ class FairQueue(TurnQueue):
 
     def _charge(self, tenant: Tenant) -> float:
         return (self._turn_s or FIRST_S) / tenant.weight
+
+
+def _stopping() -> NoCapacity:
+    return NoCapacity("the gateway is stopping: send it again, to another one", retry_after_s=1)
 
 
 def _used_up(expected_s: float) -> QuotaExceeded:

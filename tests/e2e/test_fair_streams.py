@@ -8,6 +8,7 @@ import re
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import httpx
@@ -84,13 +85,16 @@ MESSAGES = [{"role": "user", "content": "Say words"}]
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory):
+def pair(tmp_path_factory):
     home = tmp_path_factory.mktemp("streams")
     models = {"declared": (ENGINE, CONFIG + DECLARED), "silent": (ENGINE, CONFIG)}
-    with (
-        Pair(home, models, servers=(0,)) as pair,
-        Running(pair, pair.addresses[:1], TIDEGATE_DEADLINE_S="30") as running,
-    ):
+    with Pair(home, models, servers=(0,)) as pair:
+        yield pair
+
+
+@pytest.fixture(scope="module")
+def gateway(pair):
+    with Running(pair, pair.addresses[:1], TIDEGATE_DEADLINE_S="30") as running:
         wait_until(running.is_ready, 60, "the gateway is ready")
         yield running
 
@@ -211,7 +215,7 @@ def test_a_flood_of_long_texts_is_hardly_felt_by_another_tenant(gateway):
     with Caller(gateway, "two") as quiet:
         idle = _measured(quiet, "declared", 6)
         with _flood(gateway, "declared") as flood:
-            waiting = _gauge(gateway, "tidegate_model_waiting_requests", "declared")
+            waiting = _waiting(gateway)
             busy = _measured(quiet, "declared", 15)
     for api in APIS:
         before, during = np.array(idle[api]), np.array(busy[api])
@@ -238,20 +242,27 @@ def test_an_engine_that_says_nothing_of_itself_is_not_flooded_for_long(gateway):
     assert np.median(seconds) < LONG_S
 
 
-def test_a_client_that_leaves_while_it_waits_takes_no_place(gateway):
-    def waiting():
-        return _gauge(gateway, "tidegate_model_waiting_requests", "declared")
-
-    def left():
-        return _gauge(gateway, "tidegate_requests_total", r'declared",status="499')
-
-    # All that one tenant may have at a time, and one more, whose client leaves.
+@contextlib.contextmanager
+def _full(gateway):
+    """The first tenant has all the texts under way that it may have, for longer than a test."""
     with contextlib.ExitStack() as clients:
         for _ in range(PLACES * 3 // 4):
             caller = clients.enter_context(Caller(gateway, "one"))
-            path, body = _generate("declared", 200)
+            path, body = _generate("declared", 1000)
             response = caller.client.stream("POST", path, json=body)
             assert clients.enter_context(response).status_code == 200
+        yield
+
+
+def _waiting(gateway):
+    return _gauge(gateway, "tidegate_model_waiting_requests", "declared")
+
+
+def test_a_client_that_leaves_while_it_waits_takes_no_place(gateway):
+    def left():
+        return _gauge(gateway, "tidegate_requests_total", r'declared",status="499')
+
+    with _full(gateway):
         before = left()
         path, body = _generate("declared", 5)
 
@@ -261,9 +272,9 @@ def test_a_client_that_leaves_while_it_waits_takes_no_place(gateway):
 
         thread = threading.Thread(target=leave)
         thread.start()
-        wait_until(lambda: waiting() == 1, 10, "it waits")
+        wait_until(lambda: _waiting(gateway) == 1, 10, "it waits")
         thread.join()
-        wait_until(lambda: waiting() == 0, 10, "it waits no more")
+        wait_until(lambda: _waiting(gateway) == 0, 10, "it waits no more")
         wait_until(lambda: left() == before + 1, 10, "it is counted as one that left")
         # The deadline counts while a request waits.
         late_path, late_body = _generate("declared", 5, timeout=500_000)
@@ -272,3 +283,28 @@ def test_a_client_that_leaves_while_it_waits_takes_no_place(gateway):
         assert response.status_code == 504, response.text
         with Caller(gateway, "two") as quiet:
             assert quiet.generate_stream("declared") < LONG_S
+
+
+def test_what_still_waits_when_the_gateway_stops_is_refused_and_not_cut_off(pair):
+    limit_s = 4
+    with Running(
+        pair,
+        pair.addresses[:1],
+        TIDEGATE_DEADLINE_S="30",
+        TIDEGATE_DRAIN_LIMIT_S=str(limit_s),
+    ) as gateway:
+        wait_until(gateway.is_ready, 60, "the gateway is ready")
+        with _full(gateway), ThreadPoolExecutor(2) as pool, Caller(gateway, "one") as caller:
+            path, body = _chat("declared", 5)
+            over_http = pool.submit(caller.client.post, path, json=body)
+            over_grpc = pool.submit(caller.grpc_stream, "declared")
+            wait_until(lambda: _waiting(gateway) == 2, 10, "both wait")
+            gateway.process.terminate()
+            response = over_http.result(limit_s + 20)
+            assert response.status_code == 503, response.text
+            assert response.json()["error"]["code"] == "no_capacity"
+            assert "the gateway is stopping" in response.json()["error"]["message"]
+            assert response.headers["retry-after"] == "1"
+            with pytest.raises(AssertionError, match="the gateway is stopping"):
+                over_grpc.result(limit_s + 20)
+            assert gateway.process.wait(30) == 0

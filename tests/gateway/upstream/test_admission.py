@@ -165,6 +165,23 @@ async def test_a_turn_given_to_one_that_was_cancelled_at_that_moment_is_given_ba
     assert (queue.in_flight, queue.waiting) == (0, 0)
 
 
+async def test_what_waits_when_the_gateway_stops_is_refused(queue):
+    turns = [await _enter(queue), await _enter(queue)]
+    waiting = [asyncio.create_task(_enter(queue, tenant)) for tenant in ("a", "b")]
+    await asyncio.sleep(0)
+    queue.close()
+    for task in waiting:
+        with pytest.raises(NoCapacity, match="the gateway is stopping") as caught:
+            await task
+        assert caught.value.retry_after_s == 1
+    with pytest.raises(NoCapacity, match="the gateway is stopping"):
+        await _enter(queue, "late")
+    assert (queue.in_flight, queue.waiting) == (2, 0)
+    for turn in turns:
+        turn.leave()
+    assert queue.in_flight == 0
+
+
 async def test_a_full_queue_refuses_the_tenant_that_filled_it(queue):
     tasks = [asyncio.create_task(_enter(queue, "flood")) for _ in range(MOST_WAITING + 2)]
     await asyncio.sleep(0)
