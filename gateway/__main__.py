@@ -36,7 +36,10 @@ def main() -> int:
         if not is_restarted:
             settings.last_good_keys.unlink(missing_ok=True)
         tls_options = _tls_options(settings)
-        listener = _listener(settings)
+        listener = _listener(settings, settings.gateway_port)
+        for port in (settings.grpc_port, settings.grpc_certificate_port, settings.admin_port):
+            if port:  # workers share it, and so could another gateway: each with half of the calls
+                _listener(settings, port).close()
     except (SettingsError, PolicyError, OSError) as error:
         sys.stderr.write(f"gateway: {error}\n")
         return 2
@@ -48,13 +51,12 @@ def main() -> int:
     return 0
 
 
-def _listener(settings: Settings) -> socket.socket:
+def _listener(settings: Settings, port: int) -> socket.socket:
     """Raises SettingsError if the address cannot be bound."""
-    host, port = settings.host, settings.gateway_port
     try:
-        return listening_socket(host, port)
+        return listening_socket(settings.host, port)
     except OSError as error:
-        address = joined(host, port)
+        address = joined(settings.host, port)
         raise SettingsError(f"cannot listen on {address}: {error.strerror or error}") from None
 
 
@@ -109,7 +111,8 @@ def _run(settings: Settings, tls_options: Mapping[str, Any], listener: socket.so
     }
     config = uvicorn.Config(APP, **options)
     if settings.workers > 1:
-        run_workers(config, listener)
+        if not run_workers(config, listener):
+            sys.exit(STARTUP_FAILURE)
         return
     server = DrainingServer(config, settings.drain_notice_s)
     with contextlib.suppress(KeyboardInterrupt):

@@ -57,7 +57,17 @@ class Workers(Multiprocess):
     def __init__(self, config: Config, sockets: list[socket.socket]) -> None:
         super().__init__(config, sockets)
         self.processes: list[Process] = []  # type: ignore[assignment]
-        self._starting: dict[int | None, float] = {}  # pid -> start, until its first response
+        self._starting: dict[int | None, float] = {}  # pid -> start, until it serves
+        self.none_starts = False  # which ended the gateway, and not a signal
+
+    def run(self) -> None:
+        """Until a signal, or until no worker can start. No fault of ours leaves workers behind."""
+        try:
+            super().run()
+        except BaseException:
+            self.terminate_all()
+            self.join_all()
+            raise
 
     def init_processes(self) -> None:
         for _ in range(self.processes_num):
@@ -91,12 +101,17 @@ class Workers(Multiprocess):
             log.info("worker %s has replaced worker %s", new.pid, old.pid)
 
     def _wait_for_end(self, old: Process) -> None:
-        """As long as its requests may take; also when the gateway is stopped meanwhile."""
+        """As long as its requests may take. When the gateway is stopped meanwhile, the others are
+        told at once: the time that they have is the same."""
         until = time.monotonic() + float(self.config.timeout_graceful_shutdown or 0) + REPLACE_S
+        are_told = False
         while old.process.is_alive() and time.monotonic() < until:
             old.process.join(RETRY_S)
             if not self._is_stopping():
                 self.keep_subprocess_alive()
+            elif not are_told:
+                self.terminate_all()
+                are_told = True
 
     def _is_ready_in_time(self, process: Process) -> bool:
         """Whether a new worker serves before START_S, its own end, or that of the gateway."""
@@ -123,9 +138,11 @@ class Workers(Multiprocess):
             process.kill()  # it may hang
             process.join()
             _forget(process.pid)
-            if process.exitcode == STARTUP_FAILURE:
+            has_served = self._starting.pop(process.pid, None) is None
+            if process.exitcode == STARTUP_FAILURE or (process.exitcode == 1 and not has_served):
                 if not self._others_serve(process):
                     log.error("no worker can start (see above)")
+                    self.none_starts = True
                     self.should_exit.set()
                     return
                 log.error("worker %s cannot start (see above); trying again", process.pid)
@@ -141,14 +158,16 @@ class Workers(Multiprocess):
         started = self._starting.get(process.pid)
         if started is None:
             return process.is_alive(self.config.timeout_worker_healthcheck)
-        if process.is_alive(PING_S):
+        if process.is_ready(PING_S):
             del self._starting[process.pid]
             return True
-        has_ended = not process.process.is_alive()
-        if has_ended or time.monotonic() - started > START_S:
-            del self._starting[process.pid]
-            return False
-        return True
+        return process.process.is_alive() and time.monotonic() - started <= START_S
+
+    def handle_ttin(self) -> None:
+        """Of uvicorn's own, which would add a worker that has no share of the limits."""
+        log.warning("the number of workers is a setting: TIDEGATE_WORKERS")
+
+    handle_ttou = handle_ttin
 
     def _others_serve(self, process: Process) -> bool:
         return any(other.is_ready(1) for other in self.processes if other is not process)
@@ -162,11 +181,14 @@ def _forget(pid: int | None) -> None:
             mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
-def run_workers(config: Config, listener: socket.socket) -> None:
-    """Serve the connections to ``listener`` until a signal."""
+def run_workers(config: Config, listener: socket.socket) -> bool:
+    """Serve the connections to ``listener`` until a signal, which is True, or until no worker can
+    start."""
     listener.set_inheritable(True)
     with listener:
-        Workers(config, [listener]).run()
+        workers = Workers(config, [listener])
+        workers.run()
+    return not workers.none_starts
 
 
 def end_with_parent() -> None:

@@ -79,7 +79,7 @@ class GrpcServer:
         settings = self.gateway.settings
         self._server = grpc.aio.server(
             options=[
-                ("grpc.so_reuseport", 1),
+                ("grpc.so_reuseport", int(settings.workers > 1)),
                 ("grpc.max_receive_message_length", settings.body_limit_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", settings.max_inflight),
