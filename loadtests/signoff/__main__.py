@@ -51,6 +51,7 @@ from urllib.parse import urlsplit  # noqa: E402
 
 import click  # noqa: E402
 import gevent  # noqa: E402
+import psutil  # noqa: E402
 
 from loadtests.own_stack.errors import NotStarted  # noqa: E402
 from loadtests.own_stack.stack import running  # noqa: E402
@@ -67,6 +68,7 @@ from loadtests.signoff.cross_check import (  # noqa: E402
     Peer,
     aiperf,
     perf_analyzer,
+    processor_s,
 )
 from loadtests.signoff.cross_check import Client as Compared  # noqa: E402
 from loadtests.signoff.generators import (  # noqa: E402
@@ -384,23 +386,27 @@ def _cross_check(
     # A chat completion takes seconds: in a short run few of them begin and end.
     seconds = max(PROFILES[profile].window_s, 40.0 if peer is AIPERF else 5.0)
     click.echo(f"{pipeline.name}: comparing with {peer.name} ...", err=True)
-    key = target.tenants[0].key
+    key, url = target.tenants[0].key, urlsplit(target.url)
+    servers = server_process(url.hostname or "", url.port or 80) if peer is AIPERF else None
     try:
         source = replace(target, tenants=(Tenant("", key),)).source(pipeline, {peer.api: 1.0})
-        ours = [_closed(source, seconds)]
+        ours = [_closed(source, seconds, servers)]
         if peer is AIPERF:
-            theirs = aiperf(tool, target.url, key, pipeline.name, target.texts(ROWS), seconds)
+            texts = target.texts(ROWS)
+            theirs = aiperf(tool, target.url, key, pipeline.name, texts, seconds, servers)
         else:
             data = target.rows(pipeline, ROWS)
             theirs = perf_analyzer(tool, target.url, key, pipeline.name, data, seconds)
-        ours.append(_closed(source, seconds))
+        ours.append(_closed(source, seconds, servers))
         result.cross_check = CrossCheck(peer, theirs, tuple(ours))
     except (NotCompared, CannotStart) as error:
         result.cross_check = CrossCheck(peer, why=str(error))
 
 
-def _closed(source: Source, seconds: float) -> Compared:
+def _closed(source: Source, seconds: float, servers: psutil.Process | None) -> Compared:
+    before_s = processor_s(servers)
     samples = run_closed(source, CONNECTIONS, seconds)
+    served_s = processor_s(servers) - before_s
     if samples.failed.any():
         fault, count = samples.errors.most_common(1)[0]
         raise NotCompared(f"{count} of {samples.requests} requests failed: {fault}")
@@ -408,6 +414,7 @@ def _closed(source: Source, seconds: float) -> Compared:
     return Compared(
         *(samples.rate, 1000 * (samples.percentile_s(0.5) or 0.0), samples.cpu),
         math.nan if first_token_s is None else 1000 * first_token_s,
+        1000 * served_s / samples.requests,
     )
 
 

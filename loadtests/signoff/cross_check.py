@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
+
 from loadtests.preflight import CannotStart
 
 CONNECTIONS = 4
@@ -42,12 +44,16 @@ class NotCompared(Exception):
 @dataclass(frozen=True)
 class Client:
     """What one client measured: requests per second, the median latency, the share of a core that
-    it used itself, and the median time to the first token of streams, NaN for others."""
+    it used itself, and the median time to the first token of streams, NaN for others.
+
+    ``server_ms`` is the servers' processor time for a request, NaN where it is not known. It does
+    not depend on what the client itself takes from a machine that it shares with the servers."""
 
     rate: float
     p50_ms: float
     cpu: float
     first_token_ms: float = math.nan
+    server_ms: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,14 @@ class CrossCheck:
             return None
         return sum(own.rate for own in self.ours) / len(self.ours) / self.theirs.rate
 
+    @property
+    def server_ratio(self) -> float:
+        """The servers' processor time for a request of the peer, of that for one of ours; NaN if
+        it is not known."""
+        if self.theirs is None or not self.ours:
+            return math.nan
+        return self.theirs.server_ms / (sum(own.server_ms for own in self.ours) / len(self.ours))
+
     def __str__(self) -> str:
         ratio = self.ratio
         if ratio is None or self.theirs is None:
@@ -114,7 +128,16 @@ class CrossCheck:
         if cpu > _BUSY:
             return f"this generator itself used {cpu:.0%} of a core, which its latencies include"
         if self.theirs and self.theirs.cpu > _BUSY:
-            return f"{self.peer.name} itself used {self.theirs.cpu:.0%} of a core"
+            said = f"{self.peer.name} itself used {self.theirs.cpu:.0%} of a core"
+            if math.isnan(self.server_ratio):
+                return said
+            within = "within" if abs(self.server_ratio - 1) <= AGREE else "more than"
+            spent = " and ".join(f"{own.server_ms:.4g}" for own in self.ours)
+            return (
+                f"{said}. The servers spent {self.theirs.server_ms:.4g} ms of processor time on a "
+                f"request of its, {spent} ms on one of ours: ratio {self.server_ratio:.2f}, "
+                f"{within} {AGREE:.0%}"
+            )
         return "neither client was busy and the machine was steady, so the cause is unknown"
 
 
@@ -149,10 +172,17 @@ def perf_analyzer(tool: Path, url: str, key: str, model: str, data: str, seconds
 
 
 def aiperf(
-    tool: Path, url: str, key: str, model: str, texts: Sequence[str], seconds: float
+    tool: Path,
+    url: str,
+    key: str,
+    model: str,
+    texts: Sequence[str],
+    seconds: float,
+    servers: psutil.Process | None = None,
 ) -> Client:
-    """One run of AIPerf over streamed chat completions. Raises NotCompared with the end of its
-    output if it ends without figures."""
+    """One run of AIPerf over streamed chat completions, with the time of ``servers`` where they
+    are on this machine. Raises NotCompared with the end of its output if it ends without
+    figures."""
     with tempfile.TemporaryDirectory(prefix="tidegate-signoff-") as name:
         folder = Path(name)
         rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
@@ -170,16 +200,20 @@ def aiperf(
         ]
         if key:  # on the command line: there is no other way
             command += ["--api-key", key]
+        before_s = processor_s(servers)
         run, cpu = _run("AIPerf", command, {}, 180 + 10 * seconds)
+        served_s = processor_s(servers) - before_s
         files = list((folder / "figures").rglob("profile_export_aiperf.json"))
         if run.returncode != 0 or not files:
             output = " ".join((run.stderr.strip() or run.stdout.strip())[-300:].split())
             raise NotCompared(f"AIPerf ended with {run.returncode}: {output}")
-        return replace(chat_figures_of(files[0].read_text(encoding="utf-8")), cpu=cpu)
+        text = files[0].read_text(encoding="utf-8")
+        return replace(chat_figures_of(text, served_s), cpu=cpu)
 
 
-def chat_figures_of(text: str) -> Client:
-    """What AIPerf's JSON says, whose latencies are in milliseconds."""
+def chat_figures_of(text: str, served_s: float = math.nan) -> Client:
+    """What AIPerf's JSON says, whose latencies are in milliseconds; the servers used ``served_s``
+    of processor time meanwhile."""
     try:
         figures = json.loads(text)
         return Client(
@@ -187,9 +221,22 @@ def chat_figures_of(text: str) -> Client:
             float(figures["request_latency"]["p50"]),
             0.0,
             float(figures["time_to_first_token"]["p50"]),
+            1000 * served_s / float(figures["request_count"]["avg"]),
         )
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, ZeroDivisionError):
         raise NotCompared(f"AIPerf's figures cannot be read: {text[:200]!r}") from None
+
+
+def processor_s(root: psutil.Process | None) -> float:
+    """The processor time that a process and its descendants have used; NaN of None, or if one of
+    them ends meanwhile."""
+    if root is None:
+        return math.nan
+    try:
+        times = [process.cpu_times() for process in (root, *root.children(recursive=True))]
+    except psutil.Error:
+        return math.nan
+    return sum(time.user + time.system for time in times)
 
 
 def _run(

@@ -12,8 +12,10 @@ from tritonclient.utils import InferenceServerException
 from tests.command_line import tidegate
 from tests.running import launch, stop, wait_ready, wait_until
 from tests.tiny_models import save_classifier, save_tagger
+from tidegate.app.client import GatewayClient
 from tidegate.app.convert import ConvertOptions, run
-from tidegate.app.demo_conversation import MESSAGES
+from tidegate.app.demo_conversation import ENGLISH as ENGLISH_MESSAGES
+from tidegate.app.demo_conversation import MESSAGES, conversation_text, converse
 from tidegate.app.paths import Paths
 
 NAME = "customer_service"
@@ -80,7 +82,7 @@ def served(tmp_path_factory):
     ):
         ended = tidegate(home, *command)
         assert ended.returncode == 0, ended.stderr
-    running = launch(home, NAME)  # with the pipelines that it asks
+    running = launch(home, NAME, "topic_classification")  # with the pipelines that it asks
     wait_ready(running)
     yield running
     assert stop(running) == 0
@@ -270,6 +272,21 @@ def test_the_demo_plays_a_conversation(served):
     conversation = json.loads(served.tidegate("demo", "--json").stdout)["conversation"]
     assert [turn["message"] for turn in conversation] == list(MESSAGES)
     assert all(turn["answer"]["reply"] for turn in conversation)
+
+
+def test_the_demo_plays_it_through_the_services_where_there_is_no_customer_service(served):
+    services = ["smart_reply", "topic_classification"]
+    rights = [argument for name in services for argument in ("--models", name)]
+    created = served.tidegate("keys", "create", "clerk", *rights, "--json")
+    key = json.loads(created.stdout)["key"]
+    turns = converse(GatewayClient(served.url, key))
+    assert [turn.message for turn in turns] == list(ENGLISH_MESSAGES)
+    for turn in turns:
+        assert turn.answer["topic"] == _alone(served, services[1], text=turn.message)["labels"]
+        assert turn.answer["reply"] == _alone(served, services[0], text=turn.message)["reply"]
+        assert [step["name"] for step in turn.answer["steps"]] == ["topic", "reply"]
+    shown = conversation_text(turns)
+    assert shown.count("    reply ") == shown.count("    topic ") == len(turns) == 3
 
 
 def test_a_pipeline_whose_process_died_is_named_and_comes_back(served):

@@ -1,4 +1,5 @@
-"""A customer's conversation, in English and Chinese, through ``customer_service``."""
+"""A customer's conversation: in English and Chinese through ``customer_service``, or in English
+through its pipelines that are served."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,9 +8,8 @@ from typing import Any
 import click
 
 from ensembles.customer_service import NAME
-from ensembles.steps.nearest_answers import KNOWLEDGE_BASE
 from tidegate.app.chat import printable
-from tidegate.app.client import GatewayClient
+from tidegate.app.client import GatewayClient, GatewayResponse
 
 # The second is answered from the knowledge base, the last by nobody: a person takes over.
 MESSAGES = (
@@ -20,6 +20,8 @@ MESSAGES = (
     "我叫王芳\uff0c住在上海\uff0c请给我打电话\u3002",
     "Can I pay with the points of my airline?",
 )
+ENGLISH = tuple(message for message in MESSAGES if message.isascii())
+TOPIC, REPLY = "topic_classification", "smart_reply"
 WIDTH = 12  # of the column before the values
 
 
@@ -42,9 +44,9 @@ class Turn:
             entities = ", ".join(f"{one['text']} ({one['label']})" for one in answer["entities"])
             lines.append(_line("entities", entities))
         source = (
-            f"[{answer['source']}, {answer['confidence']:.2f}]"
-            if answer["from"] == KNOWLEDGE_BASE
-            else "[to a colleague]"
+            "[to a colleague]"
+            if answer["hand_over"]
+            else f"[{answer['source']}, {answer['confidence']:.2f}]"
         )
         lines.append(_line("reply", f"{answer['reply']} {source}"))
         steps = ", ".join(
@@ -56,14 +58,35 @@ class Turn:
 
 
 def converse(client: GatewayClient) -> list[Turn]:
-    """The answers to MESSAGES; none if ``customer_service`` is not served."""
-    if not client.serves(NAME):
+    """What ``customer_service`` responds to MESSAGES; where it is not served, what ``smart_reply``
+    and ``topic_classification`` respond to those in English; none without a reply."""
+    if client.serves(NAME):
+        return [_turn(message, client.call(NAME, {"text": message})) for message in MESSAGES]
+    if not client.serves(REPLY):
         return []
-    responses = [client.call(NAME, {"text": message}) for message in MESSAGES]
-    return [
-        Turn(message, response.body, round(sum(response.timing.values()), 3))
-        for message, response in zip(MESSAGES, responses, strict=True)
+    has_topic = client.serves(TOPIC)
+    return [_turn_of_services(client, message, has_topic=has_topic) for message in ENGLISH]
+
+
+def _turn(message: str, response: GatewayResponse) -> Turn:
+    return Turn(message, response.body, _total_ms(response))
+
+
+def _turn_of_services(client: GatewayClient, message: str, *, has_topic: bool) -> Turn:
+    """A turn with the fields of ``customer_service``, of which sentiment and entities are empty."""
+    reply = client.call(REPLY, {"text": message})
+    responses = {"topic": client.call(TOPIC, {"text": message})} if has_topic else {}
+    steps = [
+        {"name": name, "ms": _total_ms(response), "error": ""}
+        for name, response in {**responses, "reply": reply}.items()
     ]
+    topic = responses["topic"].body["labels"] if has_topic else []
+    body = {**reply.body, "topic": topic, "sentiment": [], "entities": [], "steps": steps}
+    return Turn(message, body, round(sum(step["ms"] for step in steps), 3))
+
+
+def _total_ms(response: GatewayResponse) -> float:
+    return round(sum(response.timing.values()), 3)
 
 
 def conversation_text(turns: Sequence[Turn]) -> str:

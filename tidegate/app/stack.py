@@ -63,6 +63,9 @@ FAILED_S = 5.0  # the pause after a check that could not be made
 
 
 KNOWLEDGE_BASE = "smart_reply"  # which is built, not converted
+# What a start without names makes if it is missing: besides the models that need no training, the
+# text services that are ready in a minute or two.
+DEFAULT_PIPELINES = (*KNOWN, "topic_classification", KNOWLEDGE_BASE)
 # How what is missing is made: what that is called while it runs, and the command.
 _COMMANDS = {
     **{name: ("converting", ("convert", name)) for name in KNOWN},
@@ -82,6 +85,12 @@ _EXAMPLES: tuple[tuple[str, str, str, Mapping[str, object]], ...] = (
         {"model": "text_embedding", "input": ["I want my money back."]},
     ),
     ("customer_service", "curl -s", "customer_service", {"text": "My new laptop has no sound."}),
+    (
+        "topic_classification",
+        "curl -s",
+        "topic_classification",
+        {"text": "Who wrote The Lord of the Rings?"},
+    ),
     ("smart_reply", "curl -s", "smart_reply", {"text": "My laptop has no sound."}),
     (
         "chat",
@@ -456,7 +465,12 @@ class Stack:
             return list(dict.fromkeys([*names, *companions, "identity_fp32"]))
 
         return list(
-            dict.fromkeys([*KNOWN, *ModelRepository(self.options.paths.repository).public_models()])
+            dict.fromkeys(
+                [
+                    *DEFAULT_PIPELINES,
+                    *ModelRepository(self.options.paths.repository).public_models(),
+                ]
+            )
         )
 
     def _missing(self) -> list[str]:

@@ -29,8 +29,8 @@ from tidegate.commands.output import print_json
 def command(as_json: bool, url: str | None, triton: str | None) -> None:
     """Embed real sentences, show where the time went, classify a photo, and ask the chat model.
 
-    Needs a running stack (`make up`). One that serves customer_service also plays a customer's
-    conversation, in English and Chinese.
+    Needs a running stack (`make up`). One that serves smart_reply also plays a customer's
+    conversation; with customer_service it is in English and Chinese.
 
     \b
     tidegate demo

@@ -142,8 +142,8 @@ def _file(flag: str, description: str) -> Callable[[F], F]:
 def command(as_json: bool, **options: Any) -> None:
     """Convert missing pipelines, start Triton and the gateway, and serve until Ctrl-C.
 
-    PIPELINES are the ones to serve; one that `tidegate train` knows is trained first. Default: all
-    known ones and every model in model_repository/.
+    PIPELINES are the ones to serve; one that `tidegate train` knows is trained first. Default: the
+    known ones, topic_classification, smart_reply and every model in model_repository/.
 
     --json: once everything is served, prints one line on stdout: the `running` object of
     `tidegate status --json`. Everything else goes to stderr.

@@ -1,8 +1,12 @@
 """The comparison with perf_analyzer and AIPerf: what it says of two clients' figures."""
 
 import json
+import math
+import os
+import subprocess
 import sys
 
+import psutil
 import pytest
 
 from loadtests.preflight import CannotStart
@@ -16,6 +20,7 @@ from loadtests.signoff.cross_check import (
     chat_figures_of,
     figures_of,
     perf_analyzer,
+    processor_s,
 )
 from loadtests.signoff.open_loop import run_closed
 from loadtests.signoff.sending import Prepared, Response
@@ -65,13 +70,36 @@ def test_chat_is_compared_with_aiperf_by_its_first_tokens_too():
         "request_throughput": {"unit": "requests/sec", "avg": 2.5},
         "request_latency": {"unit": "ms", "avg": 900.0, "p50": 800.0},
         "time_to_first_token": {"unit": "ms", "avg": 95.0, "p50": 90.0},
+        "request_count": {"unit": "requests", "avg": 50},
     }
-    theirs = chat_figures_of(json.dumps(document))
+    theirs = chat_figures_of(json.dumps(document), 10.0)
+    assert theirs.server_ms == 200
     said = str(CrossCheck(AIPERF, theirs, (Client(2.6, 790, 0.1, 88), Client(2.4, 810, 0.1, 92))))
     assert "AIPerf 2.5/s (p50 800 ms, first token 90 ms)" in said
     assert "p50 790 and 810 ms, first token 88 and 92 ms): ratio 1.00, within 15%." in said
     with pytest.raises(NotCompared, match="cannot be read"):
         chat_figures_of("{}")
+
+
+def test_a_client_that_takes_cores_from_the_servers_is_compared_by_what_they_spent():
+    ours = (Client(4.1, 900, 0.1, 90, 290), Client(4.1, 900, 0.1, 90, 310))
+    said = str(CrossCheck(AIPERF, Client(3, 1200, 0.6, 100, 306), ours))
+    assert "ratio 1.37, more than 15% apart: AIPerf itself used 60% of a core" in said
+    assert "spent 306 ms of processor time on a request of its, 290 and 310 ms on one" in said
+    assert said.endswith("ratio 1.02, within 15%.")
+    other = str(CrossCheck(AIPERF, Client(3, 1200, 0.6, 100, 600), ours))
+    assert other.endswith("ratio 2.00, more than 15%.")
+
+
+def test_the_processor_time_of_a_process_and_its_children_is_counted():
+    before_s = processor_s(psutil.Process(os.getpid()))
+    code = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        spent_s = processor_s(psutil.Process(os.getpid())) - before_s
+        child.kill()
+    assert spent_s >= 0.4
+    assert math.isnan(processor_s(None))
 
 
 @pytest.mark.parametrize("peer", [PERF_ANALYZER, AIPERF])
