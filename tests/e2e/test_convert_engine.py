@@ -7,8 +7,6 @@ publication are real.
 """
 
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -20,10 +18,10 @@ from modelspec.hardware import plan_config
 from modelspec.pbtxt import parse
 from serving.repository.model_repository import ModelRepository
 from serving.triton import installation
+from tests.command_line import tidegate
 from tests.converters.tasks.test_tensors import linear
 from tests.converters.tensorrt import fake_trt
 from tests.converters.tensorrt.trt_machine import child_environment, machine, plant_gpu
-from tests.running import environment
 from tidegate.app.convert import ConvertOptions, run
 from tidegate.app.engines import is_on, on_engine, why_not_here
 from tidegate.app.paths import Paths
@@ -112,14 +110,8 @@ def _pins(repository):
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there is a GPU here")
 def test_without_a_gpu_one_line_says_so_and_the_onnx_engine_is_published(source, paths):
-    command = [sys.executable, "-m", "tidegate", "convert", str(source), "--name", "chances"]
-    run = subprocess.run(
-        [*command, "--engine", "tensorrt"],
-        env=environment(paths.home),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = ("convert", str(source), "--name", "chances", "--engine", "tensorrt")
+    run = tidegate(paths.home, *command)
     assert run.returncode == 0, run.stderr
     lines = [line for line in run.stdout.splitlines() if "no NVIDIA GPU" in line]
     assert len(lines) == 1 and "The ONNX engine is served instead" in lines[0]

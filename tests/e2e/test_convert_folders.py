@@ -37,13 +37,7 @@ def _ignore_progress(text: str) -> None:
 
 def _convert(home, source, *arguments: str) -> subprocess.CompletedProcess[str]:
     task = ("--task", "text-classification") if "--task" not in arguments else ()
-    return subprocess.run(
-        [sys.executable, "-m", "tidegate", "convert", str(source), *task, *arguments],
-        env=environment(home),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return tidegate(home, "convert", str(source), *task, *arguments)
 
 
 @pytest.fixture(scope="module")

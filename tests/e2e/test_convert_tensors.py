@@ -1,7 +1,7 @@
 """A torch module and an ONNX graph, from the source to an endpoint."""
 
+import contextlib
 import subprocess
-import sys
 
 import numpy as np
 import onnx
@@ -10,20 +10,15 @@ import torch
 from onnx import numpy_helper
 from tritonclient import grpc as triton
 
+from tests.command_line import tidegate
 from tests.converters.tasks.test_tensors import MODULE, linear
-from tests.running import environment, launch, stop, wait_ready
+from tests.running import launch, stop, wait_ready
 
 
 def _tidegate(home, folder, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run tidegate in ``folder``, which holds the user's module."""
-    return subprocess.run(
-        [sys.executable, "-m", "tidegate", *arguments],
-        env=environment(home),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    with contextlib.chdir(folder):
+        return tidegate(home, *arguments)
 
 
 @pytest.fixture(scope="module")

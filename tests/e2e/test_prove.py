@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import onnx
@@ -13,7 +11,7 @@ from onnx import numpy_helper
 from converters.conversion import ask_original, prove_graph, reference_in
 from converters.task import ConversionRequest
 from serving.repository.model_repository import ModelRepository
-from tests.running import environment
+from tests.command_line import tidegate
 from tests.tiny_models import save_classifier
 from tidegate.app.convert import ConvertOptions, run
 from tidegate.app.paths import Paths
@@ -151,10 +149,8 @@ def test_a_fault_in_the_graph_is_found(published, tmp_path, change):
 
 def test_the_verb_passes_or_fails_and_changes_nothing(published, tmp_path):
     home, _, _ = published
-    command = [sys.executable, "-m", "tidegate", "prove", "mood", "--against", str(home / "bert")]
-    run = subprocess.run(
-        [*command, "--json"], env=environment(home), capture_output=True, text=True, timeout=300
-    )
+    command = ("prove", "mood", "--against", str(home / "bert"))
+    run = tidegate(home, *command, "--json")
     assert run.returncode == 0, run.stdout + run.stderr
     record = json.loads(run.stdout)
     assert record["passed"] and len(record["proofs"]) == 2
@@ -162,9 +158,7 @@ def test_the_verb_passes_or_fails_and_changes_nothing(published, tmp_path):
     right = labels.read_text()
     _replace(labels, "angry\ncalm", "calm\nangry")
     try:
-        run = subprocess.run(
-            command, env=environment(home), capture_output=True, text=True, timeout=300
-        )
+        run = tidegate(home, *command)
     finally:
         labels.write_text(right)
     assert run.returncode == 1
