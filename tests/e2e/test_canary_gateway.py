@@ -6,6 +6,9 @@ import pytest
 from tests.running import launch, stop, wait_ready, wait_until
 from tests.serving.small_pipeline import NAME, publish_staged, stage
 
+# Nobody calls meanwhile: no old version need stay loaded.
+AT_ONCE = ("--grace", "0")
+
 
 @pytest.fixture(scope="module")
 def stack_with_two_versions(tmp_path_factory):
@@ -17,9 +20,9 @@ def stack_with_two_versions(tmp_path_factory):
     try:
         wait_ready(running)
         other = str(stage(home / "elsewhere", 10))
-        run = running.tidegate("publish", other, "--accept-no-manifest", "a test")
+        run = running.tidegate("publish", other, "--accept-no-manifest", "a test", *AT_ONCE)
         assert run.returncode == 0, run.stderr
-        assert running.tidegate("rollback", NAME).returncode == 0
+        assert running.tidegate("rollback", NAME, *AT_ONCE).returncode == 0
         yield running
     finally:
         assert stop(running) == 0

@@ -10,6 +10,8 @@ from tests.serving.small_pipeline import NAME, publish_staged, stage
 from tidegate.app.shadows import LEAST_COMPARED
 
 SHADOW = f"{NAME}.v2"
+# Nobody calls while versions change: no old one need stay loaded.
+AT_ONCE = ("--grace", "0")
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +24,9 @@ def running(tmp_path_factory):
     try:
         wait_ready(running)
         other = str(stage(home / "elsewhere", 10))
-        run = running.tidegate("publish", other, "--accept-no-manifest", "a test")
+        run = running.tidegate("publish", other, "--accept-no-manifest", "a test", *AT_ONCE)
         assert run.returncode == 0, run.stderr
-        assert running.tidegate("rollback", NAME).returncode == 0
+        assert running.tidegate("rollback", NAME, *AT_ONCE).returncode == 0
         yield running
     finally:
         assert stop(running) == 0
@@ -80,9 +82,9 @@ def test_a_shadow_from_its_start_to_its_end(running):
 def test_a_shadow_that_agrees(running):
     """Version 3 is a thousandth off, which is within the tolerance."""
     near = str(stage(running.home / "again", 0.001))
-    run = running.tidegate("publish", near, "--accept-no-manifest", "a test")
+    run = running.tidegate("publish", near, "--accept-no-manifest", "a test", *AT_ONCE)
     assert run.returncode == 0, run.stderr
-    assert running.tidegate("rollback", NAME, "--to", "1").returncode == 0
+    assert running.tidegate("rollback", NAME, "--to", "1", *AT_ONCE).returncode == 0
     run = running.tidegate("shadow", NAME, "--percent", "100", "--version", "3")
     assert run.returncode == 0, run.stderr
     wait_until(lambda: f"{NAME}.v3" in _models(running), 10, "the gateway knows it")
