@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,7 @@ from serving.publish.phases import PublishPhase
 from serving.publish.publish import publish
 from serving.publish.versions import switch_to
 from serving.repository.model_repository import ModelRepository
-from serving.triton.launch import LaunchOptions, TritonServer
+from serving.triton.launch import TritonServer
 from serving.triton.ports import Ports, free_ports
 from serving.triton.servers import servers_of
 from tests.serving.small_pipeline import MODELS, NAME, stage
@@ -28,9 +29,8 @@ def first(tmp_path_factory):
 @pytest.fixture(scope="module")
 def second(first):
     """A second server on the first one's repository."""
-    options = first.options
-    ports = Ports(*free_ports(3))
-    with TritonServer(LaunchOptions(options.repository, options.work_dir, ports)) as running:
+    options = replace(first.options, ports=Ports(*free_ports(3)))
+    with TritonServer(options) as running:
         running.control.load(NAME)
         yield running
         running.stop(gently=False)
