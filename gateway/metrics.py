@@ -211,6 +211,13 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode="livesum",
         )
+        self._tokens_under_way = prometheus.Gauge(
+            "tidegate_replica_tokens",
+            "About how many tokens the texts take that language models continue at the replica.",
+            ("replica",),
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
         self._ejected = prometheus.Gauge(
             "tidegate_replica_ejected_models",
             "Models whose requests the replica does not get, because it fails too many of them.",
@@ -326,7 +333,8 @@ class Metrics:
         addresses = {replica.address for replica in replicas}
         # Entries cannot be removed from the shared files: ``page`` leaves them out, and where
         # another worker still lists the replica, these values do not change what the workers say.
-        silent = {self._healthy: 1, self._inflight: 0, self._ejected: 0, self._drained: 1}
+        silent = dict.fromkeys((self._inflight, self._tokens_under_way, self._ejected), 0)
+        silent |= dict.fromkeys((self._healthy, self._drained), 1)
         for address in self._addresses - addresses:
             for gauge, value in silent.items():
                 if SHARED_FOLDER in os.environ:
@@ -338,6 +346,7 @@ class Metrics:
             self._healthy.labels(replica.address).set(replica.health is Health.UP)
             self._drained.labels(replica.address).set(replica in drained)
             self._inflight.labels(replica.address).set(replica.inflight)
+            self._tokens_under_way.labels(replica.address).set(replica.tokens)
             self._ejected.labels(replica.address).set(len(replica.ejected()))
 
     def shadowed(self, model: str, shadow: str, result: ShadowResult) -> None:

@@ -17,7 +17,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from gateway.errors import (
     DeadlineExceeded,
@@ -66,6 +66,16 @@ _FULL, _REFUSALS = (NoCapacity, TooLarge), (InvalidRequest, TooLarge)
 _BUSY = "every replica is busy: try again shortly"
 _NEW = "has not listed its models yet"
 _NOBODY = "no server can take this now: try again shortly"
+
+
+class Standing(NamedTuple):
+    """How a replica stands for a model; the better of two is the larger one, by what counts first
+    in ``balancing.candidates``."""
+
+    health: Health
+    is_right: bool
+    is_not_ejected: bool
+    is_not_drained: bool
 
 
 class Replica:
@@ -164,12 +174,14 @@ class Replica:
             if record.trials_left
         }
 
-    def standing(self, model: str) -> tuple[bool, Health, bool]:
-        """Whether it is up and not drained, its health, and whether it is not ejected for the
-        model."""
-        record, health = self.records.get(model), self.health
-        is_not_ejected = record is None or not record.trials_left
-        return bool(health) and not self.is_drained, health, is_not_ejected
+    def standing(self, model: str) -> Standing:
+        record = self.records.get(model)
+        return Standing(
+            self.health,
+            is_right=not self.probes.get(model),
+            is_not_ejected=record is None or not record.trials_left,
+            is_not_drained=not self.is_drained,
+        )
 
     def gets_none(self, model: str, now: float) -> bool:
         """Whether it is ejected for the model."""
@@ -425,8 +437,8 @@ class ReplicaPool:
         return all(
             any(
                 model in (other.versions or ())
-                and not other.probes.get(model)
-                and other.standing(model)[-1]
+                and other.standing(model).is_right
+                and other.standing(model).is_not_ejected
                 for other in others
             )
             for model in replica.versions or ()

@@ -90,7 +90,7 @@ def test_every_metric_is_in_the_table_and_no_other(tmp_path):
 
 
 class _Replica:
-    address, health, inflight = "127.0.0.1:8001", Health.UP, 0
+    address, health, inflight, tokens = "127.0.0.1:8001", Health.UP, 0, 0
 
     def ejected(self):
         return {}
@@ -256,7 +256,9 @@ from gateway.upstream.balancing import Health
 metrics = Metrics()
 for addresses in sys.argv[1:]:
     metrics.show_replicas([
-        SimpleNamespace(address=address, health=Health.UP, inflight=1, ejected=lambda: {})
+        SimpleNamespace(
+            address=address, health=Health.UP, inflight=1, tokens=5, ejected=lambda: {}
+        )
         for address in addresses.split(",")
     ])
 print(metrics.page(Path("none")).decode())
@@ -283,5 +285,6 @@ def test_a_replica_that_is_gone_has_no_gauge_in_any_worker(tmp_path):
     assert late["healthy"] == {"a:1": 1, "b:1": 1}
     assert late["inflight"] == {"a:1": 2, "b:1": 1}
     gone = gauges("a:1,b:1", "d:1")
-    names = {"healthy", "inflight", "ejected_models", "drained"}
+    assert late["tokens"] == {"a:1": 10, "b:1": 5}
+    names = {"healthy", "inflight", "tokens", "ejected_models", "drained"}
     assert {name: set(values) for name, values in gone.items()} == {name: {"d:1"} for name in names}

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import httpx
 import pytest
+from rich.console import Console
 
 from gateway.policy.principal import ADMIN
 from serving.errors import ServingError
@@ -26,6 +27,7 @@ from tidegate.app.key_store import KeyStore
 from tidegate.app.paths import Paths
 from tidegate.app.stack import ask
 from tidegate.app.top import Gateway, Look, compare, quantile
+from tidegate.commands.top import rendered
 
 ANSI = re.compile("\x1b")
 
@@ -55,7 +57,11 @@ def _look(at, count, failed=0, tokens=0, probe=""):
                 "address": "a:1",
                 "health": "up",
                 "inflight": 1,
+                "tokens": 40,
                 "ejected": {"m": 3.0},
+                "probes": {"wrong": "answers its golden sample wrongly in y"},
+                "drained": True,
+                "leaving": False,
                 "reason": "",
             }
         ],
@@ -79,6 +85,7 @@ def _look(at, count, failed=0, tokens=0, probe=""):
                 ({"gen_ai_request_model": "m", "gen_ai_token_type": "output"}, tokens)
             ],
             "tidegate_replica_inflight": [({"replica": "a:1"}, 7)],
+            "tidegate_replica_tokens": [({"replica": "a:1"}, 300)],
         },
     )
 
@@ -93,7 +100,13 @@ def test_rates_and_latencies_are_of_the_time_between_the_looks():
     assert (model.errors, model.refused, model.tokens_per_s) == (0.2, 0, 30)
     assert model.probe == "is late"
     (replica,) = view.replicas
-    assert (replica.inflight, replica.ejected) == (7, {"m": 3.0})  # of all workers
+    # Of all workers.
+    assert (replica.inflight, replica.tokens, replica.ejected) == (7, 300, {"m": 3.0})
+    console = Console(width=150)
+    with console.capture() as capture:
+        console.print(rendered(view))
+    (line,) = (line for line in capture.get().splitlines() if line.startswith("a:1"))
+    assert line.split() == ["a:1", "up,", "drained", "7", "300", "m", "(3", "s)", "wrong"]
 
 
 def test_a_restarted_gateway_counts_from_zero():

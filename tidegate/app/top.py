@@ -26,7 +26,8 @@ ADMIN = "http://127.0.0.1:8082"
 NOT_MODELS = ("", "unknown", "other")  # labels of requests to no model in particular
 REQUESTS, SECONDS = "tidegate_requests_total", "tidegate_request_seconds_bucket"
 FIRST_TOKEN = "gen_ai_server_time_to_first_token_seconds_bucket"  # noqa: S105 - a metric
-TOKENS, INFLIGHT = "gen_ai_client_token_usage_sum", "tidegate_replica_inflight"
+TOKENS = "gen_ai_client_token_usage_sum"
+INFLIGHT, REPLICA_TOKENS = "tidegate_replica_inflight", "tidegate_replica_tokens"
 Buckets = Mapping[float, float]  # upper bound in seconds -> how many took no longer
 Labels = Mapping[str, str]
 
@@ -34,12 +35,17 @@ Labels = Mapping[str, str]
 @dataclass(frozen=True)
 class Replica:
     """``ejected`` has the models whose requests it does not get -> the seconds until it is tried
-    again."""
+    again; ``probes`` those whose golden answer is wrong there -> the fault. ``tokens``: about those
+    of the texts under way. A ``leaving`` one is no longer listed."""
 
     address: str
     health: str
     inflight: int
+    tokens: int
     ejected: Mapping[str, float]
+    probes: Mapping[str, str]
+    drained: bool
+    leaving: bool
     reason: str
 
 
@@ -241,11 +247,23 @@ def views(gateway: Gateway, interval_s: float) -> Iterator[View]:
 
 def _replicas(look: Look) -> Iterator[Replica]:
     # The admin route knows the requests of the worker that answers it, the metric those of all.
-    inflight = {labels["replica"]: value for labels, value in look.samples.get(INFLIGHT, ())}
+    inflight, tokens = (
+        {labels["replica"]: value for labels, value in look.samples.get(metric, ())}
+        for metric in (INFLIGHT, REPLICA_TOKENS)
+    )
     for replica in look.replicas:
         address = str(replica["address"])
-        under_way = int(inflight.get(address, replica["inflight"]))
-        yield Replica(address, replica["health"], under_way, replica["ejected"], replica["reason"])
+        yield Replica(
+            address,
+            replica["health"],
+            int(inflight.get(address, replica["inflight"])),
+            int(tokens.get(address, replica["tokens"])),
+            replica["ejected"],
+            replica["probes"],
+            replica["drained"],
+            replica["leaving"],
+            replica["reason"],
+        )
 
 
 def _changes(

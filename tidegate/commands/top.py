@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 @json_option
 @stack_option
 def command(url: str | None, interval: timedelta, once: bool, as_json: bool) -> None:
-    """Show the replicas (health, requests under way, ejections) and models (requests a second,
-    latencies, errors, tokens) of a running gateway until Ctrl-C.
+    """Show the replicas (health, requests and tokens under way, ejections) and models (requests a
+    second, latencies, errors, tokens) of a running gateway until Ctrl-C.
 
     Latencies are estimated from the buckets of the gateway's histograms, as Prometheus does. The
     key is TIDEGATE_API_KEY, else the dev key; it needs a role with the action admin.
 
-    --json: gateway, seconds, requests_per_s, replicas (address, health, inflight, ejected, reason)
-    and models (name, requests_per_s, p50_ms, p95_ms, errors, refused, first_token_p50_ms,
-    tokens_per_s, probe).
+    --json: gateway, seconds, requests_per_s, replicas (address, health, inflight, tokens, ejected,
+    probes, drained, leaving, reason) and models (name, requests_per_s, p50_ms, p95_ms, errors,
+    refused, first_token_p50_ms, tokens_per_s, probe).
 
     \b
     tidegate top
@@ -109,18 +109,25 @@ def rendered(view: "View") -> "RenderableType":
 def _replicas(view: "View") -> "RenderableType":
     from rich.text import Text
 
-    table = _table("replica", "health", "under way", "ejected for", "why it gets no requests")
+    table = _table(
+        *("replica", "health", "under way", "tokens"),
+        *("ejected for", "wrong for", "why it gets no requests"),
+    )
     styles = {"up": "green", "unknown": "yellow", "down": "red"}
     for replica in view.replicas:
         ejected = ", ".join(
             f"{model} ({seconds:.0f} s)" if seconds else f"{model} (on trial)"
             for model, seconds in sorted(replica.ejected.items())
         )
+        notes = {"drained": replica.drained, "leaving": replica.leaving}
+        state = ", ".join((replica.health, *(note for note, holds in notes.items() if holds)))
         table.add_row(
             Text(replica.address),
-            Text(replica.health, style=styles.get(replica.health, "")),
+            Text(state, style=styles.get(replica.health, "")),
             Text(str(replica.inflight)),
+            Text(str(replica.tokens)),
             Text(ejected, style="red"),
+            Text(", ".join(sorted(replica.probes)), style="red"),
             Text(replica.reason, style="red"),
         )
     return table

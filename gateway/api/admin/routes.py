@@ -30,17 +30,21 @@ class ReplicaState(BaseModel):
 
     ``ejected`` has the models for which it receives none because it fails more of their requests
     than the others do, and for how many more seconds; 0: it is tried with one request at a time.
-    ``drained``: an operator has drained it.
+    ``drained``: an operator has drained it. ``leaving``: it is no longer listed, and gets requests
+    only until one that is can take them. ``tokens``: about how many the texts take that language
+    models continue there. ``inflight`` and ``tokens`` are those of the worker that answers.
     """
 
     address: str
     health: Literal["up", "unknown", "down"]
     reason: str
     inflight: int
+    tokens: int
     models: list[str]
     probes: dict[str, str]
     ejected: dict[str, float]
     drained: bool
+    leaving: bool
 
 
 class SourceState(BaseModel):
@@ -142,12 +146,14 @@ def admin_router(gateway: Gateway) -> APIRouter:
                     "health": replica.health.name.lower(),
                     "reason": replica.reason,
                     "inflight": replica.inflight,
+                    "tokens": replica.tokens,
                     "models": sorted(replica.versions or ()),
                     "probes": {name: fault for name, fault in replica.probes.items() if fault},
                     "ejected": {
                         model: round(seconds, 1) for model, seconds in replica.ejected().items()
                     },
                     "drained": replica.is_drained,
+                    "leaving": replica.is_leaving,
                 }
             )
             for replica in gateway.pool.replicas

@@ -394,6 +394,16 @@ async def test_a_sequence_does_not_start_where_its_model_is_ejected(pool):
         assert _home(pool, sequence, begun_at="a:1").address == "a:1"
 
 
+async def test_a_sequence_does_not_start_where_its_model_answers_wrongly(pool):
+    first, second = pool.replicas
+    first.probes["m"] = "answers its golden sample wrongly in y"
+    second.record("m").eject(time.monotonic())  # a wrong answer is worse
+    pool.drain({"b:1"})
+    for sequence in range(20):
+        assert _home(pool, sequence, starts=True) is second
+        assert _home(pool, sequence, begun_at="a:1") is first
+
+
 async def test_a_sequence_whose_home_is_not_listed_any_more_is_lost(pool):
     pool.apply(["b:1"])
     with pytest.raises(UpstreamError):

@@ -71,10 +71,12 @@ async def test_the_answers_have_their_fields(api):
     assert replica == {
         "address": "127.0.0.1:8001",
         "inflight": 0,
+        "tokens": 0,
         "models": [],
         "probes": {},
         "ejected": {},
         "drained": False,
+        "leaving": False,
     }
     assert (await client.get("/admin/models")).json() == {
         "models": [],
