@@ -23,11 +23,13 @@ STALE_S = 3600.0  # a temporary file of this age was left by a process that was 
 def atomic_write(
     path: Path, data: bytes | str, mode: int = 0o644, temporary: Path | None = None
 ) -> None:
-    """Write the whole file or nothing: a temporary file, fsync, rename.
+    """Write the whole file or nothing: a temporary file, fsync, rename. A symbolic link stays one,
+    and what it points to is replaced: others may read that.
 
-    ``temporary`` must be on the same file system; by default it is a hidden file beside ``path``,
+    ``temporary`` must be on the same file system; by default it is a hidden file beside the file,
     of a name that no other thread, process or container on this disk has.
     """
+    path = path.resolve() if path.is_symlink() else path
     payload = data.encode() if isinstance(data, str) else data
     if temporary is None:
         _remove_stale(path.parent, f".{glob.escape(path.name)}.*.tmp")

@@ -269,6 +269,9 @@ def append(folder: Path, pepper: bytes, batch: Waiting, known: Head | None = Non
         if not head.number:
             head = replace(known, first=known.number + 1, size=0)
     head = _rotate(path, head)
+    if not (folder / HEAD).exists():
+        # Before the log is there: a log without a head means that somebody took the head away.
+        _write_head(folder, head, pepper)
     size = path.stat().st_size if path.exists() else 0
     lines = bytearray(b"\n" if size < head.size else b"")  # after a cut: start a new line
     number, before = head.number, head.hash
@@ -287,9 +290,13 @@ def append(folder: Path, pepper: bytes, batch: Waiting, known: Head | None = Non
         file.flush()
         os.fsync(descriptor)
     head = replace(head, size=size + len(lines))
+    _write_head(folder, head, pepper)
+    return head
+
+
+def _write_head(folder: Path, head: Head, pepper: bytes) -> None:
     fields = asdict(head)
     write_private(folder / HEAD, orjson.dumps({**fields, "mac": _mac(fields, pepper)}))
-    return head
 
 
 def _rotate(path: Path, head: Head) -> Head:

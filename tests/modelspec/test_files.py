@@ -63,6 +63,17 @@ def _full(descriptor):
     raise OSError("the disk is full")
 
 
+def test_a_link_stays_one_and_others_read_what_was_written(tmp_path):
+    shared, folder = tmp_path / "shared" / "keys.toml", tmp_path / "home"
+    folder.mkdir()
+    (folder / "keys.toml").symlink_to(shared)
+    write_private(shared, b"old")
+    write_private(folder / "keys.toml", b"new")
+    assert (folder / "keys.toml").is_symlink()
+    assert shared.read_bytes() == b"new"
+    assert list(folder.iterdir()) == [folder / "keys.toml"]
+
+
 def test_a_private_file_is_private(tmp_path):
     path = tmp_path / "new" / "secret"
     write_private(path, b"secret")

@@ -1,10 +1,14 @@
 """Weights go into gateway.toml without touching a byte of what the user wrote there."""
 
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from serving.errors import ServingError
+from serving.triton.servers import Server
+from tidegate.app.canaries import policies
+from tidegate.app.paths import Paths
 from tidegate.app.routes_file import Route, read_route, set_weights
 
 WRITTEN = """# ours, by hand
@@ -114,3 +118,23 @@ def test_a_file_that_a_gateway_would_refuse_is_not_written(path):
     with pytest.raises(ServingError, match="a gateway would refuse this"):
         read_route(path, "mood")
     assert path.read_text() == '[audit]\nrecord = "of"\n'
+
+
+def test_two_commands_at_once_lose_neither_ones_change(path):
+    names = [f"model{number}" for number in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: set_weights(path, name, {f"{name}.v2": 10}), names))
+    assert sorted(tomllib.loads(path.read_text())["routes"]) == sorted(names)
+
+
+def test_a_link_into_a_checkout_stays_one_and_its_own_gateway_is_waited_for(path, tmp_path):
+    """Not one whose state is beside the file that the link points to."""
+    target = tmp_path / "checkout" / "gateway.toml"
+    target.parent.mkdir()
+    path.parent.mkdir()
+    path.symlink_to(target)
+    set_weights(path, "mood", {"mood.v7": 10})
+    assert path.is_symlink()
+    assert read_route(target, "mood").weights == {"mood.v7": 10}
+    server = Server("repository", "127.0.0.1:1", "triton.key", work_dir=str(path.parent))
+    assert policies(Paths.current(), [server]) == [path]

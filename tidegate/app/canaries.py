@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 def policies(paths: "Paths", servers: Sequence["Server"]) -> list[Path]:
     """The ``gateway.toml`` of each home that serves the repository now; if none does, our own."""
-    files = [Path(server.work_dir) / paths.policy.name for server in servers if server.work_dir]
-    return list(dict.fromkeys(path.resolve() for path in files)) or [paths.policy]
+    folders = [Path(server.work_dir).resolve() for server in servers if server.work_dir]
+    # Not the files that links point to: beside each link is what the gateway says of it.
+    return [folder / paths.policy.name for folder in dict.fromkeys(folders)] or [paths.policy]
 
 
 def companion_models(repository: ModelRepository, policy: Path, names: Sequence[str]) -> list[str]:

@@ -61,7 +61,7 @@ class KeyStore:
             ]
             if not old:
                 raise _unknown(id_or_name)
-            last = max(old, key=lambda record: record.created)
+            last = old[-1]  # in the file's order: the clock may have been set back since
             if any(record.principal.grant != last.principal.grant for record in old):
                 raise ValueError(f"the keys called {id_or_name!r} differ: rotate each by its id")
             record, key = self._new(last.name, last.principal.grant, _same_lifetime(last))
@@ -117,7 +117,8 @@ class KeyStore:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         self._keys_file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self._keys_file.with_suffix(".lock")):
+        # Beside the file itself: homes that share it by links must exclude each other.
+        with FileLock(self._keys_file.resolve().with_suffix(".lock")):
             yield
 
 

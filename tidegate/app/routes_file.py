@@ -1,14 +1,16 @@
 """The weights in ``gateway.toml``: one table is changed, comments and layout stay as they were
 written. The gateway rereads the file within a second."""
 
+import contextlib
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import tomlkit
+from filelock import FileLock
 
 from modelspec.files import atomic_write
 from serving.errors import ServingError
@@ -53,14 +55,24 @@ def read_shadow(path: Path, pipeline: str) -> str:
     return str(table.get("to", ""))
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold it from reading the file until it is written: two commands may edit it at once. Whoever
+    shares the file by links has the same lock."""
+    target = path.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f"{target.name}.lock")):
+        yield
+
+
 def wait_until_taken(path: Path) -> None:
-    """Return when every worker of every gateway that follows this file has applied it; at once if
-    none runs. ServingError after ``TAKEN_TIMEOUT_S``."""
+    """Return when every worker of every gateway that follows this file has applied it, with what
+    other commands wrote meanwhile; at once if none runs. ServingError after ``TAKEN_TIMEOUT_S``."""
     from gateway.policy.applied_policy import in_force, version_of
 
-    expected = version_of(path.read_bytes())
     deadline = time.monotonic() + TAKEN_TIMEOUT_S
     while True:
+        expected = version_of(path.read_bytes())
         workers = in_force(path.parent, path)
         late = sorted(process for process, version in workers if version != expected)
         if not late:
@@ -82,17 +94,17 @@ def set_weights(path: Path, pipeline: str, weights: Mapping[str, int], per: Per 
     Raises ServingError, and leaves the file unchanged, if it is not TOML, writes the route in a way
     that cannot be edited, or would be refused by a gateway.
     """
-    text = _text(path)
-    before = _parsed(path, text)
-    changed = edited(text, lambda document: _put(document, pipeline, weights, per))
-    if _parsed(path, changed) != _with_weights(before, pipeline, weights, per):
-        raise ServingError(
-            f"{path} writes [routes.{pipeline}] in a form that this command does not change: make "
-            f"its weights {dict(weights)} (per = {per!r}) by hand"
-        )
-    require_taken(path, changed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, changed, mode=0o600)
+    with locked(path):
+        text = _text(path)
+        before = _parsed(path, text)
+        changed = edited(text, lambda document: _put(document, pipeline, weights, per))
+        if _parsed(path, changed) != _with_weights(before, pipeline, weights, per):
+            raise ServingError(
+                f"{path} writes [routes.{pipeline}] in a form that this command does not change: "
+                f"make its weights {dict(weights)} (per = {per!r}) by hand"
+            )
+        require_taken(path, changed)
+        atomic_write(path, changed, mode=0o600)
 
 
 def require_taken(path: Path, text: str) -> None:

@@ -17,7 +17,7 @@ from serving.repository.model_repository import ModelRepository
 from tidegate.app import rollout
 from tidegate.app.canaries import Canaries, default_version, policies
 from tidegate.app.progress import Progress
-from tidegate.app.routes_file import read_shadow, require_taken, wait_until_taken
+from tidegate.app.routes_file import locked, read_shadow, require_taken, wait_until_taken
 from tidegate.app.toml_file import edited
 from tidegate.app.top import Look, quantile
 
@@ -131,7 +131,6 @@ def set_shadow(
 def _write(path: Path, name: str, shadow: str, percent: int) -> None:
     """Make ``[shadows.NAME]`` say so; remove it without a ``shadow``. Raises ServingError for a
     file that a gateway would refuse."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
 
     def edit(document: tomlkit.TOMLDocument) -> None:
         tables: Any = document.setdefault("shadows", tomlkit.table(is_super_table=True))
@@ -143,14 +142,15 @@ def _write(path: Path, name: str, shadow: str, percent: int) -> None:
         if not tables:
             document.remove("shadows")
 
-    try:
-        changed = edited(text, edit)
-        tomllib.loads(changed)
-    except ValueError as error:
-        raise ServingError(f"{path} is not TOML, and was not changed: {error}") from error
-    require_taken(path, changed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, changed, mode=0o600)
+    with locked(path):
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        try:
+            changed = edited(text, edit)
+            tomllib.loads(changed)
+        except ValueError as error:
+            raise ServingError(f"{path} is not TOML, and was not changed: {error}") from error
+        require_taken(path, changed)
+        atomic_write(path, changed, mode=0o600)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,8 @@
 -- One admission: either every check fits and is spent, or none is.
 -- KEYS  for each check: meter, leases
 -- ARGV  lease, lease_us, then for each check: kind, capacity, interval_us (of one unit), cost
--- Returns { 1 if admitted or 0, then per check the use in 1/1000 units, with this request if admitted }
--- All times are from Redis's clock: those of the gateways may differ. Meters and times are in µs.
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
+-- Returns { 1 if admitted or 0, the time, then per check the use in 1/1000 units, with this request
+-- if admitted }
 local lease, lease_us = ARGV[1], tonumber(ARGV[2])
 local checks, admitted = {}, 1
 
@@ -18,8 +16,12 @@ local function expired_units(leases)
   return units
 end
 
-local function set_meter(meter, tat)
-  redis.call('SET', meter, string.format('%.3f', tat), 'PX', math.ceil((tat - now) / 1000))
+-- Leases that were written before the clock was set back get no more time than any other.
+local function shorten(leases)
+  local latest = string.format('%.0f', now + lease_us)
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', leases, '(' .. latest, '+inf')) do
+    redis.call('ZADD', leases, latest, member)
+  end
 end
 
 for i = 1, #KEYS / 2 do
@@ -29,16 +31,17 @@ for i = 1, #KEYS / 2 do
     interval = tonumber(ARGV[at + 2]), cost = tonumber(ARGV[at + 3]),
   }
   local capacity = tonumber(ARGV[at + 1])
+  if check.kind ~= 'requests' then shorten(check.leases) end
   if check.kind == 'concurrency' then
     redis.call('ZREMRANGEBYSCORE', check.leases, '-inf', now)
     check.used = redis.call('ZCARD', check.leases)
   else
-    check.tat = tonumber(redis.call('GET', check.meter) or now)
+    check.tat = read_meter(check.meter)
     if check.kind == 'tokens' then
       local units = expired_units(check.leases)
       if units > 0 then
         check.tat = check.tat - units * check.interval
-        if check.tat > now then set_meter(check.meter, check.tat) else redis.call('DEL', check.meter) end
+        set_meter(check.meter, check.tat)
       end
     end
     check.tat = math.max(check.tat, now)
@@ -49,7 +52,7 @@ for i = 1, #KEYS / 2 do
   checks[i] = check
 end
 
-local reply = { admitted }
+local reply = { admitted, now }
 for i, check in ipairs(checks) do
   if admitted == 1 then
     check.used = check.used + check.cost
@@ -61,6 +64,6 @@ for i, check in ipairs(checks) do
       redis.call('PEXPIRE', check.leases, 2 * lease_us / 1000)
     end
   end
-  reply[i + 1] = math.ceil(check.used * 1000)
+  reply[i + 2] = math.ceil(check.used * 1000)
 end
 return reply

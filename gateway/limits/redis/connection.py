@@ -21,8 +21,10 @@ CONNECT_S = 1.0  # several round trips, for which no request waits
 RETRY_S = 0.2  # between attempts to reach a Redis that is unavailable
 BATCH = 200  # calls sent together: far fewer than would take TIMEOUT_S
 TELL_S = 10.0  # between two warnings
+_FOLDER = Path(__file__).parent
+_METER = (_FOLDER / "meter.lua").read_text()
 SCRIPTS = {
-    name: (Path(__file__).parent / f"{name}.lua").read_text()
+    name: (_METER if name in ("admit", "finish") else "") + (_FOLDER / f"{name}.lua").read_text()
     for name in ("admit", "finish", "over", "renew")
 }
 OUTAGE = (

@@ -2,8 +2,6 @@
 -- KEYS  for each leased check: meter, leases
 -- ARGV  again (1: this may be a repetition), then for each check: member, interval_us (0: no
 --       meter), reserved, used
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
 for i = 1, #KEYS / 2 do
   local at = 4 * i - 2
   local interval, used = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 3])
@@ -13,14 +11,9 @@ for i = 1, #KEYS / 2 do
   if held == 1 then owed = used - tonumber(ARGV[at + 2]) elseif ARGV[1] == '0' then owed = used end
   if interval > 0 and owed ~= 0 then
     local meter = KEYS[2 * i - 1]
-    local tat = tonumber(redis.call('GET', meter) or now)
+    local tat = read_meter(meter)
     if owed > 0 then tat = math.max(tat, now) end
-    tat = tat + owed * interval
-    if tat > now then
-      redis.call('SET', meter, string.format('%.3f', tat), 'PX', math.ceil((tat - now) / 1000))
-    else
-      redis.call('DEL', meter)
-    end
+    set_meter(meter, tat + owed * interval)
   end
 end
 return 1

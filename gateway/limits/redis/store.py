@@ -25,6 +25,7 @@ class RedisStore:
         self.gateways = 1  # processes with a recent heartbeat, this one included
         self._process_id = os.urandom(6).hex()
         self._numbers = itertools.count()
+        self._ahead_us = 0  # Redis's clock, of ours
         self._held: dict[str, Sequence[Check]] = {}
         self._unsent: deque[Call] = deque(maxlen=_UNSENT)
         self._heartbeat_call = Call(
@@ -49,9 +50,11 @@ class RedisStore:
                 self._finish(lease, _leased(checks), 0, again=True)
         if not isinstance(reply, list):
             return None
-        if reply[0]:
+        is_admitted, now_us, *used = reply
+        self._ahead_us = now_us - time.time_ns() // 1000
+        if is_admitted:
             self._held[lease] = _leased(checks)
-        return Outcome(bool(reply[0]), [units / 1000 for units in reply[1:]]), lease
+        return Outcome(bool(is_admitted), [units / 1000 for units in used]), lease
 
     def settle(self, lease: str, tokens: float | None) -> None:
         """End a lease without waiting; ``tokens`` as in ``LocalStore.settle``."""
@@ -79,8 +82,10 @@ class RedisStore:
         return self._new_lease() if self._connection.is_healthy else ""
 
     def _new_lease(self) -> str:
-        # Sorting leases by name sorts them by age, whichever process created them.
-        return f"{int(time.time() * 1e6):016x}-{self._process_id}-{next(self._numbers)}"
+        # Sorting leases by name sorts them by age, whichever process created them, and whatever its
+        # own clock says.
+        now_us = time.time_ns() // 1000 + self._ahead_us
+        return f"{now_us:016x}-{self._process_id}-{next(self._numbers)}"
 
     async def over(self, checks: Sequence[Check]) -> dict[str, Limit] | None:
         """Our leases that are beyond the limit when each bucket's leases are sorted by age -> the

@@ -7,13 +7,14 @@ import re
 import threading
 import time
 import tomllib
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
 from gateway.errors import Unauthenticated
 from gateway.identity.keys import KEY_PATTERN, KeyRing, key_hash, parse_records
 from gateway.policy.principal import ADMIN, USER, Grant
+from tidegate.app import key_store
 from tidegate.app.key_store import KeyStore, UnknownKey, generate_key, has_good_checksum, state_of
 
 
@@ -251,6 +252,24 @@ def test_rotation_never_lengthens_a_key(store):
     short, _ = store.create("app", lifetime=timedelta(hours=1))
     _, _, ended = store.rotate("app", timedelta(hours=24))
     assert ended[0].expires == short.expires
+
+
+def test_a_key_of_before_the_clock_was_set_back_does_not_shorten_its_successor(store, monkeypatch):
+    store.create("app")
+    with monkeypatch.context() as patch:
+        patch.setattr(key_store, "datetime", _Late)
+        store.rotate("app", timedelta(hours=24))
+    again, _, ended = store.rotate("app", timedelta(hours=1))
+    assert again.expires == ""
+    assert len(ended) == 2
+
+
+class _Late(datetime):
+    """A clock that is an hour behind."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return datetime.now(tz) - timedelta(hours=1)
 
 
 def test_rotation_refuses_what_it_would_have_to_guess(store):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import time
 
 import pytest
 from redis.crc import key_slot
@@ -205,3 +206,56 @@ async def test_gateways_are_counted(limiter: Limiter, server: RedisServer):
     assert limiter.local.share == 1 / 4
     for other in others:
         await other.close()
+
+
+async def test_a_redis_that_was_set_back_owes_nobody_the_hour(
+    limiter: Limiter, server: RedisServer
+):
+    """Also one that another server with an earlier clock has taken over from."""
+    async with limiter.admit(checks_of(ALL, SUBJECT, tokens=400)) as admission:
+        admission.settle(400)
+    hour_us = HOUR * 1_000_000
+    with server.client() as client:
+        for key in client.scan_iter("{acme}*"):
+            empty, written = client.get(key).split(":")
+            client.set(key, f"{float(empty) + hour_us:.3f}:{int(written) + hour_us}")
+    assert await remaining(limiter, RPH) == 2
+    assert await remaining(limiter, TOKENS) == 200
+
+
+async def test_leases_that_were_written_before_the_clock_was_set_back_expire(
+    limiter: Limiter, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(redis_store, "_LEASE_US", 300_000)
+    dead = Limiter(RedisStore(server.url))
+    await dead.heartbeat()
+    await dead.admit(checks_of([AT_ONCE], SUBJECT, 1)).__aenter__()
+    with server.client() as client:
+        (key,) = list(client.scan_iter("held:*"))
+        for member, score in client.zrange(key, 0, -1, withscores=True):
+            client.zadd(key, {member: score + HOUR * 1_000_000})
+    assert await remaining(limiter, AT_ONCE) == 1
+    await asyncio.sleep(0.35)
+    assert await remaining(limiter, AT_ONCE) == 2
+    await dead.close()
+
+
+async def test_leases_are_sorted_by_the_clock_of_redis(
+    limiter: Limiter, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+):
+    fast = Limiter(RedisStore(server.url))
+    now_ns = time.time_ns
+    await limiter.heartbeat()
+    async with limiter.admit(checks_of([AT_ONCE], SUBJECT, 1)):
+        pass
+    monkeypatch.setattr(redis_store.time, "time_ns", lambda: now_ns() + HOUR * 10**9)
+    await fast.heartbeat()
+    async with fast.admit(checks_of([AT_ONCE], SUBJECT, 1)):
+        pass  # now it knows how far its clock is ahead
+    assert fast.redis
+    first = fast.redis.lease()
+    monkeypatch.setattr(redis_store.time, "time_ns", now_ns)
+    await asyncio.sleep(0.2)
+    assert limiter.redis
+    assert first < limiter.redis.lease()
+    await fast.close()
