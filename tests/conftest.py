@@ -37,6 +37,7 @@ from tests.running import (
 )
 from tests.scheduling import TOGETHER, LongestFirst, file_of, seconds_of
 from tests.suite import CPU_S
+from tidegate.app.task_registry import KNOWN
 
 TESTS = Path(__file__).parent
 # ``httpx.get`` reads all the authorities' certificates anew in each call, in 20 ms: once is enough.
@@ -147,12 +148,14 @@ def forked_references() -> Iterator[None]:
 def stack(
     tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> Iterator[RunningStack]:
-    """A running stack with every known pipeline, on a copy of the repository."""
+    """A running stack with every pipeline that `tidegate convert` knows, on a copy of the
+    repository. What `tidegate up` trains besides would take minutes
+    (tests/tidegate/test_default_pipelines.py)."""
     home: Path = tmp_path_factory.mktemp("stack")
     copy_repository(home)
     with _one_at_a_time(tmp_path_factory):
         # A whole answer of a language model may take longer than usual while the machine is busy.
-        running = launch(home, TIDEGATE_DEADLINE_S="120")
+        running = launch(home, *KNOWN, TIDEGATE_DEADLINE_S="120")
         try:
             wait_ready(running)
         except BaseException:

@@ -71,8 +71,9 @@ class ResponseCache:
         self._uncertain: dict[str, float] = {}  # model -> since when, monotonic seconds
         self._reported: set[str] = set()
         self._distrusted: frozenset[str] = frozenset()
-        # What is to be put into Redis, and since when it is known; its response is in memory.
-        self._unconfirmed: deque[tuple[float, bytes]] = deque(maxlen=MOST_UNCONFIRMED)
+        # What is to be put into Redis: since when it is known, its key, and when it expires; its
+        # response is in memory.
+        self._unconfirmed: deque[tuple[float, bytes, float]] = deque(maxlen=MOST_UNCONFIRMED)
 
     async def open(self) -> None:
         if self.redis:
@@ -126,10 +127,10 @@ class ResponseCache:
             }
         )
         while self._unconfirmed and self._unconfirmed[0][0] <= time.monotonic() - CONFIRM_S:
-            _, key = self._unconfirmed.popleft()
-            data = self.memory.get(key)
-            if data is not None and self.redis:
-                self.redis.put(key, data)
+            _, key, expires_at = self._unconfirmed.popleft()
+            kept = self.memory.still(key, expires_at)
+            if kept and self.redis:
+                self.redis.put(key, kept.response, kept.remaining_s)
 
     def _report(self, catalogue: Catalogue) -> None:
         now = time.monotonic()
@@ -255,9 +256,9 @@ class ResponseCache:
             return
         for key, response in zip(keys, responses, strict=True):
             if response.version == scope.version:  # else it was replaced meanwhile
-                self.memory.put(scope, key, response.data)
-                if self.redis:
-                    self._unconfirmed.append((time.monotonic(), key))
+                expires_at = self.memory.put(scope, key, response.data)
+                if self.redis and expires_at is not None:
+                    self._unconfirmed.append((time.monotonic(), key, expires_at))
 
 
 def _redis_store(settings: Settings) -> "RedisStore | None":
@@ -265,7 +266,7 @@ def _redis_store(settings: Settings) -> "RedisStore | None":
         return None
     from gateway.response_cache.redis_store import RedisStore
 
-    return RedisStore(settings.cache_redis_url, settings.cache_ttl_s)
+    return RedisStore(settings.cache_redis_url)
 
 
 async def _join(context: RequestContext, flight: _Flight) -> Responses | GatewayError | None:

@@ -12,6 +12,13 @@ ENTRY_BYTES = 400  # what an entry costs besides its response: key, places in th
 LARGEST_SHARE = 8  # a response larger than this part of the memory is not kept
 
 
+class Kept(NamedTuple):
+    """A response, and how long it may still be kept."""
+
+    response: bytes
+    remaining_s: float
+
+
 class _Entry(NamedTuple):
     scope: CacheScope
     response: bytes
@@ -43,22 +50,32 @@ class MemoryStore:
         self._entries.move_to_end(key)
         return entry.response
 
+    def still(self, key: bytes, expires_at: float) -> Kept | None:
+        """What ``put`` kept until then, if it is still there and was not replaced. It is used no
+        later than before: nobody asked for it."""
+        entry, now = self._entries.get(key), self._clock()
+        if entry is None or entry.expires_at != expires_at or expires_at <= now:
+            return None
+        return Kept(entry.response, expires_at - now)
+
     def put(
         self, scope: CacheScope, key: bytes, response: bytes, remaining_s: float = math.inf
-    ) -> None:
+    ) -> float | None:
         """Keep the response, if it is not too large, and drop others for it. One that is not new
-        is kept for ``remaining_s`` at most."""
+        is kept for ``remaining_s`` at most. Returns when it expires; None if it is not kept."""
         ttl_s = min(self._ttl_s, remaining_s)
         if _size(response) > self.limit_bytes // LARGEST_SHARE or ttl_s <= 0:
-            return
+            return None
         if key in self._entries:
             self._drop(key)
-        self._entries[key] = _Entry(scope, response, self._clock() + ttl_s)
+        expires_at = self._clock() + ttl_s
+        self._entries[key] = _Entry(scope, response, expires_at)
         self._keys.setdefault(scope, set()).add(key)
         self.bytes += _size(response)
         while self.bytes > self.limit_bytes:
             self._drop(next(iter(self._entries)))
             self.evicted += 1
+        return expires_at
 
     def keep_only(self, is_served: Container[tuple[str, str, str]]) -> None:
         """Drop what belongs to a (model, version, revision) that is not among these."""

@@ -30,8 +30,7 @@ class RedisStore:
     a miss for any other.
     """
 
-    def __init__(self, url: str, ttl_s: float) -> None:
-        self._ttl_ms = max(1, round(ttl_s * 1000))
+    def __init__(self, url: str) -> None:
         self._rests_until = 0.0
         self._connection = RedisConnection(
             url,
@@ -61,11 +60,13 @@ class RedisStore:
                 return StoredResponse(stored[len(head) :], remaining_ms / 1000)
         return None
 
-    def put(self, key: bytes, response: bytes) -> None:
-        """Store the response, if it is not too large; nobody waits for that."""
+    def put(self, key: bytes, response: bytes, remaining_s: float) -> None:
+        """Store the response for so long, if it is not too large; nobody waits for that."""
         if len(response) <= MOST_BYTES and time.monotonic() >= self._rests_until:
             value = b"".join((_FORMAT, key, response))
-            self._connection.call(Call("put", [_name(key)], [value, self._ttl_ms]))
+            self._connection.call(
+                Call("put", [_name(key)], [value, max(1, int(remaining_s * 1000))])
+            )
 
     async def close(self) -> None:
         await self._connection.close()

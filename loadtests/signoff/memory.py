@@ -65,12 +65,12 @@ class Memory:
     def __init__(self, root: psutil.Process | None) -> None:
         self._root = root
         self._tree: list[psutil.Process] = []
-        self._tree_read = -math.inf
         self.restart()
 
     def restart(self) -> None:
         """Forget what was read."""
         self.readings: list[Reading] = []
+        self._tree_read = -math.inf  # or one that began before would be added amid the readings
         self._began = time.monotonic()
 
     def read(self) -> None:

@@ -76,13 +76,13 @@ def _turn_of_services(client: GatewayClient, message: str, *, has_topic: bool) -
     """A turn with the fields of ``customer_service``, of which sentiment and entities are empty."""
     reply = client.call(REPLY, {"text": message})
     responses = {"topic": client.call(TOPIC, {"text": message})} if has_topic else {}
-    steps = [
-        {"name": name, "ms": _total_ms(response), "error": ""}
-        for name, response in {**responses, "reply": reply}.items()
-    ]
+    times_ms = {
+        name: _total_ms(response) for name, response in {**responses, "reply": reply}.items()
+    }
     topic = responses["topic"].body["labels"] if has_topic else []
+    steps = [{"name": name, "ms": ms, "error": ""} for name, ms in times_ms.items()]
     body = {**reply.body, "topic": topic, "sentiment": [], "entities": [], "steps": steps}
-    return Turn(message, body, round(sum(step["ms"] for step in steps), 3))
+    return Turn(message, body, round(sum(times_ms.values()), 3))
 
 
 def _total_ms(response: GatewayResponse) -> float:

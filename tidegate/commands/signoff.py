@@ -57,7 +57,7 @@ from tidegate.commands.output import print_json
     default="quick",
     show_default=True,
     help="smoke: seconds, to see whether the set-up works. quick: about ten minutes for each "
-    "pipeline, and its soak. full: an hour and more.",
+    "pipeline, and its soak. full: half an hour and more.",
 )
 @click.option(
     "--only-target",

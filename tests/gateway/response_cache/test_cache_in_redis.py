@@ -29,7 +29,7 @@ def server():
 
 @pytest_asyncio.fixture
 async def store(server):
-    opened = RedisStore(server.url, 60)
+    opened = RedisStore(server.url)
     await opened.open()
     try:
         yield opened
@@ -50,7 +50,7 @@ async def _data(store, key: bytes) -> bytes | None:
 
 
 async def _has(store, key: bytes, response: bytes) -> bool:
-    store.put(key, response)
+    store.put(key, response, 60)
     return await _data(store, key) == response
 
 
@@ -93,7 +93,7 @@ async def test_what_redis_has_gets_no_older_in_memory(server, store):
 
 
 async def test_a_large_response_is_not_stored(server, store):
-    store.put(KEY, bytes(MOST_BYTES + 1))
+    store.put(KEY, bytes(MOST_BYTES + 1), 60)
     await _until(lambda: _has(store, OTHER, b"x"), "a small one is stored")
     assert await store.get(KEY) is None
 
@@ -112,7 +112,7 @@ async def test_a_full_redis_refuses_without_harm(server, store):
     await _until(lambda: _has(store, KEY, b"x"), "it is stored")
     with server.client() as client:
         client.config_set("maxmemory", 1)
-    store.put(OTHER, b"y")
+    store.put(OTHER, b"y", 60)
     assert await store.get(OTHER) is None
 
     async def is_there() -> bool:
@@ -132,7 +132,7 @@ async def test_a_frozen_or_dead_redis_is_a_miss_at_once_and_used_again_when_it_i
         replies = await asyncio.gather(*(store.get(KEY) for _ in range(50)))
         took_s = time.perf_counter() - started
         for _ in range(50):
-            store.put(OTHER, b"y")
+            store.put(OTHER, b"y", 60)
             assert await _data(store, KEY) in (None, b"x")
         whole_s = time.perf_counter() - started
         assert not any(replies)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +11,13 @@ from gateway.errors import DeadlineExceeded, InvalidRequest, NoCapacity, Upstrea
 from gateway.http.request_context import RequestContext
 from gateway.models.catalogue import Catalogue, Model
 from gateway.models.sequences import SequenceSlots
-from gateway.response_cache.cache import FRESH_S, UNCERTAIN_S, CachedResponse, ResponseCache
+from gateway.response_cache.cache import (
+    CONFIRM_S,
+    FRESH_S,
+    UNCERTAIN_S,
+    CachedResponse,
+    ResponseCache,
+)
 from gateway.response_cache.key import CacheScope
 from gateway.settings import Settings
 from tests.gateway.request_contexts import context_of
@@ -231,13 +238,13 @@ class Redis:
     """What it was given."""
 
     def __init__(self) -> None:
-        self.stored: list[bytes] = []
+        self.stored: dict[bytes, float] = {}
 
     async def get(self, key: bytes) -> None:
         return None
 
-    def put(self, key: bytes, response: bytes) -> None:
-        self.stored.append(key)
+    def put(self, key: bytes, response: bytes, remaining_s: float) -> None:
+        self.stored[key] = remaining_s
 
 
 @pytest.mark.parametrize("is_sick", [False, True])
@@ -247,11 +254,30 @@ async def test_redis_gets_what_is_still_trusted_a_while_later(cache, monkeypatch
     served = Catalogue({"m": _model()})
     await _ask(cache, Work(0))
     cache.keep_served(served)
-    assert redis.stored == []
+    assert redis.stored == {}
     if is_sick:
         cache.keep_served(served, frozenset({"m"}))
         assert len(cache.memory) == 0
         assert cache.scope(_context(), served, time.monotonic(), "m") is None
     monkeypatch.setattr("gateway.response_cache.cache.CONFIRM_S", 0)
     cache.keep_served(served)
-    assert redis.stored == ([] if is_sick else [KEY])
+    assert [*redis.stored] == ([] if is_sick else [KEY])
+
+
+async def test_what_was_computed_anew_waits_anew_and_has_the_rest_of_its_time(cache, monkeypatch):
+    """The response that a later one has replaced does not vouch for it."""
+    redis, served = Redis(), Catalogue({"m": _model()})
+    monkeypatch.setattr(cache, "redis", redis)
+    now_s = 100.0
+    clock = SimpleNamespace(monotonic=lambda: now_s, perf_counter=time.perf_counter)
+    monkeypatch.setattr("gateway.response_cache.cache.time", clock)
+    await _ask(cache, Work(0))
+    now_s += CONFIRM_S - 1
+    await _ask(cache, Work(0), _context(cache_control="no-cache"))
+    now_s += 2
+    cache.keep_served(served)
+    assert redis.stored == {}
+    now_s += CONFIRM_S
+    cache.keep_served(served)
+    ttl_s = Settings().cache_ttl_s
+    assert ttl_s - 60 < redis.stored[KEY] < ttl_s
