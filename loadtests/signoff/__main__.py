@@ -51,7 +51,6 @@ from urllib.parse import urlsplit  # noqa: E402
 
 import click  # noqa: E402
 import gevent  # noqa: E402
-import psutil  # noqa: E402
 
 from loadtests.own_stack.errors import NotStarted  # noqa: E402
 from loadtests.own_stack.stack import running  # noqa: E402
@@ -66,9 +65,9 @@ from loadtests.signoff.cross_check import (  # noqa: E402
     CrossCheck,
     NotCompared,
     Peer,
+    ServersTime,
     aiperf,
     perf_analyzer,
-    processor_s,
 )
 from loadtests.signoff.cross_check import Client as Compared  # noqa: E402
 from loadtests.signoff.generators import (  # noqa: E402
@@ -387,7 +386,8 @@ def _cross_check(
     seconds = max(PROFILES[profile].window_s, 40.0 if peer is AIPERF else 5.0)
     click.echo(f"{pipeline.name}: comparing with {peer.name} ...", err=True)
     key, url = target.tenants[0].key, urlsplit(target.url)
-    servers = server_process(url.hostname or "", url.port or 80) if peer is AIPERF else None
+    root = server_process(url.hostname or "", url.port or 80) if peer is AIPERF else None
+    servers = ServersTime(root)
     try:
         source = replace(target, tenants=(Tenant("", key),)).source(pipeline, {peer.api: 1.0})
         ours = [_closed(source, seconds, servers)]
@@ -403,10 +403,10 @@ def _cross_check(
         result.cross_check = CrossCheck(peer, why=str(error))
 
 
-def _closed(source: Source, seconds: float, servers: psutil.Process | None) -> Compared:
-    before_s = processor_s(servers)
+def _closed(source: Source, seconds: float, servers: ServersTime) -> Compared:
+    servers.start()
     samples = run_closed(source, CONNECTIONS, seconds)
-    served_s = processor_s(servers) - before_s
+    served_s = servers.used_s()
     if samples.failed.any():
         fault, count = samples.errors.most_common(1)[0]
         raise NotCompared(f"{count} of {samples.requests} requests failed: {fault}")

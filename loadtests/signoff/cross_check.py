@@ -11,10 +11,12 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import gevent
 import psutil
 
 from loadtests.preflight import CannotStart
@@ -34,6 +36,7 @@ _WORDS = json.dumps(
     }
 )
 _WORDS_CONFIG = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"})
+IDLE_S = 10.0  # that a language model's golden probes are seen in
 _BUSY = 0.5  # of a core: then the client itself is in its latencies
 
 
@@ -148,6 +151,27 @@ def _medians(runs: Sequence[Client]) -> str:
     return f"{said}, first token {' and '.join(f'{run.first_token_ms:.4g}' for run in runs)} ms"
 
 
+class ServersTime:
+    """The processor time that the servers use for requests: what ``root`` and its descendants use,
+    less what they did while nobody asked. NaN without a ``root``, or if one of them ends."""
+
+    def __init__(self, root: psutil.Process | None, idle_s: float = IDLE_S) -> None:
+        """Watches them for ``idle_s``, in which nobody may ask."""
+        self._root, self._idle = root, 0.0
+        if root is not None:
+            self.start()
+            gevent.sleep(idle_s)
+            self._idle = self.used_s() / idle_s if idle_s else 0.0
+
+    def start(self) -> None:
+        self._before_s, self._began = processor_s(self._root), time.monotonic()
+
+    def used_s(self) -> float:
+        """Seconds since ``start``."""
+        used_s = processor_s(self._root) - self._before_s
+        return used_s - self._idle * (time.monotonic() - self._began)
+
+
 def perf_analyzer(tool: Path, url: str, key: str, model: str, data: str, seconds: float) -> Client:
     """One run of perf_analyzer; ``data`` is its JSON with the tensors of each request. Raises
     NotCompared with the end of its output if it ends without figures."""
@@ -178,11 +202,10 @@ def aiperf(
     model: str,
     texts: Sequence[str],
     seconds: float,
-    servers: psutil.Process | None = None,
+    servers: ServersTime,
 ) -> Client:
-    """One run of AIPerf over streamed chat completions, with the time of ``servers`` where they
-    are on this machine. Raises NotCompared with the end of its output if it ends without
-    figures."""
+    """One run of AIPerf over streamed chat completions, and the time of the ``servers``. Raises
+    NotCompared with the end of its output if it ends without figures."""
     with tempfile.TemporaryDirectory(prefix="tidegate-signoff-") as name:
         folder = Path(name)
         rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
@@ -200,9 +223,9 @@ def aiperf(
         ]
         if key:  # on the command line: there is no other way
             command += ["--api-key", key]
-        before_s = processor_s(servers)
+        servers.start()
         run, cpu = _run("AIPerf", command, {}, 180 + 10 * seconds)
-        served_s = processor_s(servers) - before_s
+        served_s = servers.used_s()
         files = list((folder / "figures").rglob("profile_export_aiperf.json"))
         if run.returncode != 0 or not files:
             output = " ".join((run.stderr.strip() or run.stdout.strip())[-300:].split())

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 
@@ -16,11 +15,11 @@ from loadtests.signoff.cross_check import (
     Client,
     CrossCheck,
     NotCompared,
+    ServersTime,
     aiperf,
     chat_figures_of,
     figures_of,
     perf_analyzer,
-    processor_s,
 )
 from loadtests.signoff.open_loop import run_closed
 from loadtests.signoff.sending import Prepared, Response
@@ -91,15 +90,43 @@ def test_a_client_that_takes_cores_from_the_servers_is_compared_by_what_they_spe
     assert other.endswith("ratio 2.00, more than 15%.")
 
 
-def test_the_processor_time_of_a_process_and_its_children_is_counted():
-    before_s = processor_s(psutil.Process(os.getpid()))
-    code = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
-        child.stdout.readline()
-        spent_s = processor_s(psutil.Process(os.getpid())) - before_s
-        child.kill()
-    assert spent_s >= 0.4
-    assert math.isnan(processor_s(None))
+BUSY = """
+import time
+while True:
+    until = time.process_time() + 0.1
+    while time.process_time() < until:
+        pass
+    print(flush=True)
+"""
+
+
+@pytest.fixture
+def servers():
+    """A process with a child that uses a core, and prints a line for each tenth of a second."""
+    command = ["sh", "-c", f"{sys.executable} -c '{BUSY}' & wait"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as running:
+        running.stdout.readline()
+        yield running
+        for child in psutil.Process(running.pid).children():
+            child.kill()
+
+
+def test_the_servers_time_is_that_of_all_their_processes_less_what_they_use_idle(servers):
+    used_s = []
+    for idle_s in (0.0, 0.5):
+        servers_time = ServersTime(psutil.Process(servers.pid), idle_s)
+        servers_time.start()
+        for _ in range(10):
+            servers.stdout.readline()
+        used_s.append(servers_time.used_s())
+    assert used_s[0] > 0.9
+    assert used_s[1] < 0.7 * used_s[0]
+
+
+def test_without_servers_here_their_time_is_not_known():
+    nobody = ServersTime(None)
+    nobody.start()
+    assert math.isnan(nobody.used_s())
 
 
 @pytest.mark.parametrize("peer", [PERF_ANALYZER, AIPERF])
@@ -116,7 +143,7 @@ def test_a_client_that_ends_badly_is_quoted(tmp_path):
     with pytest.raises(NotCompared, match="perf_analyzer ended with 1: no such model"):
         perf_analyzer(tool, "http://127.0.0.1:9", "", "x", "{}", 0.1)
     with pytest.raises(NotCompared, match="AIPerf ended with 1: no such model"):
-        aiperf(tool, "http://127.0.0.1:9", "", "x", ["hi"], 0.1)
+        aiperf(tool, "http://127.0.0.1:9", "", "x", ["hi"], 0.1, ServersTime(None))
 
 
 def test_a_closed_loop_keeps_so_many_under_way():
