@@ -155,7 +155,8 @@ class Gateway:
         """The context of a request that has just arrived. Its deadline is ``deadline_s``, or the
         gateway's own if that is shorter."""
         settings, access = self.settings, self.access_control.policy.current.access
-        deadline_s = min(deadline_s, settings.deadline_s)
+        if deadline_s > settings.deadline_s:
+            deadline_s = settings.deadline_s
         context = RequestContext(scope, receive, access, settings.body_limit_bytes, deadline_s)
         # Each request runs in its own task, and therefore in its own contextvars context.
         request_id.set(context.request_id)
@@ -310,6 +311,8 @@ class Gateway:
         rules = self.access_control.policy.current.rules
         if rules.shadows and name in rules.shadows and not context.is_stream:
             self._draw_shadow(context, name, message)
+        if not rules.routes:
+            return name
         route = rules.routes.get(name)
         if not route or context.principal is None or context.param("version"):
             return name
@@ -629,10 +632,11 @@ class Gateway:
         """As ``infer``, over HTTP/1.1. None if the request has to go over gRPC instead."""
 
         async def send(upstream: Upstream) -> Reply:
-            if upstream.http_upstream is None:
+            http = upstream.http_upstream
+            if http is None:
                 raise _OverGrpc
             context.sent_to(upstream.address)
-            work = upstream.http_upstream.infer(request, context.remaining_s(), context.tenant)
+            work = http.infer(request, context.remaining_s(), context.tenant)
             if context.admission:
                 context.admission.started()
             reply = await _timed(context, work)

@@ -10,8 +10,9 @@ import os
 import shutil
 import tempfile
 import time
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -63,13 +64,56 @@ ShadowResult = Literal["agrees", "differs", "failed", "dropped"]
 prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
-class _Child(NamedTuple):
+class _Histogram(prometheus.Histogram):
+    def add(self, counts: Sequence[int], total: float) -> None:
+        """Count what was observed elsewhere: how many in each bucket, and the sum of them all."""
+        self._sum.inc(total)
+        for bucket, count in zip(self._buckets, counts, strict=True):
+            if count:
+                bucket.inc(count)
+
+
+class _Tally:
+    """Observations that ``flush`` passes on to a histogram, which itself takes two locks for each of
+    them. Both are called on the event loop."""
+
+    __slots__ = ("_bounds", "_counts", "_histogram", "_total")
+
+    def __init__(self, histogram: _Histogram, bounds: Sequence[float]) -> None:
+        self._histogram, self._bounds = histogram, bounds
+        self._counts, self._total = [0] * (len(bounds) + 1), 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._total += value
+
+    def flush(self) -> None:
+        self._histogram.add(self._counts, self._total)
+        self._counts, self._total = [0] * len(self._counts), 0.0
+
+
+class _Child:
     """The time series of one kind of request."""
 
-    requests: prometheus.Counter
-    seconds: prometheus.Histogram
-    queue: prometheus.Histogram
-    upstream: prometheus.Histogram
+    __slots__ = ("_counter", "queue", "requests", "seconds", "upstream")
+
+    def __init__(
+        self,
+        counter: prometheus.Counter,
+        seconds: _Histogram,
+        queue: _Histogram,
+        upstream: _Histogram,
+    ) -> None:
+        self._counter, self.requests = counter, 0  # since ``flush``
+        self.seconds = _Tally(seconds, SECONDS)
+        self.queue, self.upstream = _Tally(queue, SECONDS), _Tally(upstream, SECONDS)
+
+    def flush(self) -> None:
+        if self.requests:
+            self._counter.inc(self.requests)
+            self.requests = 0
+            for tally in (self.seconds, self.queue, self.upstream):
+                tally.flush()
 
 
 class _GenAiChild(NamedTuple):
@@ -93,6 +137,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = prometheus.CollectorRegistry()
+        self.registry.register(_Flush(self.flush))  # the first: it is asked before all others
         labels = ("action", "model", "status")
         self._requests = prometheus.Counter(
             "tidegate_requests", "Requests answered.", labels, registry=self.registry
@@ -270,7 +315,7 @@ class Metrics:
         if model and model not in catalogue.models:
             model = "unknown"
         child = self._child(context.action or "none", context.api, model, status)
-        child.requests.inc()
+        child.requests += 1
         duration = time.perf_counter() - context.started
         child.seconds.observe(duration)
         if context.sent_at:
@@ -325,11 +370,17 @@ class Metrics:
             return []
         return sorted(latest.durations)
 
+    def flush(self) -> None:
+        """Show what ``record`` has counted, to the other workers too."""
+        for child in self._children.values():
+            child.flush()
+
     def show_replicas(
         self, replicas: "Sequence[Replica]", drained: "Collection[Replica]" = ()
     ) -> None:
         """Set the gauges to the replicas' current state, and drop those of removed replicas.
         ``drained`` are those that could be stopped now."""
+        self.flush()
         addresses = {replica.address for replica in replicas}
         # Entries cannot be removed from the shared files: ``page`` leaves them out, and where
         # another worker still lists the replica, these values do not change what the workers say.
@@ -392,6 +443,7 @@ class Metrics:
         if SHARED_FOLDER in os.environ:
             registry = prometheus.CollectorRegistry()
             registry.register(_Workers(self._addresses))
+            self.flush()
         watcher_metrics = watcher_file.read_bytes() if watcher_file.is_file() else b""
         return prometheus.generate_latest(registry) + watcher_metrics
 
@@ -401,10 +453,8 @@ class Metrics:
         documentation: str,
         labels: Sequence[str],
         buckets: Sequence[float] = SECONDS,
-    ) -> prometheus.Histogram:
-        return prometheus.Histogram(
-            name, documentation, labels, buckets=buckets, registry=self.registry
-        )
+    ) -> _Histogram:
+        return _Histogram(name, documentation, labels, buckets=buckets, registry=self.registry)
 
     def _child(self, action: str, api: str, model: str, status: int) -> _Child:
         key = (action, api, model, status)
@@ -440,6 +490,17 @@ class Metrics:
             return OTHER
         self._models.add(model)
         return model
+
+
+class _Flush(Collector):
+    """Calls ``flush`` when the registry is read."""
+
+    def __init__(self, flush: Callable[[], None]) -> None:
+        self._flush = flush
+
+    def collect(self) -> Iterator[prometheus.Metric]:
+        self._flush()
+        return iter(())
 
 
 class _Workers(Collector):

@@ -26,7 +26,7 @@ STATIC = "/static-offline-docs/"
 PAGE_PATHS = frozenset({"/docs", "/docs/docs.js", "/redoc"})
 # Routes cached, and the longest path that is: clients may invent any number of paths.
 MATCHED, MATCHED_PATH = 256, 512
-_Matched = tuple[ASGIApp, Scope, str]  # the string is the route's template
+_Matched = tuple[ASGIApp, Scope, str, str]  # the strings: the route's template, its API's name
 # What OpenAI offers under /v1, and other V2 servers under /v2, but the gateway does not. The error
 # says so: the client asks for something that exists elsewhere.
 NOT_OFFERED = {
@@ -84,7 +84,8 @@ class Middleware:
             if context.buffered_bytes:
                 context.release_buffered()
             status = response.outcome()
-            context.api = api_name(context.route or context.path)
+            if not context.api:
+                context.api = api_name(context.path)
             self.gateway.finished(context, status)
             if context.principal or status == 401:
                 self.access_control.record(context, status)
@@ -99,15 +100,17 @@ class Middleware:
         context: RequestContext = scope["context"]
         path = context.path
         key = scope["method"], path
-        matched = self._matched.get(key) or self._match(scope)
+        matched = self._matched.get(key)
         if matched is None:
-            await self._unmatched(scope, send)
-            return
-        if len(path) <= MATCHED_PATH:
-            if len(self._matched) >= MATCHED:
-                self._matched.clear()
-            self._matched[key] = matched
-        endpoint, child_scope, context.route = matched
+            matched = self._match(scope)
+            if matched is None:
+                await self._unmatched(scope, send)
+                return
+            if len(path) <= MATCHED_PATH:
+                if len(self._matched) >= MATCHED:
+                    self._matched.clear()
+                self._matched[key] = matched
+        endpoint, child_scope, context.route, context.api = matched
         scope.update(child_scope)
         await endpoint(scope, receive, send)
 
@@ -118,7 +121,7 @@ class Middleware:
         for route in self.apis:
             match, child_scope = route.matches(get_scope)
             if match is Match.FULL and (is_offered or "{" not in route.path):
-                return route.app, child_scope, route.path
+                return route.app, child_scope, route.path, api_name(route.path)
         return None
 
     async def _unmatched(self, scope: Scope, send: Send) -> None:
@@ -209,7 +212,7 @@ class _Response:
     def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
         """As ``request_context.Connection.respond``, with the same additions."""
         connection = self.context.connection
-        if connection is None or not connection.respond(status, (*headers, *self._headers()), body):
+        if connection is None or not connection.respond(status, headers + self._headers(), body):
             return False
         self.has_started, self.status = True, status
         return True
@@ -228,13 +231,16 @@ class _Response:
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
         context = self.context
-        return [
+        headers = [
             *context.limit_headers,
-            *(self.cors.response_headers(context.headers) if self.cors else ()),
             (b"x-request-id", context.request_id.encode()),
             (b"server-timing", context.server_timing().encode()),
-            *([(b"x-tidegate-model", context.fallback.encode())] if context.fallback else ()),
         ]
+        if self.cors:
+            headers += self.cors.response_headers(context.headers)
+        if context.fallback:
+            headers.append((b"x-tidegate-model", context.fallback.encode()))
+        return headers
 
 
 def unknown_path(path: str) -> NotFound:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,6 @@ from gateway.errors import GatewayError, Internal
 from gateway.http.request_context import RequestContext
 from gateway.identity.callers import Callers
 from gateway.identity.keys import KeyRing
-from gateway.limits.limit import Check, Subject, checks_of
 from gateway.limits.limiter import Admission, Limiter
 from gateway.limits.shared_slots import SharedSlots
 from gateway.metrics import Metrics
@@ -52,7 +51,7 @@ class AccessControl:
         self._unreadable: dict[str, str] = {}  # existing files that cannot be read -> the reason
         supervisor.watch("policy_files", self)
         self.limiter = _limiter(settings, supervisor)
-        self._streams = OpenStreams(self._caller, self.limiter, _checks)
+        self._streams = OpenStreams(self._caller, self.limiter, Access.checks)
 
     async def open(self) -> None:
         """Read the keys and the policy. Raises PolicyError if the policy is invalid at startup and
@@ -182,7 +181,7 @@ class AccessControl:
     async def identify(self, context: RequestContext) -> None:
         """Put the caller into the request's context. Raises Unauthenticated."""
         context.refuse_twice()
-        context.principal = await self._caller(context)
+        context.principal = await self.callers.identify(context.scope, context.authorization())
 
     async def _caller(self, context: RequestContext) -> Principal:
         """Who is calling, as of now."""
@@ -198,7 +197,7 @@ class AccessControl:
         context.model = model.name
         if not reserved and model.counts_tokens:
             reserved = context.body_bytes / BYTES_A_TOKEN
-        checks = _checks(context.access, principal, model.name, reserved)
+        checks = context.access.checks(principal, model.name, reserved)
         admission = context.admission = self.limiter.admit(checks, context)
         admission.model = model.name
         return admission
@@ -268,14 +267,6 @@ class AccessControl:
         """Write one line to the audit log, if the policy asks for this decision to be recorded."""
         if self._audit:
             self._audit.note(context, status, self.policy.current.rules.audit.record)
-
-
-def _checks(access: Access, principal: Principal, model: str, tokens: float = 0) -> Sequence[Check]:
-    """The limit checks for one request of this caller for this model."""
-    limits = access.limits(principal, model)
-    if not limits:
-        return ()
-    return checks_of(limits, Subject(principal.tenant, principal.id, model), tokens)
 
 
 def _limiter(settings: Settings, supervisor: Supervisor) -> Limiter:

@@ -173,13 +173,13 @@ class AuditLog:
             return
         self.record(
             Decision(
-                request_id=context.request_id,
-                principal=principal.id if principal else "",
-                tenant=principal.tenant if principal else "",
-                action=context.action,
-                model=context.model,
-                decision="deny" if denied else "allow",
-                status=status,
+                context.request_id,
+                principal.id if principal else "",
+                principal.tenant if principal else "",
+                context.action,
+                context.model,
+                "deny" if denied else "allow",
+                status,
             )
         )
 

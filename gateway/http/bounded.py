@@ -10,8 +10,9 @@ import fcntl
 import re
 import termios
 import urllib.parse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import httptools
@@ -34,6 +35,7 @@ from gateway.errors import (
 from gateway.http.connections import OPEN
 from gateway.http.request_context import ClientGone, new_request_id
 from gateway.http.round_robin import BULK_BYTES, ROUND_ROBIN
+from gateway.lazy_timer import LazyTimer
 from gateway.render import error_reply
 
 LINGER_S = 10.0  # to send the last bytes of a connection that is being closed
@@ -63,6 +65,32 @@ class ServedRequest(RequestResponseCycle):
 
     when_gone: Callable[[], object] | None = None
 
+    def __init__(
+        self,
+        protocol: "BoundedProtocol",
+        scope: Any,
+        fields: dict[bytes, bytes],
+        *,
+        keep_alive: bool,
+    ) -> None:
+        """As uvicorn's, which takes what it needs of the connection one by one. ``fields``: the
+        headers by name."""
+        self.scope, self.fields = scope, fields
+        self.transport, self.flow = protocol.transport, protocol.flow
+        self.logger, self.access_logger = protocol.logger, protocol.access_logger
+        self.access_log = protocol.access_log
+        self.default_headers = protocol.server_state.default_headers
+        self.message_event = asyncio.Event()
+        self.on_response = protocol.on_response_complete
+        self.disconnected = False
+        self.keep_alive = keep_alive
+        self.waiting_for_100_continue = protocol.expect_100_continue
+        self.body = bytearray()
+        self.more_body = True
+        self.response_started = self.response_complete = False
+        self.chunked_encoding = None
+        self.expected_content_length = 0
+
     def arrived(self) -> bytes | None:
         if self.more_body or self.waiting_for_100_continue or self.response_complete:
             return None
@@ -74,19 +102,19 @@ class ServedRequest(RequestResponseCycle):
         self.flow.resume_reading()
         return body if type(body) is bytes else bytes(body)
 
-    def respond(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
+    def respond(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
         if self.flow.write_paused or self.disconnected or self.response_started:
             return False
-        lines = [STATUS_LINE[status]]
-        lines += [b"%b: %b\r\n" % header for header in (*self.default_headers, *headers)]
+        headers = [*self.default_headers, *headers]
         if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-        head = b"".join(lines)
-        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
+            headers.append((b"connection", b"close"))
+        lines = (b"%b: %b\r\n" * len(headers)) % tuple(chain.from_iterable(headers))
+        if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
             raise RuntimeError("a header has a line end")
         self.response_started, self.waiting_for_100_continue = True, False
-        lines = [head, b"\r\n"] if self.scope["method"] == "HEAD" else [head, b"\r\n", body]
-        self.transport.write(b"".join(lines))
+        if self.scope["method"] == "HEAD":
+            body = b""
+        self.transport.write(b"".join((STATUS_LINE[status], lines, b"\r\n", body)))
         self.response_complete = True
         self.message_event.set()
         if not self.keep_alive:
@@ -130,6 +158,15 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         limits = getattr(self.app, "connection_limits", ConnectionLimits())
         self.flow = _ResponseFlow(transport, self.loop, limits.send_timeout_s)
+        self._scope = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "root_path": self.root_path,
+        }
+        self._idle_timer = LazyTimer(self.loop, self._close)
         self._ahead = bytearray()
         self._pieces: list[bytes] = []  # of the body, not yet appended to the cycle's
         self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._close)
@@ -140,6 +177,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_timer()
+        self._idle_timer.close()
         self._client_transport.lost()
         OPEN.closed(self)
         self._ahead.clear()
@@ -175,8 +213,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if not _has_unread(self.transport):
             super().shutdown()
 
-    def timeout_keep_alive_handler(self) -> None:
-        self._close()
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_timer.clear()
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
@@ -275,16 +313,24 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._parse(rest)
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        self.url = b""
+        self.expect_100_continue = False
+        headers: list[tuple[bytes, bytes]] = []
+        self.headers = headers
+        self.scope = {**self._scope, "headers": headers, "state": self.app_state.copy()}  # type: ignore[typeddict-item]
         self._in_head = self._in_message = True
         self._has_cycle = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self._in_head, self._head_bytes = False, 0
         self._cancel_timer()
         parser = self.parser
         version, method = parser.get_http_version(), parser.get_method()
-        self._check_head(version)
+        fields = dict(self.headers)
+        self._check_head(version, fields)
         if parser.should_upgrade():
             if method == b"CONNECT":
                 self._abort_parsing(
@@ -293,13 +339,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self._is_upgrading = True
             return
         self.was_used = True
-        self._begin(method.decode("ascii"), version)
+        self._begin(method.decode("ascii"), version, fields)
         self._has_cycle = True
         # The parser reports trailers as headers. Those that are here already would be read as
         # headers, and later ones would be kept without a bound.
         self.headers, self._between = _DROPPED, 0
 
-    def _begin(self, method: str, version: str) -> None:
+    def _begin(self, method: str, version: str, fields: dict[bytes, bytes]) -> None:
         """Start the request, or queue it behind those before it; as uvicorn does, without what
         the gateway has no use for."""
         scope, url = self.scope, httptools.parse_url(self.url)
@@ -308,22 +354,13 @@ class BoundedProtocol(HttpToolsProtocol):
         scope["path"] = urllib.parse.unquote(path) if "%" in path else path
         scope["raw_path"], scope["query_string"] = url.path, url.query or b""
         previous = self.cycle
-        self.cycle = served = ServedRequest(
-            scope=scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=self.access_log,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue,
-            keep_alive=version == "1.1"
+        keep_alive = (
+            version == "1.1"
             and self.parser.should_keep_alive()
             and not OPEN.is_scarce
-            and not DRAIN.has_begun,
-            on_response=self.on_response_complete,
+            and not DRAIN.has_begun
         )
+        self.cycle = served = ServedRequest(self, scope, fields, keep_alive=keep_alive)
         scope["connection"] = served  # type: ignore[typeddict-unknown-key]  # ASGI allows it
         if previous is None or previous.response_complete:
             self._start_asgi_task(self.cycle, self.app)
@@ -367,14 +404,20 @@ class BoundedProtocol(HttpToolsProtocol):
             self.cycle.message_event.set()
 
     def on_response_complete(self) -> None:
-        was_last = not self.pipeline
-        super().on_response_complete()
-        if was_last:
-            if self._final_response:
-                self.transport.write(self._final_response)
-                self._close()
-            elif self._ahead:
-                self.loop.call_soon(self._resume_parsing)
+        """As uvicorn does, without a timer for each request."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_timer.set(self.loop.time() + self.timeout_keep_alive)
+        if self._final_response:
+            self.transport.write(self._final_response)
+            self._close()
+        elif self._ahead:
+            self.loop.call_soon(self._resume_parsing)
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(
@@ -382,24 +425,22 @@ class BoundedProtocol(HttpToolsProtocol):
             400,
         )
 
-    def _check_head(self, version: str) -> None:
-        size = n_hosts = self._body_remaining = 0
-        host = b""
-        for name, value in self.headers:
-            size += len(name) + len(value)
-            if name == b"host":
-                n_hosts, host = n_hosts + 1, value
-            elif name == b"content-length":
-                self._body_remaining = int(value)  # the parser has validated it
-        if size > HEAD_LIMIT_BYTES or len(self.headers) > HEADERS_LIMIT:
+    def _check_head(self, version: str, fields: dict[bytes, bytes]) -> None:
+        headers = self.headers
+        self._body_remaining = int(fields.get(b"content-length", 0))  # the parser has validated it
+        size = sum(map(len, chain.from_iterable(headers)))
+        if size > HEAD_LIMIT_BYTES or len(headers) > HEADERS_LIMIT:
             self._abort_parsing(TooLarge(_HEAD_TOO_LARGE), 431)
         if version not in ("1.1", "1.0"):
             self._abort_parsing(_ONLY_HTTP_1, 505)
-        if n_hosts != 1:
-            if n_hosts:
-                self._abort_parsing(InvalidRequest("the header 'host' is sent twice: send it once"))
+        if fields.get(b"expect", b"").lower() == b"100-continue":
+            self.expect_100_continue = True
+        host = fields.get(b"host")
+        if host is None:
             if version == "1.1":
                 self._abort_parsing(InvalidRequest("the header 'host' is missing: send it"))
+        elif len(fields) < len(headers) and sum(name == b"host" for name, _ in headers) > 1:
+            self._abort_parsing(InvalidRequest("the header 'host' is sent twice: send it once"))
         elif host != self._host:
             if not _HOST.match(host):
                 self._abort_parsing(
@@ -513,17 +554,18 @@ class _ClientTransport:
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
+        self.is_closing = transport.is_closing
         self._lingering: asyncio.TimerHandle | None = None
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        if not self._transport.is_closing():
+        if not self.is_closing():
             self._transport.write(data)
 
     def close(self) -> None:
-        if not self._transport.is_closing():
+        if not self.is_closing():
             self._transport.close()
             self._lingering = self._loop.call_later(LINGER_S, self._transport.abort)
 

@@ -5,7 +5,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -56,11 +56,12 @@ class Connection(Protocol):
     """What the protocol knows about a request that it serves, in the scope as ``connection``."""
 
     when_gone: Callable[[], object] | None  # called if the client leaves before the response ended
+    fields: dict[bytes, bytes]  # the headers by name; of a repeated one the last
 
     def arrived(self) -> bytes | None:
         """The body, if all of it is here and none has been received; None otherwise."""
 
-    def respond(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
+    def respond(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
         """Send a whole response at once; False, and nothing is sent, if the client has to be waited
         for or has left: ``send`` does either. Raises RuntimeError for a line end in a header."""
 
@@ -147,8 +148,7 @@ class RequestContext:
     memory_budget: MemoryBudget | None = None  # counts the bytes that this request holds
     buffered_bytes: int = 0
     entered: list[AbstractAsyncContextManager[object]] | None = None
-    # Drawn per request: it decides canaries, and a client may choose its request id.
-    canary_key: str = field(default_factory=lambda: new_request_id())
+    _canary_key: str = field(default="", init=False)
     path: str = field(init=False)
     headers: dict[bytes, bytes] = field(init=False)
     deadline: float = field(init=False)
@@ -156,13 +156,23 @@ class RequestContext:
     connection: Connection | None = field(init=False)  # None if another server serves it
 
     def __post_init__(self, deadline_s: float) -> None:
-        self.path = self.scope["path"]
-        self.connection = self.scope.get("connection")
-        self.headers = dict(self.scope["headers"])
+        scope = self.scope
+        self.path = scope["path"]
+        self.connection = connection = scope.get("connection")
+        self.headers = headers = connection.fields if connection else dict(scope["headers"])
         self.deadline = self.started + deadline_s
-        client_id = self.headers.get(b"x-request-id", b"")
-        is_valid = _REQUEST_ID.match(client_id)
-        self.request_id = client_id.decode() if is_valid else new_request_id()
+        client_id = headers.get(b"x-request-id")
+        if client_id is not None and _REQUEST_ID.match(client_id):
+            self.request_id = client_id.decode()
+        else:
+            self.request_id = new_request_id()
+
+    @property
+    def canary_key(self) -> str:
+        """Drawn for each request: it decides canaries, and a client may choose its request id."""
+        if not self._canary_key:
+            self._canary_key = new_request_id()
+        return self._canary_key
 
     def require(self, action: str, model: str = "") -> None:
         """Raises Unauthenticated without an identity, and NotFound or Forbidden if the caller may

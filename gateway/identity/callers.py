@@ -62,4 +62,4 @@ class Callers:
         credential = bearer(authorization)
         if self._tokens and credential.count(".") == 2:  # no API key has a dot
             return await self._tokens.verify(credential)
-        return self._keys.verify(authorization)
+        return self._keys.holder(credential)

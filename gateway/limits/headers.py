@@ -12,6 +12,10 @@ from gateway.limits.limit import Check, Limit, Outcome
 from gateway.limits.local import share_of
 
 Headers = list[tuple[bytes, bytes]]
+_NAMES = {
+    kind: tuple(f"x-ratelimit-{what}-{kind}".encode() for what in ("limit", "remaining", "reset"))
+    for kind in ("requests", "tokens")
+}
 
 
 def limit_headers(checks: Sequence[Check], outcome: Outcome) -> Headers:
@@ -23,22 +27,23 @@ def limit_headers(checks: Sequence[Check], outcome: Outcome) -> Headers:
     for (limit, _, _), used in zip(checks, outcome.used, strict=True):
         capacity, rate = share_of(limit, outcome.share)
         remaining = max(0, int(capacity - used + 1e-6))
-        reset_s = used / rate if rate else 0.0
-        reset = f";t={ceil(reset_s)}" if rate else ""
-        items.append(f'"{limit.name}";r={remaining}{reset}')
-        kind = limit.kind
-        if rate and (kind not in nearest or remaining < nearest[kind][1]):
-            nearest[kind] = (limit, remaining, reset_s)
+        if rate:
+            reset_s, kind = used / rate, limit.kind
+            items.append(f'"{limit.name}";r={remaining};t={ceil(reset_s)}')
+            if kind not in nearest or remaining < nearest[kind][1]:
+                nearest[kind] = (limit, remaining, reset_s)
+        else:
+            items.append(f'"{limit.name}";r={remaining}')
     headers = [
         (b"ratelimit-policy", ", ".join([check.limit.policy for check in checks]).encode()),
         (b"ratelimit", ", ".join(items).encode()),
     ]
     for limit, remaining, reset_s in nearest.values():
-        name = limit.kind.encode()
+        of_limit, of_remaining, of_reset = _NAMES[limit.kind]
         headers += [
-            (b"x-ratelimit-limit-" + name, b"%d" % max(limit.amount, limit.capacity)),
-            (b"x-ratelimit-remaining-" + name, b"%d" % remaining),
-            (b"x-ratelimit-reset-" + name, duration(reset_s).encode()),
+            (of_limit, b"%d" % max(limit.amount, limit.capacity)),
+            (of_remaining, b"%d" % remaining),
+            (of_reset, duration(reset_s).encode()),
         ]
     return headers
 

@@ -140,6 +140,9 @@ class Limiter:
             await self.redis.close()
 
 
+_NOT_LIMITED = Outcome(True, [])
+
+
 class Admission:
     """One admitted request; leaving the block frees its slot and settles its tokens.
 
@@ -164,7 +167,7 @@ class Admission:
         self, limiter: Limiter, checks: Sequence[Check], response: LimitHeaders | None
     ) -> None:
         self._limiter, self.checks, self._response = limiter, checks, response
-        self._outcome = Outcome(True, [])
+        self._outcome = _NOT_LIMITED
         self._tokens: float | None = None
         self._has_started = False
         self.lease = ""  # '' if this process decided

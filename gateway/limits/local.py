@@ -76,8 +76,10 @@ class LocalStore:
     def admit(self, checks: Sequence[Check], now: float) -> Outcome:
         """Spend every check's cost, or nothing if one does not fit. ``now``: monotonic seconds."""
         share, used, admitted = self.share, [], True
+        n_slots = 0  # limits of concurrency among them
         for limit, bucket, cost in checks:
             if limit.kind == "concurrency":
+                n_slots += 1
                 in_use, (capacity, rate) = float(self._held.get(bucket, 0)), self._room(limit)
             else:
                 capacity, rate = share_of(limit, share)
@@ -85,24 +87,30 @@ class LocalStore:
                 in_use = level(tat, now, rate)
             used.append(in_use)
             admitted = admitted and fits(in_use, cost, capacity, rate)
-        n_held = 0
-        while admitted and n_held < len(checks):
-            limit, bucket, _ = checks[n_held]
-            if limit.kind == "concurrency" and not self.hold(limit, bucket):
-                admitted = False
-                used[n_held] = self._room(limit)[0]  # other processes hold them
-            else:
-                n_held += 1
+        if admitted and n_slots:
+            admitted = self._hold_all(checks, used)
         if not admitted:
-            for limit, bucket, _ in checks[:n_held]:
-                if limit.kind == "concurrency":
-                    self.free(bucket)
             return Outcome(False, used, share)
         for index, (limit, bucket, cost) in enumerate(checks):
             if limit.kind != "concurrency":
                 self._spend(limit, bucket, now, cost)
             used[index] += cost
         return Outcome(True, used, share)
+
+    def _hold_all(self, checks: Sequence[Check], used: list[float]) -> bool:
+        """Take a slot of each concurrency limit, or none; what is ``used`` is set for the one that
+        had no slot left."""
+        held: list[str] = []
+        for index, (limit, bucket, _) in enumerate(checks):
+            if limit.kind != "concurrency":
+                continue
+            if not self.hold(limit, bucket):
+                used[index] = self._room(limit)[0]  # other processes hold them
+                for other in held:
+                    self.free(other)
+                return False
+            held.append(bucket)
+        return True
 
     def settle(self, checks: Sequence[Check], tokens: float | None, now: float) -> None:
         """Free the concurrency, and charge ``tokens`` instead of the reserved ones, unless None."""

@@ -44,7 +44,9 @@ class V2Request:
     @property
     def is_plain(self) -> bool:
         """Whether Triton needs no more than tensors and an id."""
-        return not any(map(_is_forwarded, self.parameters)) and not any(
+        if self.parameters and any(map(_is_forwarded, self.parameters)):
+            return False
+        return not self.outputs or not any(
             CLASSIFICATION in parameters for parameters in self.outputs.values()
         )
 
@@ -52,7 +54,7 @@ class V2Request:
     def asks_little_json(self) -> bool:
         """Whether a response as large as the request has little JSON in it. Triton writes JSON in
         the few threads that serve its HTTP connections: 40 MB hold up other callers for seconds."""
-        size = sum(len(tensor.raw) for tensor in self.tensors)
+        size = sum([len(tensor.raw) for tensor in self.tensors])
         return size <= LARGE_BYTES or (
             all(map(self.wants_binary, self.outputs)) if self.outputs else self.all_binary
         )

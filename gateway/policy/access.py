@@ -7,12 +7,12 @@ for operators: the tenant does not restrict it.
 
 import fnmatch
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TypeVar
 
 from gateway.errors import Forbidden, no_model, quoted
-from gateway.limits.limit import Limit
+from gateway.limits.limit import Check, Limit, Subject, checks_of
 from gateway.policy.gateway_toml import Role, Rules
 from gateway.policy.principal import ACTIONS, Grant, Principal
 
@@ -30,6 +30,7 @@ class Access:
         self._rules, self._within = rules, within
         self._decisions: dict[tuple[Grant, str, str], bool] = {}
         self._limits: dict[tuple[str, str, str], tuple[Limit, ...]] = {}
+        self._checks: dict[tuple[str, str, str], tuple[Check, ...]] = {}  # of 0 tokens
 
     def allowed(self, principal: Principal, action: str, model: str = "") -> bool:
         """Whether the caller may do this with the model; without a model, with any at all."""
@@ -60,6 +61,17 @@ class Access:
             limits = _lowest(limit for limit in self._rules.limits if _counts(limit, *key))
             _remember(self._limits, key, limits, model)
         return limits
+
+    def checks(self, principal: Principal, model: str, tokens: float = 0) -> Sequence[Check]:
+        """What one request of this caller takes from these limits; ``tokens`` are reserved."""
+        subject = Subject(principal.tenant, principal.id, model)
+        if tokens:
+            return checks_of(self.limits(principal, model), subject, tokens)
+        checks = self._checks.get(subject)
+        if checks is None:
+            checks = tuple(checks_of(self.limits(principal, model), subject))
+            _remember(self._checks, subject, checks, model)
+        return checks
 
     def _decide(self, grant: Grant, action: str, model: str) -> bool:
         if action not in grant.scopes:

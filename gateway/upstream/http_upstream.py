@@ -18,7 +18,7 @@ import orjson
 from gateway.errors import GatewayError
 from gateway.models.v2_request import V2Request, not_finite
 from gateway.render import Reply
-from gateway.upstream.trace_context import upstream_metadata
+from gateway.upstream.trace_context import Metadata, upstream_metadata
 from gateway.upstream.triton_errors import WORDS, to_gateway_error, translate
 from gateway.upstream.triton_http import Response, TritonHttp
 from modelspec.address import host_and_port
@@ -86,45 +86,60 @@ class HttpUpstream:
 
 def encode(request: V2Request) -> bytes:
     """The whole HTTP request; the request must be plain."""
-    inputs = [
-        {
-            "name": tensor.name,
-            "datatype": tensor.dtype,
-            "shape": tensor.shape,
-            "parameters": {"binary_data_size": len(tensor.raw)},
-        }
-        for tensor in request.tensors
-    ]
-    document: dict[str, Any] = {
-        "inputs": inputs,
-        "parameters": {"binary_data_output": request.all_binary},
-    }
-    if request.id:
-        document["id"] = request.id
-    if request.outputs:
-        document["outputs"] = [
-            {"name": name, "parameters": {"binary_data": request.wants_binary(name)}}
-            for name in request.outputs
-        ]
-    header = orjson.dumps(document)
-    raw = [tensor.raw for tensor in request.tensors]
-    head = (
-        f"{_path(request.model, request.version)}"
-        f"{_trace_headers()}Inference-Header-Content-Length: {len(header)}\r\n"
-        f"Content-Length: {len(header) + sum(map(len, raw))}\r\n\r\n"
+    tensors = request.tensors
+    described = tuple([(name, dtype, shape, len(raw)) for name, dtype, shape, raw in tensors])
+    outputs = tuple([(name, request.wants_binary(name)) for name in request.outputs])
+    # An id is its client's own: what is kept would be of no use to the next request.
+    describe = _head.__wrapped__ if request.id else _head
+    head, header = describe(
+        (request.model, request.version, request.id), described, outputs, request.all_binary
     )
-    return b"".join((head.encode(), header, *raw))
-
-
-def _trace_headers() -> str:
     metadata = upstream_metadata.get()
-    return "".join(f"{name}: {value}\r\n" for name, value in metadata) if metadata else ""
+    trace = _trace_headers(metadata) if metadata else b""
+    return b"".join([head, trace, b"\r\n", header, *[tensor.raw for tensor in tensors]])
 
 
 @lru_cache(1024)
-def _path(model: str, version: str) -> str:
+def _head(
+    named: tuple[str, str, str],
+    tensors: tuple[tuple[str, str, tuple[int, ...], int], ...],
+    outputs: tuple[tuple[str, bool], ...],
+    all_binary: bool,
+) -> tuple[bytes, bytes]:
+    """The head of the HTTP request, without its last line, and V2's JSON header. ``named``: model,
+    version and id; of each tensor its size in bytes, of each output whether it shall be binary."""
+    model, version, identifier = named
+    inputs = [
+        {
+            "name": name,
+            "datatype": dtype,
+            "shape": shape,
+            "parameters": {"binary_data_size": size},
+        }
+        for name, dtype, shape, size in tensors
+    ]
+    document: dict[str, Any] = {
+        "inputs": inputs,
+        "parameters": {"binary_data_output": all_binary},
+    }
+    if identifier:
+        document["id"] = identifier
+    if outputs:
+        document["outputs"] = [
+            {"name": name, "parameters": {"binary_data": is_binary}} for name, is_binary in outputs
+        ]
+    header = orjson.dumps(document)
     path = f"/versions/{version}" if version else ""
-    return f"POST /v2/models/{quote(model, safe='')}{path}/infer HTTP/1.1\r\nHost: triton\r\n"
+    length = len(header) + sum(size for *_, size in tensors)
+    head = (
+        f"POST /v2/models/{quote(model, safe='')}{path}/infer HTTP/1.1\r\nHost: triton\r\n"
+        f"Inference-Header-Content-Length: {len(header)}\r\nContent-Length: {length}\r\n"
+    )
+    return head.encode(), header
+
+
+def _trace_headers(metadata: Metadata) -> bytes:
+    return "".join([f"{name}: {value}\r\n" for name, value in metadata]).encode()
 
 
 def to_reply(response: Response) -> Reply | None:
@@ -152,6 +167,8 @@ def _check_finite(body: bytes, end: int) -> None:
     The text is searched, since parsing it would take seconds. Quotes are escaped in strings, so no
     string contains ``_DATA``, and numbers contain no bracket.
     """
+    if body.find(b"NaN", 0, end) < 0 and body.find(b"Inf", 0, end) < 0:
+        return
     at = 0
     while (begin := body.find(_DATA, at, end)) >= 0:
         begin += len(_DATA)

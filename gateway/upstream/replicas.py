@@ -308,26 +308,32 @@ class Permit:
             replica.tokens -= self.work.tokens
         if not replica.inflight and not replica.aside:
             replica.idle.set()
-        # A late one counts as refused only if the model has answered nothing here since: load is
-        # not death.
-        is_silent = replica.responded.get(self.model, 0.0) <= self._sent
-        if isinstance(error, _FULL) or (is_silent and isinstance(error, DeadlineExceeded)):
-            replica.record(self.model).refused(now)
         if error is None:
             replica.record(self.model).answered(now - self._sent, now, by_lot=self.by_lot)
-        is_failure = isinstance(error, UpstreamError)
-        if is_failure:  # not what a client did wrong or had no patience for, nor a full model
-            replica.record(self.model).failed(now, by_lot=self.by_lot)
+        else:
+            self._judge(error, now)
         if self._trial is not None:
             self._trial.trials -= 1
             if error is None and self._trial.trials_left and self._trial.trial_passed(now):
                 log.info("replica %s gets requests for %s again", replica.address, self.model)
-        if is_failure:
+        if error is not None and isinstance(error, UpstreamError):
             replica.on_failure(self)
         # Who has read enough of it closes the generator.
         if self.work and (error is None or isinstance(error, GeneratorExit)):
             replica.on_text(self)
         replica.ended(self.model, error)
+
+    def _judge(self, error: BaseException, now: float) -> None:
+        """What a request that had no good answer says of the replica."""
+        record = self.replica.record
+        # A late one counts as refused only if the model has answered nothing here since: load is
+        # not death.
+        is_silent = self.replica.responded.get(self.model, 0.0) <= self._sent
+        if isinstance(error, _FULL) or (is_silent and isinstance(error, DeadlineExceeded)):
+            record(self.model).refused(now)
+        if isinstance(error, UpstreamError):
+            # Not what a client did wrong or had no patience for, nor a full model.
+            record(self.model).failed(now, by_lot=self.by_lot)
 
 
 class ReplicaPool:
@@ -563,10 +569,10 @@ class ReplicaPool:
 
     def has_http(self, model: str) -> bool:
         """Whether a replica that serves the model can be asked over HTTP/1.1."""
-        return any(
-            replica.upstream.http_upstream is not None and replica.serves(model)
-            for replica in self.replicas
-        )
+        for replica in self.replicas:
+            if replica.upstream.http_upstream is not None and replica.serves(model):
+                return True
+        return False
 
     def _permit(
         self,

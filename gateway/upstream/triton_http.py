@@ -9,6 +9,7 @@ import asyncio
 from typing import Any, NamedTuple
 
 from gateway.http.round_robin import BULK_BYTES, ROUND_ROBIN
+from gateway.lazy_timer import LazyTimer
 
 _END = b"\r\n\r\n"
 
@@ -35,7 +36,13 @@ class TritonHttp:
         connection = self._take_idle() or await self._connect(timeout_s)
         if connection is None:
             return None
-        response = await connection.send(request, timeout_s, tenant)
+        try:
+            response = await connection.send(request, timeout_s, tenant)
+        except asyncio.CancelledError:
+            connection.end(ConnectionError("the request was cancelled"))
+            raise
+        finally:
+            connection.ended()
         self._idle.append(connection)
         return response
 
@@ -74,6 +81,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, usable: "set[_Connection]") -> None:
         self._usable = usable  # the pool's: contains this connection while it can be used
         self._loop = asyncio.get_running_loop()
+        self._timer = LazyTimer(self._loop, lambda: self.end(TimeoutError()))
         self._response: asyncio.Future[Response] | None = None
         self._head = b""  # the part that has arrived
         self._body: list[bytes] = []
@@ -82,22 +90,21 @@ class _Connection(asyncio.Protocol):
         self._tenant = ""
         self._json_length: int | None = None
 
-    async def send(self, request: bytes, timeout_s: float, tenant: str) -> Response:
+    def send(self, request: bytes, timeout_s: float, tenant: str) -> "asyncio.Future[Response]":
+        """The response to come; call ``ended`` once it is there or nobody waits for it any more."""
         self._tenant = tenant
-        self._response = self._loop.create_future()
-        timer = self._loop.call_later(timeout_s, self.end, TimeoutError())
+        self._response = response = self._loop.create_future()
+        self._timer.set(self._loop.time() + timeout_s)
         self._transport.write(request)
-        try:
-            return await self._response
-        except asyncio.CancelledError:
-            self.end(ConnectionError("the request was cancelled"))
-            raise
-        finally:
-            timer.cancel()
-            self._response = None
+        return response
+
+    def ended(self) -> None:
+        self._timer.clear()
+        self._response = None
 
     def end(self, error: Exception) -> None:
         self._usable.discard(self)
+        self._timer.close()
         self._transport.abort()
         if self._response and not self._response.done():
             self._response.set_exception(error)
@@ -119,7 +126,7 @@ class _Connection(asyncio.Protocol):
             self.end(error)
             return
         if complete and self._response and not self._response.done():
-            body = b"".join(self._body)
+            body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
             self._response.set_result(Response(self._status, self._json_length, body))
             self._head, self._body, self._missing = b"", [], -1
 
@@ -131,12 +138,15 @@ class _Connection(asyncio.Protocol):
         """Whether the whole response has arrived. Raises ValueError if it is not a valid response,
         or if there was no request."""
         if self._missing < 0:
-            self._head += data
-            end = self._head.find(_END)
+            if self._head:
+                data = self._head + data
+            end = data.find(_END)
             if end < 0:
+                self._head = data
                 return False
-            data = self._head[end + len(_END) :]
-            self._read_head(self._head[: end + 2].lower())
+            end += len(_END)
+            self._read_head(data[: end - 2].lower())
+            data = data[end:]
         self._body.append(data)
         self._missing -= len(data)
         if self._response is None or self._missing < 0:

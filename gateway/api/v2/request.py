@@ -180,6 +180,8 @@ def flatten(name: str, shape: tuple[int, ...], data: object) -> list[object]:
     """V2 data, flat or nested like the shape, as a flat list; raises InvalidRequest otherwise."""
     if not isinstance(data, list):
         raise InvalidRequest(f"input {quoted(name)} needs 'data' (a list) or binary_data_size")
+    if data and not isinstance(data[0], list):
+        return data
     flat = data
     for depth in range(1, len(shape)):
         if not flat or not isinstance(flat[0], list):
@@ -254,6 +256,8 @@ def refuse_shared_memory(parameters: Iterable[str]) -> None:
 
 def _string(document: Mapping[str, object], key: str) -> str:
     value = document.get(key)
+    if type(value) is str and value:
+        return value
     if value is None and key == "id":
         return ""
     if not isinstance(value, str) or (key != "id" and not value):
