@@ -74,8 +74,8 @@ class _Histogram(prometheus.Histogram):
 
 
 class _Tally:
-    """Observations that ``flush`` passes on to a histogram, which itself takes two locks for each of
-    them. Both are called on the event loop."""
+    """Observations that ``flush`` passes on to a histogram, which itself takes two locks for each.
+    Both are called on the event loop."""
 
     __slots__ = ("_bounds", "_counts", "_histogram", "_total")
 

@@ -76,26 +76,27 @@ class LocalStore:
     def admit(self, checks: Sequence[Check], now: float) -> Outcome:
         """Spend every check's cost, or nothing if one does not fit. ``now``: monotonic seconds."""
         share, used, admitted = self.share, [], True
-        n_slots = 0  # limits of concurrency among them
+        rates: list[tuple[str, float, float, float]] = []  # bucket, tat, rate and cost
         for limit, bucket, cost in checks:
             if limit.kind == "concurrency":
-                n_slots += 1
                 in_use, (capacity, rate) = float(self._held.get(bucket, 0)), self._room(limit)
             else:
                 capacity, rate = share_of(limit, share)
-                tat = self._tats.get(self._bucket(limit, bucket), now)
+                bucket = self._bucket(limit, bucket)
+                tat = self._tats.get(bucket, now)
                 in_use = level(tat, now, rate)
+                rates.append((bucket, tat, rate, cost))
             used.append(in_use)
             admitted = admitted and fits(in_use, cost, capacity, rate)
-        if admitted and n_slots:
+        if admitted and len(rates) < len(checks):
             admitted = self._hold_all(checks, used)
         if not admitted:
             return Outcome(False, used, share)
-        for index, (limit, bucket, cost) in enumerate(checks):
-            if limit.kind != "concurrency":
-                self._spend(limit, bucket, now, cost)
-            used[index] += cost
-        return Outcome(True, used, share)
+        for bucket, tat, rate, cost in rates:
+            self._remember(bucket, spent(tat, now, rate, cost))
+        return Outcome(
+            True, [in_use + check.cost for in_use, check in zip(used, checks, strict=True)], share
+        )
 
     def _hold_all(self, checks: Sequence[Check], used: list[float]) -> bool:
         """Take a slot of each concurrency limit, or none; what is ``used`` is set for the one that
@@ -160,11 +161,13 @@ class LocalStore:
 
     def _spend(self, limit: Limit, bucket: str, now: float, cost: float) -> None:
         bucket, rate = self._bucket(limit, bucket), limit.rate * self.share
-        tat = self._tats.get(bucket)
-        if tat is None:
+        self._remember(bucket, spent(self._tats.get(bucket, now), now, rate, cost))
+
+    def _remember(self, bucket: str, tat: float) -> None:
+        if bucket not in self._tats:
             tenant = _tenant(bucket)
             self._tenants[tenant] = self._tenants.get(tenant, 0) + 1
-        self._tats[bucket] = spent(now if tat is None else tat, now, rate, cost)
+        self._tats[bucket] = tat
 
     def _bucket(self, limit: Limit, bucket: str) -> str:
         """The bucket, or the one that a tenant's surplus callers share."""
