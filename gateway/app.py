@@ -128,7 +128,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await gateway.sources.close()
         await gateway.pool.close()
         await gateway.access_control.close()
-        gateway.metrics.flush()
         if gateway.response_cache:
             await gateway.response_cache.close()
         if gateway.request_log:

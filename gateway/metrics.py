@@ -12,7 +12,7 @@ import tempfile
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -74,14 +74,14 @@ class _Histogram(prometheus.Histogram):
 
 
 class _Tally:
-    """Observations that ``flush`` passes on to a histogram, which itself takes two locks for each.
-    Both are called on the event loop."""
+    """Observations that are passed on to a histogram when the registry is read: the histogram
+    itself takes two locks for each. Both happen on the event loop."""
 
     __slots__ = ("_bounds", "_counts", "_histogram", "_total")
 
-    def __init__(self, histogram: _Histogram, bounds: Sequence[float]) -> None:
-        self._histogram, self._bounds = histogram, bounds
-        self._counts, self._total = [0] * (len(bounds) + 1), 0.0
+    def __init__(self, histogram: _Histogram) -> None:
+        self._histogram, self._bounds = histogram, SECONDS
+        self._counts, self._total = [0] * (len(SECONDS) + 1), 0.0
 
     def observe(self, value: float) -> None:
         self._counts[bisect_left(self._bounds, value)] += 1
@@ -92,28 +92,13 @@ class _Tally:
         self._counts, self._total = [0] * len(self._counts), 0.0
 
 
-class _Child:
+class _Child(NamedTuple):
     """The time series of one kind of request."""
 
-    __slots__ = ("_counter", "queue", "requests", "seconds", "upstream")
-
-    def __init__(
-        self,
-        counter: prometheus.Counter,
-        seconds: _Histogram,
-        queue: _Histogram,
-        upstream: _Histogram,
-    ) -> None:
-        self._counter, self.requests = counter, 0  # since ``flush``
-        self.seconds = _Tally(seconds, SECONDS)
-        self.queue, self.upstream = _Tally(queue, SECONDS), _Tally(upstream, SECONDS)
-
-    def flush(self) -> None:
-        if self.requests:
-            self._counter.inc(self.requests)
-            self.requests = 0
-            for tally in (self.seconds, self.queue, self.upstream):
-                tally.flush()
+    requests: prometheus.Counter
+    seconds: _Histogram | _Tally
+    queue: _Histogram | _Tally
+    upstream: _Histogram | _Tally
 
 
 class _GenAiChild(NamedTuple):
@@ -137,7 +122,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = prometheus.CollectorRegistry()
-        self.registry.register(_Flush(self.flush))  # the first: it is asked before all others
+        self._tallies: list[_Tally] = []
+        self.registry.register(_Tallies(self._tallies))  # the first: it is asked before all others
         labels = ("action", "model", "status")
         self._requests = prometheus.Counter(
             "tidegate_requests", "Requests answered.", labels, registry=self.registry
@@ -315,7 +301,7 @@ class Metrics:
         if model and model not in catalogue.models:
             model = "unknown"
         child = self._child(context.action or "none", context.api, model, status)
-        child.requests += 1
+        child.requests.inc()
         duration = time.perf_counter() - context.started
         child.seconds.observe(duration)
         if context.sent_at:
@@ -370,17 +356,11 @@ class Metrics:
             return []
         return sorted(latest.durations)
 
-    def flush(self) -> None:
-        """Show what ``record`` has counted, to the other workers too."""
-        for child in self._children.values():
-            child.flush()
-
     def show_replicas(
         self, replicas: "Sequence[Replica]", drained: "Collection[Replica]" = ()
     ) -> None:
         """Set the gauges to the replicas' current state, and drop those of removed replicas.
         ``drained`` are those that could be stopped now."""
-        self.flush()
         addresses = {replica.address for replica in replicas}
         # Entries cannot be removed from the shared files: ``page`` leaves them out, and where
         # another worker still lists the replica, these values do not change what the workers say.
@@ -443,7 +423,6 @@ class Metrics:
         if SHARED_FOLDER in os.environ:
             registry = prometheus.CollectorRegistry()
             registry.register(_Workers(self._addresses))
-            self.flush()
         watcher_metrics = watcher_file.read_bytes() if watcher_file.is_file() else b""
         return prometheus.generate_latest(registry) + watcher_metrics
 
@@ -465,11 +444,19 @@ class Metrics:
             model = self._label(model)
             child = self._children[key] = _Child(
                 self._requests.labels(action, model, str(status)),
-                self._seconds.labels(api, model, f"{status // 100}xx"),
-                self._queue.labels(api, model),
-                self._upstream.labels(api, model),
+                self._tallied(self._seconds.labels(api, model, f"{status // 100}xx")),
+                self._tallied(self._queue.labels(api, model)),
+                self._tallied(self._upstream.labels(api, model)),
             )
         return child
+
+    def _tallied(self, histogram: _Histogram) -> _Histogram | _Tally:
+        """What to observe in its place: itself, if other workers read what this one has written."""
+        if SHARED_FOLDER in os.environ:
+            return histogram
+        tally = _Tally(histogram)
+        self._tallies.append(tally)
+        return tally
 
     def _gen_ai_child(self, operation: str, model: str, status: int) -> _GenAiChild:
         key = (operation, model, status)
@@ -492,14 +479,15 @@ class Metrics:
         return model
 
 
-class _Flush(Collector):
-    """Calls ``flush`` when the registry is read."""
+class _Tallies(Collector):
+    """Passes on what the tallies hold, and has no metrics of its own."""
 
-    def __init__(self, flush: Callable[[], None]) -> None:
-        self._flush = flush
+    def __init__(self, tallies: Sequence[_Tally]) -> None:
+        self._tallies = tallies
 
     def collect(self) -> Iterator[prometheus.Metric]:
-        self._flush()
+        for tally in self._tallies:
+            tally.flush()
         return iter(())
 
 
