@@ -94,6 +94,19 @@ def _flood(connection, part: bytes, most: int = 2000) -> int:
     return most
 
 
+def test_a_connection_is_kept_as_long_as_it_is_used():
+    with (
+        served(_app, http=BoundedProtocol, timeout_keep_alive=2) as port,
+        _connected(port) as connection,
+    ):
+        for _ in range(6):
+            connection.sendall(GET + b"\r\n")
+            assert _answered(connection)
+            time.sleep(0.5)
+        connection.settimeout(15)
+        assert _all(connection) == b"", "it is closed without a word"
+
+
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
 def test_a_whole_response(port, version):
     head = f"POST /whole?a HTTP/{version}\r\nHost: x\r\nContent-Length: 4\r\n\r\n".encode()

@@ -30,6 +30,7 @@ def test_any_json_is_accepted(value, indent, separators):
         b'{"a":1,"a":2}',
         b'{"a":1,"a" :2}',
         b'{"a":1,"\\u0061":2}',
+        b'{"a":1,"a":"\\u003a"}',
         b'[{"b":{"a":1,"c":"\\":","a":3}}]',
         b'{"a":"x\\":","a"\n:1}',
         b'{"inputs":[],"inputs":[{"name":"x"}]}',
