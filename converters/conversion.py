@@ -15,7 +15,7 @@ import numpy as np
 from converters.cache import (
     PROOF_FILE,
     Progress,
-    cache_root,
+    cached,
     content_key,
     conversion,
     files_sha256,
@@ -69,13 +69,12 @@ def convert(task: Task, options: ConversionOptions, report: Progress) -> Convert
         )
     name = task.request.name
     key = _key(task)
-    original = conversion(name, key, ANSWERS, lambda folder: _export(task, folder, report))
+    original = conversion(name, key, lambda folder: _export(task, folder, report))
     reference = reference_in(original, name, task, options.precision)
     settings = json.dumps([name, key, options.precision, options.accepted])
     converted = conversion(
         name,
         _content_key(task, settings),
-        PROOF_FILE,
         lambda folder: _write_precision(task, reference, options, folder, report),
     )
     return Converted(
@@ -154,9 +153,9 @@ def _export_checks(task: Task, reference: Reference) -> list[Check]:
 def put_graph(task: Task, folder: Path, report: Progress) -> None:
     """Put the FP32 graph of this source into ``folder``, so that layers are compared: that of an
     earlier conversion if the cache has it, else a new export. ExportFailed says why it failed."""
-    graph = cache_root() / "conversions" / _key(task) / task.graph_file
-    if graph.is_file():
-        (folder / task.graph_file).symlink_to(graph)
+    original = cached(_key(task))
+    if original is not None:
+        (folder / task.graph_file).symlink_to(original / task.graph_file)
     elif task.tests_graphs:
         report(f"{task.request.name}: exporting to ONNX, to compare the layers")
         task.export(folder / task.graph_file)

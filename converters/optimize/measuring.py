@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from converters.cache import Progress, cache_root, content_key, conversion, files_sha256
+from converters.cache import Progress, cached, content_key, conversion, files_sha256
 from converters.conversion import (
     ANSWERS,
     ConversionOptions,
@@ -201,7 +201,7 @@ class Bench:
             )
 
         key = content_key(settings, write_precision.__module__)
-        engine = conversion(reference.name, key, ENGINE_FILE, build) / ENGINE_FILE
+        engine = conversion(reference.name, key, build) / ENGINE_FILE
         self.engines[candidate.precision] = engine
 
     def row(self, candidate: Candidate, timings: Timings) -> Row:
@@ -358,14 +358,13 @@ def many_samples(
         )
         settings = json.dumps(["many", source_sha256(task)])
         key = content_key(settings, ask_original.__module__, type(task).__module__)
-        is_cached = (cache_root() / "conversions" / key / ANSWERS).is_file()
-        if budget and not is_cached and budget.left < MANY_S:
+        if budget and budget.left < MANY_S and cached(key) is None:
             report(
                 f"{request.name}: measuring on the proof's samples: 1,500 more would take too long"
             )
             return converted.reference
         build = lambda folder: ask_original(task, folder, report)  # noqa: E731 - a name would add nothing
-        folder = conversion(request.name, key, ANSWERS, build)
+        folder = conversion(request.name, key, build)
     return reference_in(folder, request.name, converted.task, "fp32")
 
 

@@ -58,7 +58,7 @@ def merged_request(request: ConversionRequest, auto_class: str) -> ConversionReq
     settings = ["lora", adapter.name, auto_class, files_sha256(inputs)]
     key = content_key(json.dumps(settings), __name__)
     folder = conversion(
-        request.name, key, f"{adapter.name}/config.json",
+        request.name, key,
         lambda target: _merge(adapter, base, auto_class, target / adapter.name),
     )  # fmt: skip
     return replace(request, source=str(folder / adapter.name))

@@ -93,7 +93,7 @@ def build_engine(converted: Converted, spec: ModelSpec, report: Progress) -> Eng
         proved.require()
         proved.save(folder)
 
-    folder = conversion(record.name, key, PROOF_FILE, build)
+    folder = conversion(record.name, key, build)
     return Engine(folder, Record.load(folder / PROOF_FILE))
 
 

@@ -110,7 +110,7 @@ def build_program(converted: Converted, report: Progress) -> Program:
         (folder / ENGINE_FILE).symlink_to(converted.engine)
         proved.save(folder)
 
-    folder = conversion(record.name, key, PROOF_FILE, build)
+    folder = conversion(record.name, key, build)
     if missing and not is_new:  # else it has been said
         report(f"{missing}. {NOT_COMPILED}")
     return Program(folder, Record.load(folder / PROOF_FILE))

@@ -156,8 +156,43 @@ def test_a_full_disk_is_reported_and_leaves_no_files(conversion_request, cache):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(ConversionError, match=r"No space left on device.*XDG_CACHE_HOME"):
-        conversion("twice", "key", "proof.json", full)
+        conversion("twice", "key", full)
     assert _entries(cache) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("proof.json", b""),  # as a power cut leaves it
+        ("proof.json", None),
+        ("model.onnx", b"another graph"),
+        ("sha256.json", b""),
+    ],
+)
+def test_a_folder_that_is_not_as_it_was_written_is_built_anew(conversion_request, name, content):
+    engine = convert(Doubling(conversion_request), ConversionOptions(), _say).engine
+    written = engine.read_bytes()
+    damaged = engine.parent / name
+    if content is None:
+        damaged.unlink()
+    else:
+        damaged.write_bytes(content)
+    said: list[str] = []
+    again = convert(Doubling(conversion_request), ConversionOptions(), said.append)
+    assert again.record.passed and again.engine.read_bytes() == written
+    assert "twice: proving the fp32 graph against the original" in said
+    said.clear()
+    convert(Doubling(conversion_request), ConversionOptions(), said.append)
+    assert said == []
+
+
+def test_original_answers_that_are_damaged_are_asked_again(conversion_request, cache):
+    reference = convert(Doubling(conversion_request), ConversionOptions(), _say).reference
+    (reference.folder / "original.npz").write_bytes(b"")
+    said: list[str] = []
+    convert(Doubling(conversion_request), ConversionOptions(), said.append)
+    assert "twice: asking the original model" in said
+    assert len(_entries(cache)) == 2
 
 
 def test_folders_of_killed_processes_are_removed(conversion_request, cache):
