@@ -174,7 +174,7 @@ def _key(task: Task) -> str:
 
 def _content_key(task: Task, settings: str) -> str:
     """The key of what this module makes of the task."""
-    return content_key(settings, __name__, type(task).__module__, packages=task.reference_packages)
+    return content_key(settings, __name__, type(task).__module__, packages=task.packages())
 
 
 def _export(task: Task, folder: Path, report: Progress) -> None:
@@ -205,7 +205,7 @@ def _write_precision(
         precision=options.precision,
         accepted=options.accepted,
         source_sha256=source_sha256(task),
-        packages=task.reference_packages,
+        packages=task.packages(),
         options=task.request.options,
         proof=proof,
         engine=target,

@@ -148,7 +148,12 @@ class Task(ABC):
     def prove_served(self, address: str, reference: Reference) -> list[Check]:
         """Send the same samples, raw, to the pipeline that Triton serves at this gRPC address."""
 
-    reference_packages: ClassVar[tuple[str, ...]] = ()  # besides cache.TOOLS; versions are recorded
+    reference_packages: ClassVar[tuple[str, ...]] = ()  # see ``packages``
+
+    def packages(self) -> tuple[str, ...]:
+        """What computes the original's answers besides ``cache.TOOLS``: the versions are recorded,
+        and others make another conversion."""
+        return self.reference_packages
 
     def layer_feeds(self, reference: Reference) -> Iterator[Feed]:
         """A few samples on which the layers are compared."""

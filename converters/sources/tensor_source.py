@@ -44,6 +44,11 @@ class TensorSource(ABC):
         """Anything else that determines them."""
         return ""
 
+    def packages(self) -> tuple[str, ...]:
+        """The installed packages whose versions may determine them, besides Tidegate's own
+        tools."""
+        return ()
+
     @abstractmethod
     def example(self) -> Batch | None:
         """Example inputs from its author, if any."""

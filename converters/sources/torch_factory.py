@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from converters.errors import SourceMissing, SourceRefused
 from converters.export.module2onnx import PositionalModule, export_module, named_outputs
 from converters.export.tensor_info import TensorInfo
 from converters.sources.ids import id_counts
+from converters.sources.own_code import OwnCode, own_code
 from converters.sources.tensor_source import Batch, TensorSource
 from converters.task import TorchModule
 
@@ -33,22 +35,13 @@ V2_TYPES = {
     torch.float32: "FP32",
     torch.float64: "FP64",
 }
-TIDEGATE_PACKAGES = (
-    "tidegate",
-    "converters",
-    "ensembles",
-    "modelspec",
-    "serving",
-    "gateway",
-    "loadtests",
-)
 Tensors = Mapping[str, torch.Tensor]
 
 
 class TorchFactory(TensorSource):
     def __init__(self, source: str) -> None:
         self.source = source
-        factory, self._file = find_factory(source)
+        factory, self._factory_module = find_factory(source)
         self.module, self._example = made_by(source, factory)
         self._outputs = run_example(source, self.module, self._example)
         self.inputs = tuple(_tensor_info(source, *item) for item in self._example.items())
@@ -59,8 +52,15 @@ class TorchFactory(TensorSource):
         )
 
     def files(self) -> list[Path]:
-        """The factory's file, and the imported files in and below its folder."""
-        return own_files(self._file)
+        """The factory's file, and the user's other files that it imports, wherever they are."""
+        return list(self._code.files)
+
+    def packages(self) -> tuple[str, ...]:
+        return self._code.distributions
+
+    @cached_property
+    def _code(self) -> OwnCode:
+        return own_code(self._factory_module)
 
     def settings(self) -> str:
         return weights_sha256(self.module)
@@ -89,8 +89,8 @@ class TorchFactory(TensorSource):
         export_module(self.module, self._example, self.outputs, target)
 
 
-def find_factory(source: str) -> tuple[Callable[[], Any], Path]:
-    """The callable that ``source`` names, and its file; the current folder is searched first, as
+def find_factory(source: str) -> tuple[Callable[[], Any], ModuleType]:
+    """The callable that ``source`` names, and its module; the current folder is searched first, as
     ``python -m`` does. SourceMissing or SourceRefused if there is none."""
     module_name, _, attribute = source.partition(":")
     here = str(Path.cwd())
@@ -113,18 +113,7 @@ def find_factory(source: str) -> tuple[Callable[[], Any], Path]:
         raise SourceMissing(
             f"{source}: {module_name} has no function {attribute!r}: check the name"
         )
-    return factory, Path(inspect.getsourcefile(module) or module.__file__ or "")
-
-
-def own_files(file: Path) -> list[Path]:
-    """``file``, and the loaded modules in and below its folder, without Tidegate's own."""
-    folder, files = file.resolve().parent, {file.resolve()}
-    for name, module in list(sys.modules.items()):
-        source = getattr(module, "__file__", None)
-        if source and name.partition(".")[0] not in TIDEGATE_PACKAGES and source.endswith(".py"):
-            files.add(Path(source).resolve())
-    # torch.ops and torch.classes have a __file__ that does not exist.
-    return sorted(path for path in files if path.is_relative_to(folder) and path.is_file())
+    return factory, module
 
 
 def made_by(source: str, factory: Callable[[], object]) -> tuple[torch.nn.Module, dict[str, Any]]:

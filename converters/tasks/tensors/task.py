@@ -96,6 +96,9 @@ class Tensors(Task):
     def files(self) -> list[Path]:
         return self.source.files()
 
+    def packages(self) -> tuple[str, ...]:
+        return self.source.packages()
+
     def settings(self) -> str:
         samples = files_sha256([self.request.samples]) if self.request.samples else "varied"
         return f"{samples} {self.source.settings()}"

@@ -12,7 +12,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from converters.conversion import prove_graph, reference_in
+from converters import cache, conversion
+from converters.conversion import prove_graph, reference_in, source_sha256
 from converters.errors import ConversionError
 from converters.export.tensor_info import TensorInfo
 from converters.proof.reference import Reference
@@ -444,6 +445,37 @@ def test_what_the_factorys_module_imports_decides_the_cache_too(factories):
     names = [file.name for file in open_source("user_nets:make").files()]
     sys.modules.pop("user_layers")
     assert names == ["user_layers.py", "user_nets.py"]
+
+
+def test_the_users_code_anywhere_decides_the_cache_and_so_do_installed_packages(
+    factories, monkeypatch
+):
+    """A factory in one folder of a project, its network in another, and a package of pip's."""
+    texts = {
+        "user_export/__init__.py": "",
+        "user_export/make.py": "from user_networks.model import Net\nimport torch\n"
+        "def make():\n    return Net(), (torch.ones(1, 2),)\n",
+        "user_networks/model.py": "import torch\nfrom .constants import SCALE\nimport psutil\n"
+        "class Net(torch.nn.Module):\n"
+        "    def forward(self, x):\n        return x * SCALE\n",
+        "user_networks/constants.py": "SCALE = 2.0\n",
+        "user_networks/unused.py": "",
+    }
+    for name, text in texts.items():
+        (factories / name).parent.mkdir(exist_ok=True)
+        (factories / name).write_text(text)
+    task = Tensors(ConversionRequest("t", "user_export.make:make"))
+    files = [path.relative_to(factories).as_posix() for path in task.files()]
+    for name in [name for name in sys.modules if name.startswith("user_")]:
+        sys.modules.pop(name)
+    assert files == [name for name in sorted(texts) if "unused" not in name]
+    assert task.packages() == ("psutil",)
+    source, key = source_sha256(task), conversion._key(task)
+    monkeypatch.setattr(cache, "version", lambda name: "another")
+    assert source_sha256(task) == source
+    assert conversion._key(task) != key
+    (factories / "user_networks" / "constants.py").write_text("SCALE = 3.0\n")
+    assert source_sha256(task) != source
 
 
 def test_the_task_is_inferred_from_the_source(tmp_path):
