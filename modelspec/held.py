@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from modelspec.files import lock
+from modelspec.files import PRIVATE, lock
 
 _HELD = re.compile(r".*\+held\+[^+]+")
 
@@ -46,17 +46,23 @@ def abandoned_folders(parent: Path) -> list[Path]:
     return [path for path in folders if not is_held(path)]
 
 
-def held_file(path: Path) -> IO[bytes]:
-    """Create the file, held until the result is closed; OSError if it cannot be made."""
+def held_file(path: Path, data: bytes = b"", mode: int = PRIVATE) -> IO[bytes]:
+    """Write the whole file or nothing, held until the result is closed; OSError if it cannot be
+    written."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    file = os.fdopen(descriptor, "wb")
     try:
-        lock(descriptor)
-        Path(name).rename(path)
+        os.fchmod(descriptor, mode)
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+        lock(file)
+        Path(name).replace(path)
     except BaseException:
-        os.close(descriptor)
+        file.close()
         Path(name).unlink(missing_ok=True)
         raise
-    return os.fdopen(descriptor, "rb")
+    return file
 
 
 def is_held(path: Path) -> bool:

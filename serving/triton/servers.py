@@ -3,8 +3,9 @@
 The record is in two folders, so that a publisher finds the server from any home: beside the
 repository (``.model_repository.staging/servers/``), and in the home that the server runs from
 (``.tidegate/servers/``), which is the only one if the first is not writable. It is written when a
-server is live and removed when it stops. A killed server's record is recognized by its process and
-ignored.
+server is live and removed when it stops. A killed server's record is recognized and ignored: by its
+process, or, on another machine or in another container, by the lock that whoever started the server
+holds on its record.
 
 A repository is a path here, not a ``ModelRepository``: only where it is matters, and ``tidegate
 status`` asks without the half second that importing Triton's configs takes.
@@ -14,16 +15,20 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from typing import IO
 
 import psutil
 
-from modelspec.files import atomic_write
+from modelspec.held import held_file, is_held
 from modelspec.layout import staging_folder
 from serving.triton.process_start import start_ticks
 
 FOLDER = "servers"
 _ROOT = 0
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_held: dict[Path, IO[bytes]] = {}  # the records that this process has written
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,8 @@ class Server:
     the process's start in clock ticks since the machine's boot: a pid may be reused).
 
     ``inode`` is the repository's device and inode: others may have it mounted elsewhere.
-    ``work_dir`` is the state folder that the server runs from, ``pid_space`` its pid namespace.
+    ``work_dir`` is the state folder that the server runs from, ``pid_space`` its pid namespace,
+    and ``boot`` its machine's boot: the first namespace of every machine has the same name.
     ``load_timeout_s``: how long a model may take to load there.
     For a server that was named by hand only the address and the key file are known.
     """
@@ -46,6 +52,7 @@ class Server:
     work_dir: str = ""
     pid_space: str = ""
     load_timeout_s: float = 300.0
+    boot: str = ""
 
     @classmethod
     def running(
@@ -61,13 +68,15 @@ class Server:
             inode=_inode(repository),
             work_dir=str(work_dir.resolve()),
             pid_space=_pid_space(),
+            boot=_boot(),
         )
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether its process cannot be seen from here: it runs in another container, or its pid is
-        not known."""
-        return not self.pid or self.pid_space not in ("", _pid_space())
+        """Whether its process cannot be seen from here: it runs in another container or on another
+        machine, or its pid is not known."""
+        is_here = self.pid_space in ("", _pid_space()) and self.boot in ("", _boot())
+        return not self.pid or not is_here
 
     def is_alive(self) -> bool:
         """False if its process has certainly ended."""
@@ -112,8 +121,11 @@ def announce(work_dir: Path, name: str, server: Server) -> bool:
 
 def withdraw(work_dir: Path, name: str, repository: Path) -> None:
     for folder in (work_dir / FOLDER, _beside(repository)):
+        path = folder / f"{name}.json"
+        if path in _held:
+            _held.pop(path).close()
         try:
-            (folder / f"{name}.json").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         except OSError:
             continue  # it will be recognized as dead
 
@@ -124,7 +136,7 @@ def servers_of(work_dir: Path, repository: Path) -> list[Server]:
     for folder in (_beside(repository), work_dir / FOLDER):
         for path in _records(folder):
             server = _read(path) if _is_trusted(path, repository) else None
-            if server and server.serves(repository) and server.is_alive():
+            if server and server.serves(repository) and _is_alive(server, path):
                 servers.setdefault(path.name, server)
     return [servers[name] for name in sorted(servers)]
 
@@ -133,10 +145,19 @@ def _write(folder: Path, name: str, server: Server) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in _records(folder):
         other = _read(path)
-        if other is None or not other.is_alive():
+        if other is None or not _is_alive(other, path):
             path.unlink(missing_ok=True)
+    path = folder / f"{name}.json"
     # It contains no secret, and the publisher may be another user.
-    atomic_write(folder / f"{name}.json", json.dumps(asdict(server)))
+    record = held_file(path, json.dumps(asdict(server)).encode(), mode=0o644)
+    if path in _held:
+        _held[path].close()
+    _held[path] = record
+
+
+def _is_alive(server: Server, record: Path) -> bool:
+    """Records of earlier versions have no boot, and were not held."""
+    return is_held(record) if server.is_elsewhere and server.boot else server.is_alive()
 
 
 def _beside(repository: Path) -> Path:
@@ -178,6 +199,14 @@ def _inode(repository: Path) -> str:
     except OSError:
         return ""
     return f"{stat.st_dev}:{stat.st_ino}"
+
+
+@cache
+def _boot() -> str:
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _pid_space() -> str:

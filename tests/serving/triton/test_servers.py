@@ -85,6 +85,19 @@ def test_a_server_that_has_ended_is_dropped_and_one_that_cannot_be_seen_is_kept(
     assert records == ["a.json", "c.json", "d.json"]
 
 
+def test_a_server_of_another_machine_is_known_until_its_owner_ends(repository, home, server):
+    """Its pid namespace has the name of ours, and its pid may be anybody's here."""
+    other = replace(server, boot="another", started=server.started - 100)
+    announce(home, "b", other)
+    announce(home, "a", server)
+    assert servers_of(home, repository) == [server, other]
+    for path in [path for path in servers._held if path.name == "b.json"]:
+        servers._held.pop(path).close()  # as when the machine loses its power
+    assert servers_of(home, repository) == [server]
+    announce(home, "a", server)
+    assert [path.name for path in (home / "servers").iterdir()] == ["a.json"]
+
+
 def test_another_users_record_is_not_trusted(repository, home, server, monkeypatch):
     """A record decides to which address the content of which file is sent."""
     announce(home, "a", server)
