@@ -45,7 +45,7 @@ def switch_to(deployment: Deployment, name: str, version: int | None) -> int:
 def prune(deployment: Deployment, name: str, keep: int) -> tuple[list[str], int]:
     """Delete all versions but the ``keep`` newest, the active one, canaries and those that a server
     still serves, and the members' versions that nothing needs any more. Returns the deleted
-    folders, as MODEL/VERSION, and their bytes."""
+    folders, as MODEL/VERSION, and their bytes. If it is killed, the next one goes on."""
     repository = deployment.repository
     with repository.lock(f"prune {name}"):
         recover(deployment)
@@ -62,13 +62,12 @@ def prune(deployment: Deployment, name: str, keep: int) -> tuple[list[str], int]
         public = set(repository.public_models())
         touched = {model for version in obsolete for model in version.members} - public
         folders = [repository.version_folder(name, version.number) for version in obsolete]
-        freed = sum(map(size_bytes, folders))
-        for folder in folders:
-            repository.remove_folder(folder)
-        # Then the members' versions that neither a config nor a manifest refers to.
+        # The members' versions that neither a config nor a manifest that stays refers to.
         used = repository.pinned_versions()
         for model in repository.models():
             for number in repository.versions(model):
+                if repository.version_folder(model, number) in folders:
+                    continue
                 manifest = repository.manifest(model, number)
                 for member, version in (manifest.members if manifest else {}).items():
                     used.setdefault(member, set()).add(version)
@@ -78,8 +77,9 @@ def prune(deployment: Deployment, name: str, keep: int) -> tuple[list[str], int]
             for number in repository.versions(model)
             if number not in used.get(model, set())
         ]
-        freed += sum(map(size_bytes, members))
-        for folder in members:
+        freed = sum(map(size_bytes, (*folders, *members)))
+        # The pipeline's versions last: they alone say what is to be deleted.
+        for folder in (*members, *folders):
             repository.remove_folder(folder)
         for model in touched:
             if not repository.versions(model):

@@ -179,6 +179,25 @@ def test_prune_keeps_the_newest_and_the_active_and_what_they_need(repository, de
     assert _publish(repository, 9) == 5
 
 
+@pytest.mark.parametrize("removals", range(4))
+def test_a_prune_that_was_killed_is_gone_on_with(repository, deployment, monkeypatch, removals):
+    _publish(repository, 1, 2, 3)
+    remove, done = ModelRepository.remove_folder, []
+
+    def killed(self, folder):
+        if len(done) == removals:
+            raise KeyboardInterrupt
+        done.append(folder)
+        remove(self, folder)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ModelRepository, "remove_folder", killed)
+        prune(deployment, NAME, keep=1)
+    prune(deployment, NAME, keep=1)
+    assert ModelRepository(repository).versions(NAME) == [3]
+    assert ModelRepository(repository).versions("mood_onnx") == [3]
+
+
 def test_prune_keeps_what_a_server_still_serves(repository):
     """A server that a publication did not reach."""
     _publish(repository, 0, 10, 20)
