@@ -321,7 +321,7 @@ class Gateway:
         key = context.canary_key if route.per == "request" else context.principal.id
         from gateway.policy.canary import choose
 
-        context.canaries = tuple(route.weights)
+        context.canaries, context.beside = route.weights, ",".join(model.versions)
 
         def is_healthy(canary: str) -> bool:
             is_right = not self.probes.get(canary, "not probed")

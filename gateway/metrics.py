@@ -168,7 +168,7 @@ class Metrics:
         self._canary = self._histogram(
             "tidegate_canary_seconds",
             "Requests that a canary or the pipeline beside it answered.",
-            ("canary", "arm", "status"),
+            ("canary", "beside", "weight", "arm", "status"),
         )
         self._cached = prometheus.Counter(
             "tidegate_cache_requests",
@@ -282,6 +282,7 @@ class Metrics:
         self._children: dict[tuple[str, str, str, int], _Child] = {}
         self._gen_ai_children: dict[tuple[str, str, int], _GenAiChild] = {}
         self._models: set[str] = set()  # those that have time series of their own
+        self._canaries: set[tuple[str, str, str]] = set()
         self._answered: dict[str, _Answered] = {}
 
     def restarted(self, task: str) -> None:
@@ -307,11 +308,11 @@ class Metrics:
         if context.sent_at:
             child.queue.observe(context.sent_at - context.started)
             child.upstream.observe(context.upstream_s)
-            for canary in context.canaries:
+            for canary, weight in context.canaries.items():
                 if context.pipeline in (canary, model):
                     arm = "canary" if context.pipeline == canary else "stable"
-                    labels = (self._label(canary), arm, f"{status // 100}xx")
-                    self._canary.labels(*labels).observe(duration)
+                    labels = self._canary_labels(canary, context.beside, weight)
+                    self._canary.labels(*labels, arm, f"{status // 100}xx").observe(duration)
         if context.cache:
             self._cached.labels(self._label(model), context.cache).inc()
         if context.fallback:
@@ -471,6 +472,14 @@ class Metrics:
                 self._gen_ai_tokens.labels(*labels, "output"),
             )
         return child
+
+    def _canary_labels(self, canary: str, beside: str, weight: float) -> tuple[str, str, str]:
+        """Counts of one pair of versions at one weight are comparable, and no others."""
+        labels = canary, beside, f"{weight:g}"
+        if labels not in self._canaries and len(self._canaries) >= LABEL_VALUES:
+            return OTHER, OTHER, OTHER
+        self._canaries.add(labels)
+        return labels
 
     def _label(self, model: str) -> str:
         if model not in self._models and len(self._models) >= LABEL_VALUES:

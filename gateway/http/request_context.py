@@ -5,7 +5,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -130,7 +130,9 @@ class RequestContext:
     fallback: str = ""  # the pipeline that answers instead of the one that was asked for
     fallback_of: str = ""  # which is that one
     trial: str = ""  # the pipeline whose circuit breaker is on trial with this request
-    canaries: Sequence[str] = ()  # those that it could have been sent to
+    # Those that it could have been sent to, with their percentages; and the version beside them.
+    canaries: Mapping[str, float] = field(default_factory=dict)
+    beside: str = ""
     version: str = ""  # as the server says
     replica: str = ""  # the address of the latest that it was sent to
     sent_at: float = 0.0  # when it was first sent to a replica, as ``started``

@@ -69,7 +69,7 @@ def test_every_metric_is_in_the_table_and_no_other(tmp_path):
     }
     metrics = Metrics()
     _chat(metrics)
-    _chat(metrics, pipeline="echo_llm.v2", canaries=("echo_llm.v2",), cache="miss")
+    _chat(metrics, pipeline="echo_llm.v2", canaries={"echo_llm.v2": 10.0}, cache="miss")
     metrics.circuit_opened("m")
     _chat(metrics, fallback="spare")
     metrics.shadowed("echo_llm", "echo_llm.v2", "agrees")
@@ -118,15 +118,18 @@ def test_a_chat_is_measured_by_the_conventions():
 def test_while_a_canary_runs_its_requests_and_the_others_are_counted():
     metrics = Metrics()
     for pipeline, status, count in (("echo_llm", 200, 3), ("echo_llm.v2", 502, 2)):
-        for _ in range(count):
-            _chat(metrics, status=status, pipeline=pipeline, canaries=("echo_llm.v2",))
+        for weight in (10.0,) * count + (12.5,):
+            canary = {"canaries": {"echo_llm.v2": weight}, "beside": "1"}
+            _chat(metrics, status=status, pipeline=pipeline, **canary)
     _chat(metrics, pipeline="echo_llm")  # no canary could have answered it
 
-    def count(arm: str, status: str) -> float | None:
-        labels = {"canary": "echo_llm.v2", "arm": arm, "status": status}
+    def count(arm: str, status: str, weight: str = "10") -> float | None:
+        labels = {"canary": "echo_llm.v2", "beside": "1", "weight": weight}
+        labels |= {"arm": arm, "status": status}
         return metrics.registry.get_sample_value("tidegate_canary_seconds_count", labels)
 
     assert (count("stable", "2xx"), count("canary", "5xx")) == (3, 2)
+    assert (count("stable", "2xx", "12.5"), count("canary", "5xx", "12.5")) == (1, 1)
     assert count("canary", "2xx") is count("stable", "5xx") is None
 
 

@@ -142,15 +142,16 @@ def test_an_interval_holds_the_share_and_shrinks():
     assert widths == sorted(widths, reverse=True)
 
 
-def _look(**counts):
+def _look(beside="1", weight="10", **counts):
     samples = {"tidegate_canary_seconds_count": [], "tidegate_canary_seconds_bucket": []}
     for name, (arm, status, count, quick) in counts.items():
         labels = {"canary": name.partition("__")[0].replace("_v", ".v"), "arm": arm}
-        labels["status"] = status
+        labels |= {"status": status, "beside": beside, "weight": weight}
         samples["tidegate_canary_seconds_count"].append((labels, count))
         for bound, value in (("0.1", quick), ("+Inf", count)):
             samples["tidegate_canary_seconds_bucket"].append(({**labels, "le": bound}, value))
-    return Look(0.0, [], [], samples)
+    models = [{"name": "m", "versions": ["1"]}, {"name": "m.v2", "versions": ["2"]}]
+    return Look(0.0, [], models, samples)
 
 
 def test_the_arms_are_read_from_the_metrics():
@@ -162,10 +163,19 @@ def test_the_arms_are_read_from_the_metrics():
         m_v1__e=("canary", "2xx", 3, 3),
         other_v9__f=("canary", "2xx", 5000, 5000),
     )
-    stable, own = arms("m.v2", look)
+    policy = _policy(m={"per": "request", "m.v2": 10, "m.v3": 10})
+    stable, own = arms("m", "m.v2", policy, look)
     assert own == Arm(90, 10, {0.1: 10}, refused=7)
     assert stable == Arm(900, 0, {0.1: 300})
-    assert arms("m.v3", look) == (Arm(0, 0, {}), Arm(0, 0, {}))
+    assert arms("m", "m.v3", policy, look) == (Arm(0, 0, {}), Arm(0, 0, {}))
+
+
+@pytest.mark.parametrize("other", [{"weight": "50"}, {"beside": "7"}])
+def test_what_was_counted_with_another_weight_or_version_beside_it_is_left_out(other):
+    counts = {"m_v2__a": ("canary", "5xx", 900, 0), "m_v2__b": ("stable", "2xx", 900, 900)}
+    policy = _policy(m={"per": "request", "m.v2": 10.0})
+    assert arms("m", "m.v2", policy, _look(**counts))[1] == Arm(0, 900, {})
+    assert arms("m", "m.v2", policy, _look(**counts, **other)) == (Arm(0, 0, {}), Arm(0, 0, {}))
 
 
 def _policy(**routes):
@@ -220,7 +230,8 @@ def test_what_goes_wrong_is_never_taken_for_roll_back(url, code, said, monkeypat
 
 
 def test_a_canary_that_fails_on_a_real_gateway_is_to_be_rolled_back(tmp_path):
-    """It gives its golden answer, and fails half of what clients send."""
+    """It gives its golden answer, and fails half of what clients send. With another weight, nothing
+    is known of it."""
     (admin_port,) = free_ports(1)
     write_settled(tmp_path / "gateway.toml", '[routes.p]\nper = "request"\n"p.v2" = 50\n')
     _, operator = KeyStore(tmp_path / "keys.toml", tmp_path / "pepper").create("operator", ADMIN)
@@ -250,6 +261,14 @@ def test_a_canary_that_fails_on_a_real_gateway_is_to_be_rolled_back(tmp_path):
             for _ in range(600):
                 ask()
         run = subprocess.run(command, capture_output=True, text=True, env=environment)
+        changed = '[routes.p]\nper = "request"\n"p.v2" = 40\n'
+        (tmp_path / "gateway.toml").write_text(changed)
+        admin = f"http://127.0.0.1:{admin_port}/admin/policy"
+        wait_for(lambda: '"p.v2":40' in httpx.get(admin, headers=headers).text)
+        afterwards = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert afterwards.returncode == 3, afterwards.stdout
+    fresh = json.loads(afterwards.stdout)
+    assert (fresh["canary_requests"], fresh["stable_requests"]) == (0, 0)
     document = json.loads(run.stdout)
     assert (document["canary"], document["verdict"]) == ("p.v2", "roll back"), run.stdout
     assert run.returncode == 1

@@ -15,7 +15,7 @@ Nothing is promoted by absence of evidence: promote means that the canary is sho
 than a margin, roll back that it is shown to be worse. Everything else is undecided.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import inf, lgamma, log
 from typing import Any, Literal
@@ -209,16 +209,30 @@ def routed_canary(pipeline: str, policy: Mapping[str, Any], version: int | None 
     return routed[0]
 
 
-def arms(canary: str, look: Look) -> tuple[Arm, Arm]:
-    """What the pipeline did beside this canary, and what the canary did."""
+def arms(pipeline: str, canary: str, policy: Mapping[str, Any], look: Look) -> tuple[Arm, Arm]:
+    """What the pipeline did beside this canary, and what the canary did, with the weight that the
+    policy in force gives it and beside the version that is active now. What was counted with
+    another weight or version is left out: together they would be compared wrongly, since the
+    two arms had other shares of good and bad hours."""
+    versions = next((m["versions"] for m in look.models if m["name"] == pipeline), ())
+    selected = {
+        "canary": canary,
+        "beside": ",".join(versions),
+        "weight": f"{policy['rules']['routes'][pipeline][canary]:g}",
+    }
+
+    def samples(suffix: str) -> Iterator[tuple[Mapping[str, str], float]]:
+        for labels, value in look.samples.get(METRIC + suffix, ()):
+            if selected.items() <= labels.items():
+                yield labels, value
+
     counts: dict[str, dict[str, int]] = {"stable": {}, "canary": {}}
     slower: dict[str, dict[float, int]] = {"stable": {}, "canary": {}}
-    for labels, value in look.samples.get(f"{METRIC}_count", ()):
-        if labels["canary"] == canary:
-            counts[labels["arm"]][labels["status"]] = int(value)
-    for labels, value in look.samples.get(f"{METRIC}_bucket", ()):
+    for labels, value in samples("_count"):
+        counts[labels["arm"]][labels["status"]] = int(value)
+    for labels, value in samples("_bucket"):
         bound = float(labels["le"])
-        if labels["canary"] == canary and labels["status"] == "2xx" and bound != inf:
+        if labels["status"] == "2xx" and bound != inf:
             slower[labels["arm"]][bound] = counts[labels["arm"]]["2xx"] - int(value)
 
     def arm(which: str) -> Arm:

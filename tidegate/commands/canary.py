@@ -123,8 +123,9 @@ def _verdict(name: str, url: str | None, version: int | None, *, as_json: bool) 
     from tidegate.app.top import Gateway
 
     gateway = Gateway.of(Paths.current(), url)
-    canary, look = routed_canary(name, gateway.policy(), version), gateway.look()
-    stable, own = arms(canary, look)
+    policy = gateway.policy()
+    canary, look = routed_canary(name, policy, version), gateway.look()
+    stable, own = arms(name, canary, policy, look)
     result = verdict(stable, own, probe=probe_of(canary, look))
     if as_json:
         print_json({"canary": canary, **result.as_dict()})
