@@ -95,6 +95,7 @@ class Watcher:
         watchers share, and the name of this one in it and in what is reported."""
         self._server, self._models = server, list(models)
         self._repository = server.options.repository
+        self._published_before = self._published()
         self._replica, prefix = replica, f"replica {replica}: " if replica else ""
         self._report = unfailing(lambda line: report(prefix + line))
         self.events = events or Events(server.options.work_dir, self._report)
@@ -184,6 +185,7 @@ class Watcher:
         self._reloads = {}  # they ended with their server
         self._replaced, self._ended = [], set()
         self._health.restarted(self._server.pid)
+        self._models += self._published_since()
         for model in self._models:
             self._load(model)
             self._health.remember(self._server.pid)  # it may lose a process while others load
@@ -269,6 +271,25 @@ class Watcher:
         except (ModelLoadFailed, OSError, ValueError):  # it is being edited, or cannot be read
             return self._models
         return [*known, *sorted(public - set(known))]
+
+    def _published(self) -> dict[str, int] | None:
+        """The public models and the marks of their configs; None if that cannot be read now."""
+        try:
+            return {model: self._mark(model) for model in self._repository.public_models()}
+        except (ModelLoadFailed, OSError, ValueError):
+            return None
+
+    def _published_since(self) -> list[str]:
+        """What has been published since we began to watch, and was never seen to be served: the
+        server may have died right after it. Publishers load what they publish."""
+        before, now = self._published_before, self._published()
+        if before is None or now is None:
+            return []
+        return [
+            model
+            for model, mark in now.items()
+            if model not in self._models and before.get(model) != mark
+        ]
 
     def _reloading(self) -> set[str]:
         """The models that are being loaded: they are checked when that is over."""

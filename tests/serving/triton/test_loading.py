@@ -274,3 +274,14 @@ def test_a_load_that_crashes_triton_is_reported_with_the_warm_up(server):
     with pytest.raises(ModelLoadFailed, match="Triton itself ended while it loaded") as failed:
         server.control.load("deadly")
     assert "deadly has a model_warmup" in str(failed.value)
+
+
+def test_what_was_published_right_before_a_death_is_served_after_it(server, watching):
+    """No probe has seen it yet, and nothing else says that it is to be served."""
+    seen = watching("good")
+    _add(server, "fresh")
+    server.control.load("fresh")
+    psutil.Process(server.pid).kill()
+    seen.until_message("Triton is serving again")
+    assert [_states(server, name) for name in ("good", "fresh")] == [["READY"], ["READY"]]
+    assert _states(server, "other") != ["READY"]  # which nobody published
