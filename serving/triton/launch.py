@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -72,6 +73,8 @@ class TritonServer:
         self._backends: Path | None = None  # reused by ``restart``
         self._held: list[IO[bytes]] = []  # which say that what this server leaves has an owner
         self._is_restarting = False
+        self._process_lock = threading.RLock()  # it may be stopped while its watcher restarts it
+        self._is_ending = threading.Event()
         self.key = _restricted_key(options.work_dir / "triton.key")
         self._installation = installation or find_triton()
         self._prefix = leftovers.new_prefix()
@@ -90,7 +93,8 @@ class TritonServer:
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process else None
+        process = self._process  # another thread may stop it meanwhile
+        return process.pid if process else None
 
     def start(self) -> None:
         """Launch the server and return once it is live. If that fails, ServingError, and nothing is
@@ -101,7 +105,9 @@ class TritonServer:
         backends = self._assemble_backends()
         repository = self._shell_safe(self.options.repository.path, "models")
         command = self._command(repository, self._shell_safe(backends, "backends"))
-        self._process = children.start(command, self._environment(repository), self._open_log())
+        with self._process_lock:
+            self._require_startable()
+            self._process = children.start(command, self._environment(repository), self._open_log())
         try:
             self._wait_live()
             self._announce()
@@ -109,31 +115,40 @@ class TritonServer:
             self.stop()
             raise
 
+    def forbid_start(self) -> None:
+        """From now on it is not started: a start that is under way, in another thread, fails."""
+        self._is_ending.set()
+
+    def _require_startable(self) -> None:
+        if self._is_ending.is_set():
+            raise ServingError("Triton is not started, because it is being stopped for good")
+
     def require_ports(self) -> None:
         """ServingError unless this server can listen on its ports now."""
         require_free(self.options.ports.endpoints(self.options.address))
 
     def is_alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        process = self._process
+        return process is not None and process.poll() is None
 
     def why_ended(self) -> str:
         """How the process ended, and what its log says about it; '' if none was started."""
-        if self._process is None:
-            return ""
-        return children.why_ended(self._process, self.log_file, self._log_offset)
+        process = self._process
+        return children.why_ended(process, self.log_file, self._log_offset) if process else ""
 
     def stop(self, *, gently: bool = True) -> None:
         """Stop the server and its Python stubs (SIGTERM, then SIGKILL), and remove its shared
         memory. With ``gently=False`` the server is killed at once."""
-        if self._process is not None:
-            servers.withdraw(self.options.work_dir, self._prefix, self.options.repository.path)
-            stubs = _stubs(self._prefix)
-            if not gently:
-                self._process.kill()
-            children.end(self._process, EXIT_TIMEOUT_S + 5)
-            _end(stubs, STUBS_EXIT_S if gently else 0)
-            leftovers.remove(self._prefix)
-            self._process = None
+        with self._process_lock:
+            if self._process is not None:
+                servers.withdraw(self.options.work_dir, self._prefix, self.options.repository.path)
+                stubs = _stubs(self._prefix)
+                if not gently:
+                    self._process.kill()
+                children.end(self._process, EXIT_TIMEOUT_S + 5)
+                _end(stubs, STUBS_EXIT_S if gently else 0)
+                leftovers.remove(self._prefix)
+                self._process = None
         if not self._is_restarting:
             leftovers.remove_backends(self._prefix, self._build_folder)
             while self._held:
@@ -221,6 +236,7 @@ class TritonServer:
     def _wait_live(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self.control.is_live():
+            self._require_startable()
             if not self.is_alive():
                 raise TritonDied(f"Triton ended while starting: {self._last_error()}")
             if time.monotonic() > deadline:

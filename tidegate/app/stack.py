@@ -357,6 +357,8 @@ class Stack:
 
     def _stop_replicas(self) -> None:
         """Stop every Triton, together: each may take seconds to finish its requests."""
+        for server in self._servers:
+            server.forbid_start()  # a watcher's thread may be about to
         for thread in self._watching:
             thread.join(STOP_WATCHING_S)
         # One that is still being restarted ends there, and its thread does not try again.

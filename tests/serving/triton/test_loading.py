@@ -4,11 +4,12 @@ The path of the server's home contains every character that a shell would interp
 """
 
 import contextlib
+import threading
 
 import psutil
 import pytest
 
-from serving.errors import ModelLoadFailed
+from serving.errors import ModelLoadFailed, ServingError
 from serving.health import restart_backoff, watch
 from serving.health.watch import Watcher
 from serving.repository.model_repository import ModelRepository
@@ -285,3 +286,37 @@ def test_what_was_published_right_before_a_death_is_served_after_it(server, watc
     seen.until_message("Triton is serving again")
     assert [_states(server, name) for name in ("good", "fresh")] == [["READY"], ["READY"]]
     assert _states(server, "other") != ["READY"]  # which nobody published
+
+
+def test_a_stop_ends_a_restart_that_is_under_way_in_another_thread(tmp_path, monkeypatch):
+    """As ``tidegate up`` ends while a watcher restarts its replica."""
+    repository = tmp_path / "model_repository"
+    repository.mkdir()
+    ports = Ports(*free_ports(3))
+    options = LaunchOptions(ModelRepository(repository), tmp_path / ".tidegate", ports)
+    server, errors = TritonServer(options), []
+    server.start()
+    before = server.pid
+
+    def restart():
+        with pytest.raises(ServingError) as error:
+            server.restart()
+        errors.append(str(error.value))
+
+    monkeypatch.setattr(server.control, "is_live", lambda *arguments: False)  # it never is
+    thread = threading.Thread(target=restart)
+    thread.start()
+    try:
+        wait_until(lambda: server.pid not in (before, None), 30, "another process")
+    finally:
+        server.forbid_start()
+        server.stop()
+        thread.join(ENOUGH_S)
+        server.stop()
+    assert errors == ["Triton is not started, because it is being stopped for good"]
+    assert server.pid is None
+    with pytest.raises(ServingError, match="being stopped for good"):
+        server.start()
+    server.stop()
+    server.control.close()
+    assert not list(leftovers.FOLDER.glob(f"{server._prefix}*"))
