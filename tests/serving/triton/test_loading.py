@@ -277,46 +277,58 @@ def test_a_load_that_crashes_triton_is_reported_with_the_warm_up(server):
     assert "deadly has a model_warmup" in str(failed.value)
 
 
-def test_what_was_published_right_before_a_death_is_served_after_it(server, watching):
-    """No probe has seen it yet, and nothing else says that it is to be served."""
-    seen = watching("good")
-    _add(server, "fresh")
-    server.control.load("fresh")
-    psutil.Process(server.pid).kill()
-    seen.until_message("Triton is serving again")
-    assert [_states(server, name) for name in ("good", "fresh")] == [["READY"], ["READY"]]
-    assert _states(server, "other") != ["READY"]  # which nobody published
-
-
-def test_a_stop_ends_a_restart_that_is_under_way_in_another_thread(tmp_path, monkeypatch):
-    """As ``tidegate up`` ends while a watcher restarts its replica."""
+@pytest.fixture
+def own_server(tmp_path):
+    """One that may be killed."""
     repository = tmp_path / "model_repository"
     repository.mkdir()
     ports = Ports(*free_ports(3))
     options = LaunchOptions(ModelRepository(repository), tmp_path / ".tidegate", ports)
-    server, errors = TritonServer(options), []
+    server = TritonServer(options)
     server.start()
-    before = server.pid
+    yield server
+    server.forbid_start()
+    server.stop(gently=False)
+    server.control.close()
+    assert not list(leftovers.FOLDER.glob(f"{server._prefix}*"))
+
+
+def test_what_was_published_right_before_a_death_is_served_after_it(own_server):
+    """No probe has seen it yet, and nothing else says that it is to be served."""
+    for name in ("good", "other"):
+        _add(own_server, name)
+    own_server.control.load("good")
+    seen = Watching(own_server, "good")
+    try:
+        _add(own_server, "fresh")
+        own_server.control.load("fresh")
+        psutil.Process(own_server.pid).kill()
+        seen.until_message("Triton is serving again")
+    finally:
+        seen.watcher.close()
+    assert [_states(own_server, name) for name in ("good", "fresh")] == [["READY"], ["READY"]]
+    assert _states(own_server, "other") != ["READY"]  # which nobody published since
+
+
+def test_a_stop_ends_a_restart_that_is_under_way_in_another_thread(own_server, monkeypatch):
+    """As ``tidegate up`` ends while a watcher restarts its replica."""
+    before, errors = own_server.pid, []
 
     def restart():
         with pytest.raises(ServingError) as error:
-            server.restart()
+            own_server.restart()
         errors.append(str(error.value))
 
-    monkeypatch.setattr(server.control, "is_live", lambda *arguments: False)  # it never is
+    monkeypatch.setattr(own_server.control, "is_live", lambda *arguments: False)  # it never is
     thread = threading.Thread(target=restart)
     thread.start()
     try:
-        wait_until(lambda: server.pid not in (before, None), 30, "another process")
+        wait_until(lambda: own_server.pid not in (before, None), 30, "another process")
     finally:
-        server.forbid_start()
-        server.stop()
+        own_server.forbid_start()
+        own_server.stop()
         thread.join(ENOUGH_S)
-        server.stop()
     assert errors == ["Triton is not started, because it is being stopped for good"]
-    assert server.pid is None
+    assert own_server.pid is None
     with pytest.raises(ServingError, match="being stopped for good"):
-        server.start()
-    server.stop()
-    server.control.close()
-    assert not list(leftovers.FOLDER.glob(f"{server._prefix}*"))
+        own_server.start()
