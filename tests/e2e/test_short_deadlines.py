@@ -45,8 +45,10 @@ def test_triton_survives_deadlines_near_the_answer(pair):
                         client.infer("plain", [tensor], headers=headers, client_timeout=timeout_s)
                         answered.append(timeout_s)
                     except InferenceServerException as error:
-                        assert "DEADLINE_EXCEEDED" in str(error.status())
-                        late.append(timeout_s)
+                        # Unavailable: refused at once, where it would have waited for too long.
+                        if "UNAVAILABLE" not in str(error.status()):
+                            assert "DEADLINE_EXCEEDED" in str(error.status())
+                            late.append(timeout_s)
 
         threads = [threading.Thread(target=call, args=[seed]) for seed in range(CALLERS)]
         for thread in threads:
