@@ -3,16 +3,6 @@
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 
--- When a bucket is empty again. Beside it stands when that was written: if the clock was set back
--- since, or another server with an earlier one has taken over, both move with it.
-local function read_meter(meter)
-  local value = redis.call('GET', meter)
-  if not value then return now end
-  local tat, written = string.match(value, '^([^:]+):?(.*)$')
-  local ahead = (tonumber(written) or now) - now
-  return tonumber(tat) - math.max(ahead, 0)
-end
-
 local function set_meter(meter, tat)
   if tat > now then
     local value = string.format('%.3f:%.0f', tat, now)
@@ -20,4 +10,18 @@ local function set_meter(meter, tat)
   else
     redis.call('DEL', meter)
   end
+end
+
+-- When a bucket is empty again. Beside it stands when that was written: if the clock was set back
+-- since, or another server with an earlier one has taken over, both move with it, once.
+local function read_meter(meter)
+  local value = redis.call('GET', meter)
+  if not value then return now end
+  local tat, written = string.match(value, '^([^:]+):?(.*)$')
+  tat, written = tonumber(tat), tonumber(written) or now
+  if written > now then
+    tat = tat - (written - now)
+    set_meter(meter, tat)
+  end
+  return tat
 end

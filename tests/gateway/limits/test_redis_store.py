@@ -214,6 +214,11 @@ async def test_a_redis_that_was_set_back_owes_nobody_the_hour(
     """Also one that another server with an earlier clock has taken over from."""
     async with limiter.admit(checks_of(ALL, SUBJECT, tokens=400)) as admission:
         admission.settle(400)
+    # And one that is used up; a refusal writes no meter of its own.
+    used_up, soon = Subject("acme", "k2", "chat"), limit_of("key", "requests", 3, 6)
+    for _ in range(3):
+        async with limiter.admit(checks_of([soon], used_up, 1)):
+            pass
     hour_us = HOUR * 1_000_000
     with server.client() as client:
         for key in client.scan_iter("{acme}*"):
@@ -221,6 +226,12 @@ async def test_a_redis_that_was_set_back_owes_nobody_the_hour(
             client.set(key, f"{float(empty) + hour_us:.3f}:{int(written) + hour_us}")
     assert await remaining(limiter, RPH) == 2
     assert await remaining(limiter, TOKENS) == 200
+    with pytest.raises(LimitReached):
+        async with limiter.admit(checks_of([soon], used_up, 1)):
+            pass
+    await asyncio.sleep(2.2)  # one of three in six seconds
+    async with limiter.admit(checks_of([soon], used_up, 1)):
+        pass
 
 
 async def test_leases_that_were_written_before_the_clock_was_set_back_expire(
