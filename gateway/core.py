@@ -396,13 +396,15 @@ class Gateway:
             *(context.tenant, self._weight(context), context.remaining_s()),
             tokens=text.tokens,
             is_stream=text.is_stream,
+            sequences=text.sequences,
         )
 
     def engine_share(self, serving: str) -> tuple[EngineCapacity, float]:
         """The capacity of the language model's engine on one server, and this process's share of
         the servers (``TextQueue.resize``)."""
         model = self.catalogue.models.get(serving)
-        servers = sum(bool(replica.health) for replica in self.pool.replicas_of(serving))
+        # Those that get the next text: what a drained one still runs holds new ones back a little.
+        servers = len(self.pool.candidates(serving))
         processes = self.settings.workers * self.settings.gateways
         return model.capacity if model else UNKNOWN_CAPACITY, max(1, servers) / processes
 

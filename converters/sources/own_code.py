@@ -98,7 +98,11 @@ def _imported(path: Path, package: str) -> Iterator[str]:
                 yield from _with_parents(alias.name)
         elif isinstance(node, ast.ImportFrom):
             name = "." * node.level + (node.module or "")
-            name = importlib.util.resolve_name(name, package) if node.level else name
+            if node.level:
+                try:
+                    name = importlib.util.resolve_name(name, package)
+                except ImportError:  # of a script, or for type checkers: not what is imported here
+                    continue
             yield from _with_parents(name)
             yield from (f"{name}.{alias.name}" for alias in node.names)
 

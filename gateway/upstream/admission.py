@@ -94,12 +94,14 @@ class Tenant:
 @dataclass(eq=False)
 class Waiter:
     """A request that waits for its turn, or has it. ``tokens``: about how many a text to continue
-    takes; ``is_stream``: it has a first response long before its last."""
+    takes, in so many ``sequences`` at a time; ``is_stream``: it has a first response long before
+    its last."""
 
     tenant: Tenant
     granted: "asyncio.Future[None]"
     tokens: int = 0
     is_stream: bool = False
+    sequences: int = 1
     charged: float = 0.0
     granted_at: float = 0.0
 
@@ -211,6 +213,7 @@ class TurnQueue(ABC):
         has_begun: bool = False,
         tokens: int = 0,
         is_stream: bool = False,
+        sequences: int = 1,
     ) -> Turn:
         """Wait for a turn.
 
@@ -232,7 +235,7 @@ class TurnQueue(ABC):
             if self.waiting >= MOST_WAITING:
                 self._make_room(own)
         granted = asyncio.get_running_loop().create_future()
-        waiter = Waiter(own, granted, tokens, is_stream)
+        waiter = Waiter(own, granted, tokens, is_stream, sequences)
         own.waiting.append(waiter)
         self.waiting += 1
         self.fill()

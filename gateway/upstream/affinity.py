@@ -29,6 +29,7 @@ PROMPT_IDS, ID_BYTES = "prompt_token_ids", 8  # instead of a text, for our own e
 LENGTH_BYTES = 4  # before each element of a BYTES tensor
 DEFAULT_TOKENS = 16  # that vLLM generates for a request that does not say
 MOST_TOKENS = 4096  # that one text counts for
+MOST_SEQUENCES = 16  # of one request; our own engine refuses more
 
 
 class InferInput(Protocol):
@@ -39,13 +40,15 @@ class InferInput(Protocol):
 
 class TextWork(NamedTuple):
     """A text to continue. ``tokens``: about how many it takes, read and generated, at most
-    ``MOST_TOKENS``: nobody makes a replica look busy by what is asked for. ``blocks``: the
+    ``MOST_TOKENS`` for each of the ``sequences`` that are generated at a time: nobody makes a
+    replica look busy by what is asked for. ``blocks``: the
     hashes of its beginning, each over all that comes before it too; none if it is shorter than a
     block. ``is_stream``: each token is a response."""
 
     tokens: int
     blocks: tuple[bytes, ...]
     is_stream: bool = False
+    sequences: int = 1
 
 
 def text_work(
@@ -55,6 +58,7 @@ def text_work(
     *,
     is_stream: bool = False,
     token_bytes: int = BYTES_PER_TOKEN,
+    sequences: int = 1,
 ) -> TextWork:
     """
     >>> text_work("shop", b"x" * 1200, 100).tokens
@@ -65,8 +69,8 @@ def text_work(
     for end in range(BLOCK_BYTES, min(len(prompt), MOST_BLOCKS * BLOCK_BYTES) + 1, BLOCK_BYTES):
         digest.update(prompt[end - BLOCK_BYTES : end])
         blocks.append(digest.copy().digest())
-    tokens = max(1, min(len(prompt) // token_bytes + max_tokens, MOST_TOKENS))
-    return TextWork(tokens, tuple(blocks), is_stream)
+    tokens = max(1, min(len(prompt) // token_bytes + max_tokens, MOST_TOKENS)) * sequences
+    return TextWork(tokens, tuple(blocks), is_stream, sequences)
 
 
 def text_work_of(
@@ -84,22 +88,28 @@ def text_work_of(
         prompt, token_bytes = raw_of[PROMPT_IDS], ID_BYTES
     elif PROMPT not in raw_of:
         return None
+    sampling = _sampling(raw_of.get(SAMPLING, b"")[LENGTH_BYTES:])
     return text_work(
         tenant,
         prompt,
-        _max_tokens(raw_of.get(SAMPLING, b"")[LENGTH_BYTES:]),
+        _positive(sampling.get("max_tokens"), DEFAULT_TOKENS),
         is_stream=raw_of.get(STREAM) == b"\x01",
         token_bytes=token_bytes,
+        sequences=min(_positive(sampling.get("n"), 1), MOST_SEQUENCES),
     )
 
 
-def _max_tokens(sampling: bytes) -> int:
+def _sampling(data: bytes) -> Mapping[str, object]:
     """What the request says; what it says wrong is refused elsewhere."""
     try:
-        most = orjson.loads(sampling).get("max_tokens")
-    except (ValueError, AttributeError):
-        most = None
-    return most if type(most) is int and most > 0 else DEFAULT_TOKENS
+        sampling = orjson.loads(data)
+    except ValueError:
+        return {}
+    return sampling if isinstance(sampling, dict) else {}
+
+
+def _positive(value: object, otherwise: int) -> int:
+    return value if type(value) is int and value > 0 else otherwise
 
 
 class PrefixAffinity:

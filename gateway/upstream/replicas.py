@@ -544,10 +544,6 @@ class ReplicaPool:
         if not any(replica.health and replica.serves(model) for replica in self.replicas):
             raise NoCapacity(_NOBODY, retry_after_s=1)
 
-    def replicas_of(self, model: str) -> list[Replica]:
-        """Those that serve the model, up or not."""
-        return [replica for replica in self.replicas if replica.serves(model)]
-
     def takes(self, model: str) -> bool:
         """Whether a replica would take a request for the model now: one that is up, serves it, is
         not full, and is not ejected for it."""

@@ -41,7 +41,8 @@ class TextQueue(TurnQueue):
     ) -> None:
         """See ``resize``."""
         super().__init__(clock)
-        self.tokens = 0  # of the texts under way, about
+        # Of the texts under way, about: a text with ``n`` is so many sequences.
+        self.tokens = self.sequences = 0
         self.is_shared = False  # there are tenants
         self._text_tokens = float(FIRST_TOKENS)  # of a text, a moving average
         self.resize(capacity, share)
@@ -67,6 +68,7 @@ class TextQueue(TurnQueue):
         waiter.tenant.unbegun.pop(waiter, None)
         waiter.tenant.under_way -= count
         self.tokens -= count * waiter.tokens
+        self.sequences -= count * waiter.sequences
         super().lend(waiter, count)
 
     def has_responded(self, waiter: Waiter) -> None:
@@ -96,9 +98,11 @@ class TextQueue(TurnQueue):
         if self.in_flight <= 0:
             return True
         part = 1 - KEPT_SHARE if self.is_shared and tenant.under_way else 1.0
-        if self.in_flight + 1 > max(1, self.most_texts * part):
+        waiter = tenant.waiting[0]
+        places = min(waiter.sequences, max(1, int(self.most_texts * part)))
+        if self.sequences + places > max(1, self.most_texts * part):
             return False
-        tokens = self.tokens + self._size(tenant.waiting[0])
+        tokens = self.tokens + self._size(waiter)
         return not self.most_tokens or tokens <= self.most_tokens * part
 
     def _is_held_back(self, tenant: Tenant) -> bool:
@@ -116,7 +120,8 @@ class TextQueue(TurnQueue):
         """The tokens that the text counts for."""
         if not self.most_tokens:
             return waiter.tokens
-        return min(waiter.tokens, int(self.most_tokens * LARGEST_SHARE))
+        share = min(1.0, LARGEST_SHARE * waiter.sequences)
+        return min(waiter.tokens, int(self.most_tokens * share))
 
     def _granted(self, waiter: Waiter) -> None:
         tenant = waiter.tenant
@@ -128,6 +133,8 @@ class TextQueue(TurnQueue):
             tenant.most_unbegun = tenant.most_unbegun or FIRST_UNBEGUN
             tenant.unbegun[waiter] = None
         self.tokens += waiter.tokens
+        waiter.sequences = min(waiter.sequences, self.most_texts)
+        self.sequences += waiter.sequences
         self._text_tokens = moved(self._text_tokens, waiter.tokens)
 
     def _charge(self, tenant: Tenant) -> float:

@@ -262,7 +262,8 @@ class InferStream:
             if self._call is not None and self._is_decoupled is not model.decoupled:
                 # Before it has a turn, which would be nobody's for as long as a chat may last.
                 await self._all_answered.wait()
-            text = self.gateway.text_work(message.context, model, parts.header, parts.raws)
+            raws = parts.text_elements() if model.is_language_model else ()
+            text = self.gateway.text_work(message.context, model, parts.header, raws)
             with contextlib.ExitStack() as permit:
                 name = parts.header.model_name
                 turn = await self.gateway.turn(message.context, model, name, text)

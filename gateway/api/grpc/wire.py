@@ -6,7 +6,8 @@ This reads only the outer fields, and no more of them than the model can need. P
 rest, which is little: nothing reaches it whose fields were not counted first.
 """
 
-from collections.abc import Callable, Iterable
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -100,6 +101,17 @@ class RequestParts:
                 else entry.contents.SerializeToString(deterministic=True),
             )
             for index, entry in enumerate(self.header.inputs)
+        ]
+
+    def text_elements(self) -> Sequence[bytes | memoryview]:
+        """Of each input of a language model its elements as raw bytes, however they were sent:
+        BYTES with the length before each, BOOL and INT64; nothing of other dtypes that were sent as
+        protobuf's."""
+        return [
+            elements
+            if is_raw
+            else _raw(service_pb2.InferTensorContents.FromString(bytes(elements)))
+            for is_raw, elements in self.elements()
         ]
 
     def add_raw(self, raw: bytes) -> None:
@@ -213,6 +225,20 @@ def _count_fields(data: memoryview, allowed: Fields | None) -> None:
             raise InvalidRequest("an input's shape has too many dimensions")
         if nested and len(content) > SMALL_BYTES:
             _count_fields(content, nested)
+
+
+def _raw(contents: service_pb2.InferTensorContents) -> bytes:
+    if contents.bytes_contents:
+        return b"".join(
+            piece for value in contents.bytes_contents for piece in (_length(value), value)
+        )
+    if contents.int64_contents:
+        return array("q", contents.int64_contents).tobytes()
+    return bytes(contents.bool_contents)
+
+
+def _length(value: bytes) -> bytes:
+    return len(value).to_bytes(4, "little")
 
 
 def _field(tag: int, pieces: Iterable[memoryview]) -> bytes:

@@ -447,6 +447,25 @@ def test_what_the_factorys_module_imports_decides_the_cache_too(factories):
     assert names == ["user_layers.py", "user_nets.py"]
 
 
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "try:\n    from .user_layers import LAYER\nexcept ImportError:\n"
+        "    from user_layers import LAYER\n",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..types import Spec\n"
+        "from user_layers import LAYER\n",
+    ],
+    ids=["a script's", "a type checker's"],
+)
+def test_a_relative_import_that_is_not_taken_is_no_part_of_the_users_code(factories, imports):
+    (factories / "user_layers.py").write_text("import torch\nLAYER = torch.nn.ReLU\n")
+    source = f"{imports}import torch\nmake = lambda: (LAYER(), (torch.ones(1, 2),))"
+    (factories / "user_nets.py").write_text(source)
+    names = [file.name for file in open_source("user_nets:make").files()]
+    sys.modules.pop("user_layers")
+    assert names == ["user_layers.py", "user_nets.py"]
+
+
 def test_the_users_code_anywhere_decides_the_cache_and_so_do_installed_packages(
     factories, monkeypatch
 ):

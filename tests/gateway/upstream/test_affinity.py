@@ -13,6 +13,7 @@ from gateway.upstream.affinity import (
     BLOCK_BYTES,
     DEFAULT_TOKENS,
     MOST_BLOCKS,
+    MOST_SEQUENCES,
     MOST_TOKENS,
     PrefixAffinity,
     TextWork,
@@ -124,7 +125,15 @@ def test_a_request_says_how_much_it_wants(sampling, tokens):
     assert work is not None
     assert work.tokens == 10 + tokens
     assert text_work_of("t", inputs[:1], raws[:1]) is None
-    assert text_work_of("t", inputs, []) is None  # typed contents are not read
+
+
+@pytest.mark.parametrize(("n", "sequences"), [(3, 3), (0, 1), (True, 1), (10**9, MOST_SEQUENCES)])
+def test_a_request_for_several_texts_counts_as_so_many(n, sequences):
+    sampling = b"\0\0\0\0" + orjson.dumps({"max_tokens": 90, "n": n})
+    inputs = [SimpleNamespace(name=name) for name in ("text_input", "sampling_parameters")]
+    work = text_work_of("t", inputs, [b"\0\0\0\0" + b"x" * 40, sampling])
+    assert work is not None
+    assert (work.tokens, work.sequences) == (100 * sequences, sequences)
 
 
 @pytest.fixture

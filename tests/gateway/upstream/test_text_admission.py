@@ -33,8 +33,8 @@ def queue(clock):
     return queue
 
 
-async def _enter(queue, tenant="flood", tokens=100, weight=1.0, timeout_s=5.0, is_stream=False):
-    return await queue.enter(tenant, weight, timeout_s, tokens=tokens, is_stream=is_stream)
+async def _enter(queue, tenant="flood", tokens=100, weight=1.0, timeout_s=5.0, **options):
+    return await queue.enter(tenant, weight, timeout_s, tokens=tokens, **options)
 
 
 async def _sent(queue, count, tenant="flood", **options):
@@ -61,6 +61,22 @@ async def test_a_quarter_is_kept_for_tenants_that_have_nothing_under_way(queue):
     assert queue.in_flight == 14
     await _cancel(waiting)
     assert queue.waiting == 0
+
+
+async def test_one_request_for_several_texts_has_the_places_of_several(queue):
+    running, waiting = await _sent(queue, 5, sequences=4)
+    assert (len(running), queue.sequences) == (3, 12)  # three quarters of sixteen
+    await _cancel(waiting)
+    running[0].result().leave()
+    assert queue.sequences == 8
+
+
+async def test_a_request_for_more_texts_than_there_are_places_runs_alone(queue):
+    (all_of_it,), held = await _sent(queue, 1, sequences=100)
+    _, waiting = await _sent(queue, 1, "quiet")
+    assert (queue.sequences, len(held), len(waiting)) == (16, 0, 1)
+    all_of_it.result().leave()
+    assert (await waiting[0]) is not None
 
 
 async def test_without_tenants_nothing_is_kept(queue):

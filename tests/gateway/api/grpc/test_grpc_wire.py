@@ -1,10 +1,12 @@
 """Parsing a request: always with the same result as protobuf."""
 
+import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
+from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
 
 from gateway.api.grpc.wire import RequestParts
 from gateway.errors import InvalidRequest
@@ -91,3 +93,29 @@ def test_never_otherwise_than_protobuf(data):
     actual = Request.FromString(parts.message())
     expected.DiscardUnknownFields()
     assert actual == expected
+
+
+@pytest.mark.parametrize("prompt", [b"hello", b"x" * 10_000, b""], ids=["small", "large", "empty"])
+def test_a_text_is_the_same_sent_raw_and_as_protobuf_values(prompt):
+    """What a language model's request costs does not depend on how it was sent."""
+    tensors = {
+        "text_input": ("BYTES", [prompt]),
+        "stream": ("BOOL", [True]),
+        "sampling_parameters": ("BYTES", [b'{"max_tokens": 7, "n": 2}']),
+        "prompt_token_ids": ("INT64", [5, -1, 2**40]),
+    }
+    typed = Request(model_name="m")
+    raw = Request(model_name="m")
+    fields = {"BYTES": "bytes_contents", "BOOL": "bool_contents", "INT64": "int64_contents"}
+    for name, (dtype, values) in tensors.items():
+        for request in (typed, raw):
+            request.inputs.add(name=name, datatype=dtype, shape=[len(values)])
+        getattr(typed.inputs[-1].contents, fields[dtype]).extend(values)
+        array = np.array(values, dtype=object if dtype == "BYTES" else triton_to_np_dtype(dtype))
+        packed = serialize_byte_tensor(array).item() if dtype == "BYTES" else array.tobytes()
+        raw.raw_input_contents.append(packed)
+    ours, theirs = (
+        [bytes(data) for data in RequestParts(message.SerializeToString(), sizes).text_elements()]
+        for message in (typed, raw)
+    )
+    assert ours == theirs
