@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from math import inf
 from typing import ClassVar
@@ -22,6 +23,7 @@ from serving.triton.ports import free_ports
 from tests.gateway.every_api import V2_BODY, every_api
 from tests.gateway.fake_llm import wait_for
 from tests.running import ROOT
+from tidegate.app.claim import NothingRuns
 from tidegate.app.errors import UsageError
 from tidegate.app.key_store import KeyStore
 from tidegate.app.paths import Paths
@@ -107,6 +109,37 @@ def test_rates_and_latencies_are_of_the_time_between_the_looks():
         console.print(rendered(view))
     (line,) = (line for line in capture.get().splitlines() if line.startswith("a:1"))
     assert line.split() == ["a:1", "up,", "drained", "7", "300", "m", "(3", "s)", "wrong"]
+
+
+def test_a_canary_has_a_row_of_what_it_answered_and_the_operators_requests_are_no_load():
+    def look(at: float, count: float) -> Look:
+        first = _look(at, count)
+        arms = [
+            ({"canary": "idle", "arm": arm, "status": "2xx", "le": bound}, share * count)
+            for arm, share in (("canary", 0.5), ("stable", 0.25))
+            for bound in ("0.1", "+Inf")
+        ]
+        samples = {
+            **first.samples,
+            "tidegate_canary_seconds_count": arms[::2],
+            "tidegate_canary_seconds_bucket": arms,
+            "tidegate_requests_total": [
+                *first.samples["tidegate_requests_total"],
+                ({"action": "admin", "model": "", "status": "200"}, 3 * count),
+            ],
+        }
+        return replace(first, samples=samples)
+
+    view = compare("http://g", look(10, 100), look(12, 140))
+    canary = next(model for model in view.models if model.name == "idle")
+    assert (canary.requests_per_s, canary.p50_ms, canary.errors) == (10, pytest.approx(50), 0)
+    assert view.requests_per_s == (40 + 40) / 2
+
+
+def test_without_a_stack_no_other_homes_gateway_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path))
+    with pytest.raises(NothingRuns, match="tidegate up starts it"):
+        Gateway.of(Paths.current(), None)
 
 
 def test_a_restarted_gateway_counts_from_zero():

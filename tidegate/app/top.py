@@ -16,16 +16,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from serving.errors import ServingError
-from tidegate.app.claim import running_in
+from tidegate.app.claim import NothingRuns, running_in
 from tidegate.app.direct import direct_opener
 from tidegate.app.errors import UsageError
 from tidegate.app.paths import Paths
 
 TIMEOUT_S = 5.0
-ADMIN = "http://127.0.0.1:8082"
 NOT_MODELS = ("", "unknown", "other")  # labels of requests to no model in particular
 REQUESTS, SECONDS = "tidegate_requests_total", "tidegate_request_seconds_bucket"
 FIRST_TOKEN = "gen_ai_server_time_to_first_token_seconds_bucket"  # noqa: S105 - a metric
+CANARY_SECONDS = "tidegate_canary_seconds"
 TOKENS = "gen_ai_client_token_usage_sum"
 INFLIGHT, REPLICA_TOKENS = "tidegate_replica_inflight", "tidegate_replica_tokens"
 Buckets = Mapping[float, float]  # upper bound in seconds -> how many took no longer
@@ -110,6 +110,11 @@ class Gateway:
         """That of ``url``, else of the stack that runs here. Raises ServingError without a key, and
         UsageError for what is no URL."""
         running = running_in(paths.state)
+        if not url and running is None:  # not another home's gateway, which would get our key
+            raise NothingRuns(
+                f"nothing is running in {paths.home}: tidegate up starts it; --url asks another "
+                "gateway"
+            )
         key = os.environ.get("TIDEGATE_API_KEY", "")
         if not key:
             if not paths.dev_key.exists():
@@ -117,8 +122,8 @@ class Gateway:
             key = paths.dev_key.read_text().strip()
         if url:
             require_url(url)
-        if url or not running:
-            return cls(url or ADMIN, key)
+        if url or running is None:
+            return cls(url or "", key)
         return cls(running.admin, key, running.certificate_file)
 
     def look(self) -> Look:
@@ -163,7 +168,10 @@ class Gateway:
                 return body
         except urllib.error.HTTPError as error:
             why = "is it the operator's listener?"
-            if error.code in (401, 403):
+            if error.code == 401:
+                by_hand = " (TIDEGATE_API_KEY is set)" if "TIDEGATE_API_KEY" in os.environ else ""
+                why = f"the key is not valid{by_hand}: see `tidegate keys list`"
+            elif error.code == 403:
                 why = "the key needs a role with the action admin"
             is_final = error.code in (401, 403, 404)
             raise (GatewayRefuses if is_final else ServingError)(
@@ -193,13 +201,24 @@ def compare(gateway: str, first: Look, second: Look) -> View:
     probes = {str(model["name"]): str(model["probe"]) for model in second.models}
     public = {str(model["name"]) for model in second.models if model["public"]}
     requests = _changes(first, second, REQUESTS, ("model", "status"))
+    # What an operator asks is no load; and such a look is itself three of these.
+    asked_here = _changes(first, second, REQUESTS, ("action",)).get(("admin",), 0.0)
+    canaries = _changes(first, second, f"{CANARY_SECONDS}_count", ("canary", "arm", "status"))
     tokens = _changes(first, second, TOKENS, ("gen_ai_request_model", "gen_ai_token_type"))
     asked = {model for (model, _), count in requests.items() if count} - set(NOT_MODELS)
     models = []
     for name in sorted(public | asked):
         counts = {status: count for (model, status), count in requests.items() if model == name}
-        total = sum(counts.values())
         took = _buckets(first, second, SECONDS, {"model": name, "status": "2xx"})
+        if not any(counts.values()):  # callers ask for the pipeline, and get its canary
+            counts = {
+                status: count
+                for (canary, arm, status), count in canaries.items()
+                if (canary, arm) == (name, "canary")
+            }
+            arm = {"canary": name, "arm": "canary", "status": "2xx"}
+            took = _buckets(first, second, f"{CANARY_SECONDS}_bucket", arm)
+        total = sum(counts.values())
         first_token = _buckets(first, second, FIRST_TOKEN, {"gen_ai_request_model": name})
         written = tokens.get((name, "output"))
         models.append(
@@ -215,7 +234,7 @@ def compare(gateway: str, first: Look, second: Look) -> View:
                 probes.get(name, ""),
             )
         )
-    every = sum(requests.values()) / seconds
+    every = (sum(requests.values()) - asked_here) / seconds
     return View(gateway, seconds, every, list(_replicas(second)), models)
 
 

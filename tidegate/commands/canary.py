@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option(
     "--url",
     help="For --verdict, the gateway's operator's listener. Default: that of the stack running "
-    "here, else http://127.0.0.1:8082.",
+    "here.",
 )
 @click.option(
     "--per",

@@ -32,7 +32,7 @@ from tidegate.commands.output import print_json, progress
 @click.option(
     "--url",
     help="For the report, the gateway's operator's listener. Default: that of the stack running "
-    "here, else http://127.0.0.1:8082.",
+    "here.",
 )
 @repository_option
 @servers_option

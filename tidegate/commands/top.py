@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 @click.command("top", short_help="Replicas, models, rates and latencies, live")
 @click.option(
     "--url",
-    help="The gateway's operator's listener. Default: that of the stack running here, else "
-    "http://127.0.0.1:8082.",
+    help="The gateway's operator's listener. Default: that of the stack running here.",
 )
 @click.option(
     "--interval",

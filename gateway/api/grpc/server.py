@@ -75,11 +75,14 @@ class GrpcServer:
         self._releases: set[asyncio.Future[None]] = set()
 
     async def start(self) -> int:
-        """Start serving; return the port. Raises RuntimeError when it is taken."""
+        """Start serving; return the port. Raises RuntimeError when it cannot be bound."""
         settings = self.gateway.settings
         self._server = grpc.aio.server(
             options=[
-                ("grpc.so_reuseport", int(settings.workers > 1)),
+                (
+                    "grpc.so_reuseport",
+                    1,
+                ),  # for the other workers; another gateway is refused before
                 ("grpc.max_receive_message_length", settings.body_limit_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", settings.max_inflight),

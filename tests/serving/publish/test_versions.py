@@ -149,7 +149,7 @@ def test_rollback_goes_to_the_previous_version_and_back(repository, deployment):
     assert ModelRepository(repository).pinned_members(NAME) == {"mood_pre": 1, "mood_onnx": 2}
     assert policy_versions(ModelRepository(repository).config("mood_onnx")) == [2]
     assert switch_to(deployment, NAME, 1) == 1
-    with pytest.raises(PublishFailed, match="no version before 1"):
+    with pytest.raises(PublishFailed, match=r"no version before 1.*rollback mood --to 2"):
         switch_to(deployment, NAME, None)
     with pytest.raises(PublishFailed, match="no version 9: it has 1, 2, 3"):
         switch_to(deployment, NAME, 9)
