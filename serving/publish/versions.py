@@ -27,10 +27,10 @@ def switch_to(deployment: Deployment, name: str, version: int | None) -> int:
             older = [number for number in repository.versions(name) if number < active]
             if not older:
                 newer = [number for number in repository.versions(name) if number > active]
-                to = f"tidegate rollback {name} --to {newer[0]}" if newer else ""
+                later = f"tidegate rollback {name} --to {newer[0]}" if newer else ""
                 raise PublishFailed(
-                    f"{name} has no version before {active}, the active one"
-                    f"{f': there is a later one: {to}' if to else f': see tidegate versions {name}'}"
+                    f"{name} has no version before {active}, the active one: "
+                    + (f"a later one is {later}" if later else f"see tidegate versions {name}")
                 )
             version = older[-1]
         config = repository.verified_config(name, version)

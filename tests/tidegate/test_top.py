@@ -267,7 +267,7 @@ def test_what_is_no_url_is_wrong_usage(url, monkeypatch, tmp_path):
 
 def test_a_wrong_key_and_nobody_there_say_what_to_do(busy):
     refused = _top(busy, "--once", TIDEGATE_API_KEY="tg_wrong")
-    assert refused.returncode == 1 and "action admin" in refused.stderr
+    assert refused.returncode == 1 and "the key is not valid" in refused.stderr
     _, environment = busy
     nobody = _top(("http://127.0.0.1:1", environment), "--json")
     assert (nobody.returncode, nobody.stdout) == (1, "")

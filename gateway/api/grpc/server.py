@@ -79,10 +79,8 @@ class GrpcServer:
         settings = self.gateway.settings
         self._server = grpc.aio.server(
             options=[
-                (
-                    "grpc.so_reuseport",
-                    1,
-                ),  # for the other workers; another gateway is refused before
+                # For other workers: a port that another gateway has is refused before.
+                ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", settings.body_limit_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", settings.max_inflight),
