@@ -49,6 +49,7 @@ class _Probe:
     since: float = 0.0  # when the last probe was sent, monotonic seconds
     task: asyncio.Task[None] | None = None
     took_s: float | None = None  # the duration of the last one that was answered correctly
+    right_as_of: float = 0.0  # when that was sent, monotonic seconds
     counts: tuple[int, ...] = ()  # of completed requests
     moved: float = 0.0  # when the counts were last seen to change, monotonic seconds
     has_moved: bool = False  # whether they have changed since the model was last silent
@@ -158,7 +159,9 @@ class Background:
         except GatewayError:
             return  # ``outage`` reports it after a while; the last catalogue stays in use
         if gateway.response_cache:
-            gateway.response_cache.keep_served(gateway.catalogue, self._giving_wrong_answers())
+            gateway.response_cache.keep_served(
+                gateway.catalogue, self._giving_wrong_answers(), self._right_as_of()
+            )
             memory = gateway.response_cache.memory
             gateway.metrics.show_cache(memory.bytes, memory.evicted)
             memory.evicted = 0
@@ -175,6 +178,17 @@ class Background:
             for name, fault in replica.probes.items()
             if fault.startswith(ANSWERS)
         )
+
+    def _right_as_of(self) -> dict[str, float]:
+        """Each pipeline with a golden sample -> when the last one was sent (monotonic seconds) that
+        was answered correctly; of its replicas, the one for which that is longest ago."""
+        as_of: dict[str, float] = {}
+        for name, model in self.gateway.catalogue.models.items():
+            replicas = self._replicas_of(name) if model.probe else []
+            probes = [self._probes.get((replica.address, name), _Probe()) for replica in replicas]
+            if probes:
+                as_of[name] = min(probe.right_as_of for probe in probes)
+        return as_of
 
     async def probe(self) -> None:
         """Probe every pipeline on every replica that can be probed, and evaluate the responses.
@@ -261,6 +275,7 @@ class Background:
         probe.is_silent = False
         if not fault:
             probe.took_s = time.monotonic() - probe.since
+            probe.right_as_of = probe.since
         _set_fault(replica, model, fault)
 
     async def _evaluate_late(

@@ -9,8 +9,9 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from gateway.errors import DeadlineExceeded, GatewayError
@@ -28,10 +29,8 @@ log = logging.getLogger("gateway")
 # The catalogue says which version is served. If it could not be read for so long, nobody knows.
 FRESH_S = 2.0
 UNCERTAIN_S = 30.0  # a model whose versions differ for so long is reported: no rollout takes longer
-# Golden samples are asked every second, or every 5 s if that takes long, and a wrong answer is seen
-# within another second.
-CONFIRM_S = 7.0
-MOST_UNCONFIRMED = 100_000  # keys
+CONFIRM_S = 7.0  # of a model without a golden sample: for its responses to be believed
+MOST_UNCONFIRMED = 100_000  # keys of a model
 Result = Literal["hit", "redis", "shared", "miss"]
 
 
@@ -45,6 +44,15 @@ class CachedResponse(NamedTuple):
 
 Work = Callable[[Sequence[int]], Awaitable[Sequence[CachedResponse]]]
 Responses = Sequence[CachedResponse]
+
+
+class _Unconfirmed(NamedTuple):
+    """A response in memory that is to be put into Redis: since when it is known, and when it
+    expires (monotonic seconds)."""
+
+    since: float
+    key: bytes
+    expires_at: float
 
 
 @dataclass(eq=False)
@@ -71,9 +79,7 @@ class ResponseCache:
         self._uncertain: dict[str, float] = {}  # model -> since when, monotonic seconds
         self._reported: set[str] = set()
         self._distrusted: frozenset[str] = frozenset()
-        # What is to be put into Redis: since when it is known, its key, and when it expires; its
-        # response is in memory.
-        self._unconfirmed: deque[tuple[float, bytes, float]] = deque(maxlen=MOST_UNCONFIRMED)
+        self._unconfirmed: dict[str, deque[_Unconfirmed]] = {}  # of each model, the oldest first
 
     async def open(self) -> None:
         if self.redis:
@@ -108,13 +114,19 @@ class ResponseCache:
             return None  # one is being replaced by another, or replicas differ
         return CacheScope(context.tenant, serving, version, model.revision)
 
-    def keep_served(self, catalogue: Catalogue, distrusted: frozenset[str] = frozenset()) -> None:
+    def keep_served(
+        self,
+        catalogue: Catalogue,
+        distrusted: frozenset[str] = frozenset(),
+        right_as_of: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         """Forget the responses of versions that are no longer served, and those of the models that
         are ``distrusted``: they give a wrong golden answer, and may have given others before that
         was seen. Report models that are not cached although they could be. Call it twice a second.
 
-        Redis gets a response after ``CONFIRM_S``, in which its model gave the right golden answer:
-        what is there cannot be taken back.
+        Redis gets a response once its model has answered a golden sample correctly that was sent
+        later, ``right_as_of`` (monotonic seconds): what is there cannot be taken back. Without a
+        golden sample, after ``CONFIRM_S``.
         """
         self._distrusted = distrusted
         self._report(catalogue)
@@ -126,11 +138,20 @@ class ResponseCache:
                 for version in model.versions
             }
         )
-        while self._unconfirmed and self._unconfirmed[0][0] <= time.monotonic() - CONFIRM_S:
-            _, key, expires_at = self._unconfirmed.popleft()
-            kept = self.memory.still(key, expires_at)
-            if kept and self.redis:
-                self.redis.put(key, kept.response, kept.remaining_s)
+        now = time.monotonic()
+        for name in list(self._unconfirmed):
+            self._confirm(name, right_as_of.get(name, now - CONFIRM_S), now)
+
+    def _confirm(self, model: str, as_of: float, now: float) -> None:
+        """Put the model's responses of before ``as_of`` into Redis."""
+        notes = self._unconfirmed[model]
+        while notes and (notes[0].since < as_of or notes[0].expires_at <= now):
+            note = notes.popleft()
+            kept = self.memory.still(note.key, note.expires_at)
+            if kept and self.redis and note.since < as_of:
+                self.redis.put(note.key, kept.response, kept.remaining_s)
+        if not notes:
+            del self._unconfirmed[model]
 
     def _report(self, catalogue: Catalogue) -> None:
         now = time.monotonic()
@@ -258,7 +279,10 @@ class ResponseCache:
             if response.version == scope.version:  # else it was replaced meanwhile
                 expires_at = self.memory.put(scope, key, response.data)
                 if self.redis and expires_at is not None:
-                    self._unconfirmed.append((time.monotonic(), key, expires_at))
+                    notes = self._unconfirmed.get(scope.model)
+                    if notes is None:
+                        notes = self._unconfirmed[scope.model] = deque(maxlen=MOST_UNCONFIRMED)
+                    notes.append(_Unconfirmed(time.monotonic(), key, expires_at))
 
 
 def _redis_store(settings: Settings) -> "RedisStore | None":

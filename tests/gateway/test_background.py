@@ -202,6 +202,23 @@ async def test_a_model_that_is_late_holds_up_no_other(pair, gateway, monkeypatch
     background._cancel_probes()
 
 
+async def test_it_is_known_since_when_every_replica_was_right(pair, gateway):
+    """A late golden sample says nothing of what was answered meanwhile."""
+    fakes, _ = pair
+    background = Background(gateway)
+    begun = time.monotonic()
+    await _round(gateway, background)
+    first = background._right_as_of()["p"]
+    assert begun < first < time.monotonic()
+    await _round(gateway, background)
+    second = background._right_as_of()["p"]
+    assert second > first
+    fakes[1].answer, asked = wrong(7.0), time.monotonic()
+    await _round(gateway, background)
+    assert second <= background._right_as_of()["p"] < asked
+    background._cancel_probes()
+
+
 async def test_load_does_not_make_a_wrong_one_right(pair, gateway, monkeypatch):
     monkeypatch.setattr("gateway.background.LATE_S", 0.2)
     for fake in pair[0]:

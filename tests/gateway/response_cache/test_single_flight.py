@@ -281,3 +281,28 @@ async def test_what_was_computed_anew_waits_anew_and_has_the_rest_of_its_time(ca
     cache.keep_served(served)
     ttl_s = Settings().cache_ttl_s
     assert ttl_s - 60 < redis.stored[KEY] < ttl_s
+
+
+async def test_redis_gets_what_was_answered_before_a_golden_sample_that_was_right(cache):
+    """While golden samples are late, nobody knows whether the model is right."""
+    redis, served = Redis(), Catalogue({"m": _model()})
+    cache.redis = redis
+    before = time.monotonic()
+    await _ask(cache, Work(0))
+    cache.keep_served(served, right_as_of={"m": before})
+    assert redis.stored == {}
+    cache.keep_served(served, right_as_of={"m": time.monotonic()})
+    assert [*redis.stored] == [KEY]
+
+
+async def test_what_was_never_confirmed_is_forgotten_when_it_expires(cache, monkeypatch):
+    redis, served = Redis(), Catalogue({"m": _model()})
+    cache.redis = redis
+    await _ask(cache, Work(0))
+    late = time.monotonic() + Settings().cache_ttl_s + 1
+    clock = SimpleNamespace(monotonic=lambda: late, perf_counter=time.perf_counter)
+    monkeypatch.setattr("gateway.response_cache.cache.time", clock)
+    cache.keep_served(served, right_as_of={"m": 0.0})
+    assert cache._unconfirmed == {}
+    cache.keep_served(served, right_as_of={"m": late})
+    assert redis.stored == {}
