@@ -130,6 +130,8 @@ class Replica:
             return self.fault
         reasons = {Health.DOWN: "cannot be reached", Health.UNKNOWN: "is being connected to"}
         reason = reasons.get(self.upstream.health(), "")
+        if not reason and self.versions is not None and not self.versions:
+            reason = "serves no model yet"
         return reason or ("is drained by an operator" if self.is_drained else "")
 
     def serves(self, model: str, version: str = "") -> bool:
@@ -226,7 +228,8 @@ class Replica:
             self.back_since = time.monotonic()
             for record in self.records.values():
                 record.forget_refusals()
-            log.info("replica %s gets requests now", self.address)
+            reason = self.reason  # it is alive, and may load its models for a while
+            log.info("replica %s %s", self.address, reason or "gets requests now")
 
     async def _find_fault(self, started: float) -> str:
         """'' or what is wrong with the server; ``started`` is in monotonic seconds."""

@@ -122,8 +122,10 @@ async def test_one_that_is_back_is_asked_once_its_models_are_known(pool):
     assert first.health is Health.DOWN
     first.upstream.index = {}  # restarted, nothing loaded yet
     await pool.check()
-    assert first.health is Health.UP
+    assert (first.health, first.reason) == (Health.UP, "serves no model yet")
     assert _chosen(pool, "m") == {"b:1"}
+    first.index_read({"m": ("1",)})
+    assert first.reason == ""
 
 
 async def test_a_server_that_is_shutting_down_is_not_asked(pool):
