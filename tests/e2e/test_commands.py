@@ -89,6 +89,19 @@ def test_keys_are_created_listed_and_revoked(tmp_path):
     assert key not in first + second
 
 
+def test_a_key_without_a_tenant_is_listed_as_one(tmp_path):
+    _run(tmp_path, "keys", "create", "early")
+    (tmp_path / ".tidegate" / "gateway.toml").write_text("[tenants.acme]\nmodels = ['*']\n")
+    _run(tmp_path, "keys", "create", "later", "--tenant", "acme")
+    listed = {
+        key["name"]: key for key in json.loads(_run(tmp_path, "keys", "list", "--json").stdout)
+    }
+    assert (listed["early"]["state"], listed["later"]["faults"]) == ("valid", [])
+    shown = _run(tmp_path, "keys", "list").stdout
+    assert f"valid, but {listed['early']['faults'][0]}" in shown
+    assert "there is no [tenants.default]" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

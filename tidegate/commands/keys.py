@@ -11,6 +11,7 @@ from tidegate.commands.options import Duration, json_option, stack_option
 from tidegate.commands.output import print_json, print_table
 
 if TYPE_CHECKING:
+    from gateway.policy.gateway_toml import Rules
     from tidegate.app.key_store import KeyStore
 
 
@@ -73,12 +74,20 @@ def create(
 @json_option
 @stack_option
 def list_(as_json: bool) -> None:
-    """Show every key: its id, name, rights and state."""
+    """Show every key: its id, name, rights and state, and whether gateway.toml lacks its tenant or
+    role."""
     from tidegate.app.key_store import state_of
 
-    records = _store().records()
+    records, rules = _store().records(), _rules()
+    faults = {
+        record.key_id: list(rules.unknown(record.tenant, record.roles)) if rules else []
+        for record in records
+    }
     if as_json:
-        documents = [{**asdict(record), "state": state_of(record)} for record in records]
+        documents = [
+            {**asdict(record), "state": state_of(record), "faults": faults[record.key_id]}
+            for record in records
+        ]
         for record in documents:
             del record["hmac"]
         print_json(documents)
@@ -94,7 +103,7 @@ def list_(as_json: bool) -> None:
                 key.name,
                 f"{key.tenant}/{','.join(key.roles)}",
                 key.created,
-                state_of(key),
+                ", but ".join([state_of(key), *faults[key.key_id]]),
             )
             for key in records
         ],
@@ -149,16 +158,22 @@ def _print_new_key(key_id: str, name: str, key: str, as_json: bool) -> None:
 
 def _warn_if_unknown(tenant: str, roles: tuple[str, ...]) -> None:
     """Warn of a typo; a key may also be created before gateway.toml has its tenant."""
+    rules = _rules()
+    for fault in rules.unknown(tenant, roles) if rules else ():
+        click.echo(f"warning: {fault}: the key has no rights until it is defined", err=True)
+
+
+def _rules() -> "Rules | None":
+    """The rules in gateway.toml; None, with a warning, if they are invalid."""
     from gateway.policy.reload import PolicyFile
 
-    policy = PolicyFile(Paths.current().state / "gateway.toml")
+    policy = PolicyFile(Paths.current().policy)
     try:
         policy.refresh()
     except ValueError as error:
         click.echo(f"warning: {error}", err=True)
-        return
-    for fault in policy.current.rules.unknown(tenant, roles):
-        click.echo(f"warning: {fault}: the key has no rights until it is defined", err=True)
+        return None
+    return policy.current.rules
 
 
 def _store() -> "KeyStore":
