@@ -64,6 +64,8 @@ def test_a_flood_of_one_tenant_is_hardly_felt_by_another(gateway, parameters):
         f"p50 {1000 * np.median(busy):.0f} ms, p99 {1000 * np.quantile(busy, 0.99):.0f} ms; "
         f"{rate:.0f} requests/s of the flood; {dict(flood)}\n"
     )
-    assert set(flood) == {200}
+    # On a busy machine some of the flood could not be answered in time, and are told so at once.
+    assert set(flood) <= {200, 503}
+    assert flood[200] > 0.95 * flood.total()
     # In one queue it would wait as long as the flood does.
     assert np.median(busy) < flooding / 5

