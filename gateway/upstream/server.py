@@ -6,7 +6,6 @@ short.
 """
 
 import asyncio
-import struct
 import uuid
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -22,6 +21,7 @@ from gateway.upstream.stream_call import BOUND_S, EMPTY_FINAL, FINAL, StreamCall
 from gateway.upstream.trace_context import upstream_metadata
 from gateway.upstream.triton_errors import to_gateway_error, translate, translated
 from gateway.upstream.unary_call import UnaryCalls
+from modelspec.elements import encode
 
 KEY_HEADER = "triton-grpc-protocol-tidegate-triton-key"
 CONTROL_TIMEOUT_S = 5.0
@@ -199,8 +199,7 @@ def _cancel_message(
         model_name=request.model_name, model_version=request.model_version
     )
     message.inputs.add(name=tensor, datatype="BYTES", shape=[1])
-    identifier = request.id.encode()
-    message.raw_input_contents.append(struct.pack("<I", len(identifier)) + identifier)
+    message.raw_input_contents.append(encode("BYTES", [request.id]))
     return message
 
 

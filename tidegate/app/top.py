@@ -109,8 +109,10 @@ class Gateway:
     def of(cls, paths: Paths, url: str | None) -> "Gateway":
         """That of ``url``, else of the stack that runs here. Raises ServingError without a key, and
         UsageError for what is no URL."""
-        running = running_in(paths.state)
-        if not url and running is None:  # not another home's gateway, which would get our key
+        running = None if url else running_in(paths.state)
+        if url:
+            require_url(url)
+        elif running is None:  # not another home's gateway, which would get our key
             raise NothingRuns(
                 f"nothing is running in {paths.home}: tidegate up starts it; --url asks another "
                 "gateway"
@@ -120,11 +122,9 @@ class Gateway:
             if not paths.dev_key.exists():
                 raise ServingError(f"no key at {paths.dev_key}: start the stack with `make up`")
             key = paths.dev_key.read_text().strip()
-        if url:
-            require_url(url)
-        if url or running is None:
-            return cls(url or "", key)
-        return cls(running.admin, key, running.certificate_file)
+        if running is not None:
+            return cls(running.admin, key, running.certificate_file)
+        return cls(str(url), key)
 
     def look(self) -> Look:
         """Raises ServingError if it does not answer, or refuses the key."""

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from gateway.errors import InvalidRequest
+from modelspec.elements import encode
 
 # Every field of the message is length-delimited and numbered below 16: a tag is one byte.
 _TAGS = frozenset(
@@ -107,11 +108,12 @@ class RequestParts:
         """Of each input of a language model its elements as raw bytes, however they were sent:
         BYTES with the length before each, BOOL and INT64; nothing of other dtypes that were sent as
         protobuf's."""
+        if self.raws:
+            return self.raws
+        parsed = service_pb2.InferTensorContents.FromString
         return [
-            elements
-            if is_raw
-            else _raw(service_pb2.InferTensorContents.FromString(bytes(elements)))
-            for is_raw, elements in self.elements()
+            _raw(parsed(bytes(self.contents[index])) if index in self.contents else entry.contents)
+            for index, entry in enumerate(self.header.inputs)
         ]
 
     def add_raw(self, raw: bytes) -> None:
@@ -229,16 +231,10 @@ def _count_fields(data: memoryview, allowed: Fields | None) -> None:
 
 def _raw(contents: service_pb2.InferTensorContents) -> bytes:
     if contents.bytes_contents:
-        return b"".join(
-            piece for value in contents.bytes_contents for piece in (_length(value), value)
-        )
-    if contents.int64_contents:
+        return encode("BYTES", contents.bytes_contents)
+    if contents.int64_contents:  # not ``encode``, which looks at each: there may be many
         return array("q", contents.int64_contents).tobytes()
     return bytes(contents.bool_contents)
-
-
-def _length(value: bytes) -> bytes:
-    return len(value).to_bytes(4, "little")
 
 
 def _field(tag: int, pieces: Iterable[memoryview]) -> bytes:

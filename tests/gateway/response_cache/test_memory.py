@@ -2,6 +2,7 @@
 
 from gateway.response_cache.key import CacheScope
 from gateway.response_cache.memory import ENTRY_BYTES, MemoryStore
+from tests.gateway.clock import Clock
 
 SCOPE = CacheScope("acme", "m", "1", "abc")
 SIZE = 1000 - ENTRY_BYTES  # of a response that takes 1,000 bytes
@@ -9,13 +10,6 @@ SIZE = 1000 - ENTRY_BYTES  # of a response that takes 1,000 bytes
 
 def _key(number: int) -> bytes:
     return number.to_bytes(32, "big")
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def _store(limit_bytes: int = 10_000, ttl_s: float = 60.0, clock=None) -> MemoryStore:

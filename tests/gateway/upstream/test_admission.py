@@ -18,17 +18,9 @@ from gateway.upstream.admission import (
     Limit,
     Waiting,
 )
+from tests.gateway.clock import Clock
 
 IN_BATCHES = Waiting(BATCH_SHARE)
-
-
-class Clock:
-    """The queue's clock, which the test sets."""
-
-    now = 0.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture

@@ -8,17 +8,9 @@ import pytest
 from gateway.errors import DeadlineExceeded
 from gateway.models.catalogue import EngineCapacity
 from gateway.upstream.text_admission import FIRST_UNBEGUN, LATE_S, LEAST_UNBEGUN, TextQueue
+from tests.gateway.clock import Clock
 
 CAPACITY = EngineCapacity(16, 1600)
-
-
-class Clock:
-    """The queue's clock, which the test sets."""
-
-    now = 0.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture
