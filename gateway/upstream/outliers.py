@@ -33,6 +33,9 @@ LEAST_WEIGHT = 0.1
 # A failure counts as so many usual answers. Not as the deadline: anybody can make a request fail.
 FAILURE_ANSWERS = 8.0
 NEW_SHARE = 0.1  # of the newest answer in the average of their durations
+# After a pause of so long and twice the average, the average says nothing more. A replica that has
+# just started answers its first request slowly, and beside busy ones that would leave it idle.
+PAUSE_S = 1.0
 
 
 class Record:
@@ -124,7 +127,8 @@ class Record:
 
     def latency_s(self, now: float) -> float:
         """The moving (geometric) average of how long answers take; 0.0 if there was none lately."""
-        return self._latency_s if now - self._latency_at < WINDOW_S else 0.0
+        lately_s = min(PAUSE_S + 2 * self._latency_s, WINDOW_S)
+        return self._latency_s if now - self._latency_at < lately_s else 0.0
 
     def gets_none(self, now: float) -> bool:
         """Whether it gets no request now: it is ejected, or on trial with one under way."""

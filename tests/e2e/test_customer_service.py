@@ -1,6 +1,7 @@
 """One message, four answers at the same time: the ones that the pipelines give alone; where one of
 them does not answer, it is named and the rest is there."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from tritonclient import grpc as triton
 from tritonclient import http as triton_http
 from tritonclient.utils import InferenceServerException
 
+from serving.errors import ServingError
 from tests.command_line import tidegate
 from tests.running import launch, stop, wait_ready, wait_until
 from tests.tiny_models import save_classifier, save_tagger
@@ -279,7 +281,15 @@ def test_the_demo_plays_it_through_the_services_where_there_is_no_customer_servi
     rights = [argument for name in services for argument in ("--models", name)]
     created = served.tidegate("keys", "create", "clerk", *rights, "--json")
     key = json.loads(created.stdout)["key"]
-    turns = converse(GatewayClient(served.url, key))
+    client = GatewayClient(served.url, key)
+
+    def is_known() -> bool:  # the gateway reads the keys again within a second
+        with contextlib.suppress(ServingError):
+            return client.serves(services[0])
+        return False
+
+    wait_until(is_known, 20, "the gateway takes the new key")
+    turns = converse(client)
     assert [turn.message for turn in turns] == list(ENGLISH_MESSAGES)
     for turn in turns:
         assert turn.answer["topic"] == _alone(served, services[1], text=turn.message)["labels"]

@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.client import HTTPResponse
 from typing import Any
 
@@ -45,12 +46,15 @@ class GatewayClient:
         return cls(url.rstrip("/"), key)
 
     def serves(self, pipeline: str) -> bool:
-        """Whether the gateway serves the pipeline, and lets this key read its card."""
+        """Whether the gateway serves the pipeline, and lets this key read its card; ServingError
+        carries the reason if it takes no key like this, or cannot tell."""
         try:
             with self._answered(f"pipelines/{pipeline}") as response:
                 return bool(json.load(response)["versions"])
-        except urllib.error.HTTPError:
-            return False
+        except urllib.error.HTTPError as error:
+            if error.code in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
+                return False
+            raise _refusal(error) from error
 
     def call(self, endpoint: str, body: Mapping[str, Any]) -> GatewayResponse:
         """POST to a task endpoint; ServingError carries the gateway's reason."""
@@ -60,8 +64,7 @@ class GatewayClient:
                 durations = {name: float(ms) for name, ms in timing}
                 return GatewayResponse(json.load(response), durations)
         except urllib.error.HTTPError as error:
-            problem = json.loads(error.read() or b"{}")
-            raise ServingError(f"the gateway refused: {problem.get('detail', error)}") from error
+            raise _refusal(error) from error
 
     @contextmanager
     def _answered(self, path: str, body: bytes | None = None) -> Iterator[HTTPResponse]:
@@ -80,3 +83,8 @@ class GatewayClient:
             raise ServingError(
                 f"no gateway answers at {self.url}: start it with `make up` ({error})"
             ) from error
+
+
+def _refusal(error: urllib.error.HTTPError) -> ServingError:
+    problem = json.loads(error.read() or b"{}")
+    return ServingError(f"the gateway refused: {problem.get('detail', error)}")

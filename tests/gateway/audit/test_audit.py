@@ -301,10 +301,11 @@ def running(tmp_path, monkeypatch):
 
 
 def _lines(folder):
-    path = folder / "audit.head"  # written after the lines
-    if not path.exists():
+    # The head is written after the lines, and an empty one before the first.
+    head, log = folder / "audit.head", folder / "audit.log"
+    if not head.exists() or not log.exists():
         return []
-    lines = (folder / "audit.log").read_bytes()[: json.loads(path.read_bytes())["size"]]
+    lines = log.read_bytes()[: json.loads(head.read_bytes())["size"]]
     return [json.loads(line) for line in lines.splitlines()]
 
 

@@ -298,6 +298,16 @@ def test_a_replica_that_stays_broken_for_days_is_tried_once_a_minute_for_days():
     assert record.ejected_until == 60.0 * 1999 + LONGEST_S
 
 
+def test_a_slow_first_answer_is_forgotten_after_a_pause_without_another():
+    """Beside busy replicas it would get no second request, and stay slow for as long."""
+    record = Record()
+    record.answered(0.3, 1.0)
+    assert record.latency_s(2.5) == pytest.approx(0.3)
+    assert record.latency_s(2.7) == 0.0
+    record.answered(0.005, 2.8)
+    assert record.latency_s(2.9) == pytest.approx(0.005)
+
+
 def test_failures_in_a_row_make_latency_a_few_times_longer_and_no_more():
     record, now = Record(), 1000.0
     for _ in range(100):
