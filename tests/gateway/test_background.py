@@ -93,9 +93,9 @@ async def test_a_full_pool_is_not_an_unhealthy_one(pair, gateway):
 
 
 async def test_a_probe_that_is_late_under_load_changes_nothing(pair, gateway, monkeypatch, clock):
-    monkeypatch.setattr("gateway.background.LATE_S", 0.05)
     background = Background(gateway)
     assert await _round(gateway, background) == {}
+    monkeypatch.setattr("gateway.background.LATE_S", 0.05)
     for fake in pair[0]:
         fake.answer = late(60)
     for _ in range(8):

@@ -39,7 +39,7 @@ async def gateway(tmp_path, monkeypatch):
     await gateway.access_control.close()
 
 
-async def _until(condition, timeout_s=8):
+async def _until(condition, timeout_s=20):
     async with asyncio.timeout(timeout_s):
         while not await condition():  # noqa: ASYNC110 - nobody signals it
             await asyncio.sleep(0.05)
@@ -104,13 +104,13 @@ async def test_each_listener_takes_the_same_hosts(gateway, host, reached):
     with listening_socket(host, 0) as main:
         main.listen()
         for address in reached:
-            with socket.create_connection((address.strip("[]"), main.getsockname()[1]), timeout=5):
+            with socket.create_connection((address.strip("[]"), main.getsockname()[1]), timeout=20):
                 pass
             async with httpx.AsyncClient() as client:
-                response = await client.get(f"http://{address}:{admin_port}/healthz", timeout=5)
+                response = await client.get(f"http://{address}:{admin_port}/healthz", timeout=20)
             assert response.status_code == 200
             async with grpc.aio.insecure_channel(f"{address}:{grpc_port}") as channel:
-                await asyncio.wait_for(channel.channel_ready(), 5)
+                await asyncio.wait_for(channel.channel_ready(), 20)
     for listener in listeners:
         await listener.stop()
 

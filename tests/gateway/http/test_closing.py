@@ -37,7 +37,7 @@ async def test_a_client_that_does_not_read_the_last_bytes_is_cut_off(monkeypatch
     transport = Transport()
     _ClientTransport(transport, asyncio.get_running_loop()).close()
     assert transport.closed
-    await asyncio.wait_for(transport.aborted.wait(), 5)
+    await asyncio.wait_for(transport.aborted.wait(), 20)
 
 
 async def test_a_connection_that_ended_is_not_aborted(monkeypatch):

@@ -27,7 +27,7 @@ def test_one_turn_in_each_round_and_none_is_lost():
         given_up = asyncio.create_task(turns.take("x"))
         await asyncio.sleep(0)
         given_up.cancel()
-        await asyncio.wait_for(asyncio.gather(*readers), 5)
+        await asyncio.wait_for(asyncio.gather(*readers), 20)
         ended.set()
         return taken
 
@@ -50,7 +50,7 @@ def test_tenants_take_turns():
                 taken.append(tenant)
 
         readers = [asyncio.create_task(reader(tenant)) for tenant in [*"a" * 40, "b", ""]]
-        await asyncio.wait_for(asyncio.gather(*readers), 5)
+        await asyncio.wait_for(asyncio.gather(*readers), 20)
         return taken
 
     taken = uvloop.run(run())
@@ -64,7 +64,7 @@ def test_a_turn_that_fails_is_not_the_last():
         failed = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().set_exception_handler(lambda *_: failed.set_result(True))
         turns.call(lambda: 1 / 0, "a")
-        await asyncio.wait_for(turns.take("a"), 5)
+        await asyncio.wait_for(turns.take("a"), 20)
         return failed.result()
 
     assert uvloop.run(run())

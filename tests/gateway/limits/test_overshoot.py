@@ -34,7 +34,7 @@ def start(
 def admissions(processes: "list[subprocess.Popen[str]]") -> list[Span]:
     """(requested, started, ended) of each."""
     spans: list[Span] = []
-    outputs = [process.communicate(timeout=30)[0] for process in processes]
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes)
     for output in outputs:
         for line in output.splitlines():
@@ -89,7 +89,7 @@ async def test_what_a_killed_gateway_held_comes_back(limiter: Limiter, server: R
     process.kill()
     process.communicate()
     checks = checks_of(hammer.LIMITS[1:], Subject("acme", "k1", "chat"))
-    deadline = time.monotonic() + 5  # its lease is 2 s
+    deadline = time.monotonic() + 20  # its lease is 2 s
     while True:
         outcome, lease = await limiter.redis.admit(checks)
         limiter.redis.settle(lease, None)

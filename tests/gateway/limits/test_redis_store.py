@@ -18,12 +18,13 @@ from gateway.limits.redis.store import RedisStore
 from tests.gateway.limits.made import limit_of
 from tests.gateway.limits.redis_server import RedisServer
 
-HOUR = 3600  # slow enough that nothing comes back during a test
+HOUR, DAY = 3600, 86_400  # slow enough that nothing comes back during a test
 RPH = limit_of("key", "requests", 3, HOUR)
 AT_ONCE = limit_of("tenant", "concurrency", 2)
-TOKENS = limit_of("model", "tokens", 600, HOUR)
+TOKENS = limit_of("model", "tokens", 600, DAY)
 ALL = [RPH, AT_ONCE, TOKENS]
 SUBJECT = Subject("acme", "k1", "chat")
+LEASE_US = 1_000_000  # where it is to run out
 
 
 @pytest.fixture(autouse=True)
@@ -115,13 +116,13 @@ async def test_it_decides_as_the_store_in_memory_does(limiter: Limiter):
 async def test_what_a_dead_gateway_held_comes_back(
     limiter: Limiter, server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(redis_store, "_LEASE_US", 300_000)
+    monkeypatch.setattr(redis_store, "_LEASE_US", LEASE_US)
     dead = Limiter(RedisStore(server.url))
     await dead.heartbeat()
     await dead.admit(checks_of(ALL, SUBJECT, tokens=600)).__aenter__()
     assert await remaining(limiter, AT_ONCE) == 1
     await refused(limiter, [TOKENS], 1)
-    await asyncio.sleep(0.35)
+    await asyncio.sleep(LEASE_US / 1e6 + 0.05)
     assert await remaining(limiter, AT_ONCE) == 2
     async with limiter.admit(checks_of([TOKENS], SUBJECT, tokens=600)):
         pass
@@ -129,10 +130,10 @@ async def test_what_a_dead_gateway_held_comes_back(
 
 
 async def test_a_long_request_keeps_its_place(limiter: Limiter, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(redis_store, "_LEASE_US", 300_000)
+    monkeypatch.setattr(redis_store, "_LEASE_US", LEASE_US)
     async with limiter.admit(checks_of(ALL, SUBJECT, tokens=500)) as admission:
-        for _ in range(8):
-            await asyncio.sleep(0.1)
+        for _ in range(6):  # longer than the lease
+            await asyncio.sleep(LEASE_US / 4e6)
             await limiter.heartbeat()
         assert await remaining(limiter, AT_ONCE) == 1
         admission.settle(600)
@@ -215,7 +216,7 @@ async def test_a_redis_that_was_set_back_owes_nobody_the_hour(
     async with limiter.admit(checks_of(ALL, SUBJECT, tokens=400)) as admission:
         admission.settle(400)
     # And one that is used up; a refusal writes no meter of its own.
-    used_up, soon = Subject("acme", "k2", "chat"), limit_of("key", "requests", 3, 6)
+    used_up, soon = Subject("acme", "k2", "chat"), limit_of("key", "requests", 3, 12)
     for _ in range(3):
         async with limiter.admit(checks_of([soon], used_up, 1)):
             pass
@@ -224,12 +225,12 @@ async def test_a_redis_that_was_set_back_owes_nobody_the_hour(
         for key in client.scan_iter("{acme}*"):
             empty, written = client.get(key).split(":")
             client.set(key, f"{float(empty) + hour_us:.3f}:{int(written) + hour_us}")
-    assert await remaining(limiter, RPH) == 2
-    assert await remaining(limiter, TOKENS) == 200
     with pytest.raises(LimitReached):
         async with limiter.admit(checks_of([soon], used_up, 1)):
             pass
-    await asyncio.sleep(2.2)  # one of three in six seconds
+    assert await remaining(limiter, RPH) == 2
+    assert await remaining(limiter, TOKENS) == 200
+    await asyncio.sleep(4.2)  # one of three in twelve seconds
     async with limiter.admit(checks_of([soon], used_up, 1)):
         pass
 
@@ -237,7 +238,7 @@ async def test_a_redis_that_was_set_back_owes_nobody_the_hour(
 async def test_leases_that_were_written_before_the_clock_was_set_back_expire(
     limiter: Limiter, server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(redis_store, "_LEASE_US", 300_000)
+    monkeypatch.setattr(redis_store, "_LEASE_US", LEASE_US)
     dead = Limiter(RedisStore(server.url))
     await dead.heartbeat()
     await dead.admit(checks_of([AT_ONCE], SUBJECT, 1)).__aenter__()
@@ -246,7 +247,7 @@ async def test_leases_that_were_written_before_the_clock_was_set_back_expire(
         for member, score in client.zrange(key, 0, -1, withscores=True):
             client.zadd(key, {member: score + HOUR * 1_000_000})
     assert await remaining(limiter, AT_ONCE) == 1
-    await asyncio.sleep(0.35)
+    await asyncio.sleep(LEASE_US / 1e6 + 0.05)
     assert await remaining(limiter, AT_ONCE) == 2
     await dead.close()
 

@@ -11,6 +11,8 @@ import pytest
 from gateway.errors import QuotaExceeded
 from gateway.limits.limit import Limit, Subject, checks_of
 from gateway.limits.limiter import Limiter
+from gateway.limits.redis import connection as redis_connection
+from gateway.limits.redis import store as redis_store
 from gateway.limits.redis.store import RedisStore
 from tests.gateway.limits.made import limit_of
 from tests.gateway.limits.redis_server import RedisServer
@@ -21,8 +23,16 @@ AT_ONCE = limit_of("tenant", "concurrency", 10)
 TOKENS = limit_of("model", "tokens", 4000, HOUR)
 ALL = [RPH, AT_ONCE, TOKENS]
 SUBJECT = Subject("acme", "k1", "chat")
-HANG_S = 10.0  # a frozen Redis hangs for ever
-RECOVERY_S = 10.0  # the one second, on a busy machine
+TIMEOUT_S = 0.5
+HANG_S = 20.0  # a frozen Redis hangs for ever
+RECOVERY_S = 20.0  # the one second, on a busy machine
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis that answers late because this machine is busy is not the one that ails."""
+    for module in (redis_connection, redis_store):
+        monkeypatch.setattr(module, "TIMEOUT_S", TIMEOUT_S)
 
 
 async def ask(limiter: Limiter, limits: list[Limit]) -> bool:
@@ -88,12 +98,12 @@ async def test_frozen(limiter: Limiter, server: RedisServer):
 
 
 async def test_a_gateway_that_got_no_cpu_does_not_take_that_for_an_outage(limiter: Limiter):
-    for _ in range(5):
+    for _ in range(3):
         admission = limiter.admit(checks_of([RPH], SUBJECT))
         entering = asyncio.create_task(admission.__aenter__())
         for _ in range(3):
             await asyncio.sleep(0)  # it is sent
-        time.sleep(0.12)  # noqa: ASYNC251 - nothing of this process runs
+        time.sleep(1.2 * TIMEOUT_S)  # noqa: ASYNC251 - nothing of this process runs
         await entering
         await admission.__aexit__(None, None, None)
         assert admission.lease
@@ -110,7 +120,7 @@ async def test_many_that_ended_meanwhile(limiter: Limiter, server: RedisServer):
         assert await ask(limiter, [wide])
     server.thaw()
     await recovered(limiter)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + HANG_S
     with server.client() as client:
         while any(client.zcard(key) for key in client.scan_iter("held:*")):
             assert time.monotonic() < deadline
@@ -120,9 +130,8 @@ async def test_many_that_ended_meanwhile(limiter: Limiter, server: RedisServer):
 
 async def test_paused(limiter: Limiter, server: RedisServer):
     with server.client() as client:
-        client.execute_command("CLIENT", "PAUSE", 700, "ALL")
+        client.execute_command("CLIENT", "PAUSE", 3000, "ALL")
     await assert_grants_its_share(limiter)
-    await asyncio.sleep(0.7)
     await recovered(limiter)
     await assert_nothing_is_held(limiter)
 
@@ -185,7 +194,7 @@ async def test_slow(server: RedisServer):
         await limiter.heartbeat()
         assert await ask(limiter, [limit_of("key", "requests", 1, HOUR, 1)])
         assert not decides_locally(limiter)
-        delays_s[0] = 0.2
+        delays_s[0] = 3 * TIMEOUT_S
         await assert_grants_its_share(limiter)
         delays_s[0] = 0.0
         await recovered(limiter)
@@ -231,7 +240,7 @@ async def test_a_connection_whose_task_ends_is_restarted(server, error, monkeypa
     async with limiter.admit(checks_of([AT_ONCE], SUBJECT)) as admission:
         assert admission.lease == ""  # this process decided
     monkeypatch.undo()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + RECOVERY_S
     while not connection.is_healthy and time.monotonic() < deadline:  # noqa: ASYNC110 - no event for it
         await asyncio.sleep(0.05)
     async with limiter.admit(checks_of([AT_ONCE], SUBJECT)) as admission:

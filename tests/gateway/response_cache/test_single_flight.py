@@ -85,11 +85,12 @@ async def test_what_the_model_refuses_is_refused_for_all_and_not_kept(cache, err
 
 
 async def test_when_the_first_is_cancelled_one_other_takes_over(cache):
-    work = Work(0.1)
+    work = Work(60)
     leader = asyncio.create_task(_ask(cache, work))
     await asyncio.sleep(0.02)
     others = [asyncio.create_task(_ask(cache, work)) for _ in range(5)]
     await asyncio.sleep(0.02)
+    work.seconds = 0.05
     leader.cancel()
     assert await asyncio.gather(*others) == [[CachedResponse("1", b"0")]] * 5
     assert len(work.calls) == 2
@@ -110,19 +111,17 @@ async def test_the_firsts_deadline_is_its_own(cache):
 
 
 async def test_who_waits_has_a_deadline_too(cache):
-    work = Work(5)
+    work = Work(60)
     leader = asyncio.create_task(_ask(cache, work))
     await asyncio.sleep(0.01)
-    started = time.perf_counter()
     with pytest.raises(DeadlineExceeded):
         await _ask(cache, work, _context(0.1))
-    assert time.perf_counter() - started < 2
     assert not leader.done()
     leader.cancel()
 
 
 async def test_when_all_have_left_nothing_is_asked_and_nothing_is_left(cache):
-    work = Work(5)
+    work = Work(60)
     tasks = [asyncio.create_task(_ask(cache, work)) for _ in range(3)]
     await asyncio.sleep(0.02)
     for task in reversed(tasks):

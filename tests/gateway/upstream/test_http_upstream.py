@@ -380,11 +380,11 @@ async def test_http_connections_end_when_grpc_s_does(triton, gateway):
     """A process that Triton forked keeps the socket of a killed Triton open, and says nothing."""
     await _infer(gateway, parameters={"mine": 1})  # over gRPC, which is connected from here on
     triton.http = None
-    task = asyncio.create_task(_infer(gateway, deadline_s=30))
+    task = asyncio.create_task(_infer(gateway, deadline_s=60))
     await _until(lambda: triton.requests)
     await triton.stop_grpc()
     with pytest.raises(NoCapacity):
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 20)
 
 
 async def test_with_both_apis_closed_the_error_is_that_of_grpc(triton, gateway):
@@ -400,7 +400,7 @@ async def test_with_both_apis_closed_the_error_is_that_of_grpc(triton, gateway):
     assert over_http.value.code == over_grpc.value.code == "no_capacity"
 
 
-async def _until(condition, timeout_s: float = 5) -> None:
+async def _until(condition, timeout_s: float = 20) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.01)
