@@ -189,7 +189,7 @@ def put_policy(stack: RunningStack, text: str) -> None:
     def is_in_force() -> bool:
         return httpx.get(url, headers=stack.headers, timeout=30).json().get("version") == version
 
-    wait_until(is_in_force, 20, "the policy")
+    wait_until(is_in_force, 30, "the policy")
 
 
 def wait_until(condition: Any, timeout_s: float, what: str) -> None:

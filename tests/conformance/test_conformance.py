@@ -76,7 +76,7 @@ def test_it_says_how_busy_it_is(triton):
         return httpx.get(address).text.splitlines()
 
     labels = '{model="llm",version="1"}'
-    wait_until(lambda: f"tidegate_running{labels} 0" in lines(), 20, "idle again")
+    wait_until(lambda: f"tidegate_running{labels} 0" in lines(), 30, "idle again")
     assert f"tidegate_queued{labels} 0" in lines()
     assert f"tidegate_kv_usage{labels} 0" in lines()
 

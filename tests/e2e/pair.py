@@ -290,7 +290,7 @@ def load(gateway: Running, clients: int, x: float = 1) -> Iterator[collections.C
             yield calls.counts
     finally:
         # What was given up at its deadline still sleeps in Triton, on some of the instances.
-        wait_until(lambda: _answers_at_once(gateway), 20, "every instance is idle")
+        wait_until(lambda: _answers_at_once(gateway), 30, "every instance is idle")
 
 
 def _answers_at_once(gateway: Running) -> bool:

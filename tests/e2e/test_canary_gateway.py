@@ -47,7 +47,7 @@ def test_callers_are_split_and_stay_on_their_version(stack_with_two_versions):
         for n in range(8)
     ]
     wait_until(
-        lambda: stack_with_two_versions.tidegate("versions", NAME).returncode == 0, 10, "versions"
+        lambda: stack_with_two_versions.tidegate("versions", NAME).returncode == 0, 30, "versions"
     )
     run = stack_with_two_versions.tidegate("canary", NAME, "--weight", "50")
     assert run.returncode == 0, run.stderr
@@ -57,7 +57,7 @@ def test_callers_are_split_and_stay_on_their_version(stack_with_two_versions):
             canary in stack_with_two_versions.get("/v1/models").text
             or _is_routed(stack_with_two_versions, keys)
         ),
-        15,
+        30,
         "the route",
     )
     first = [_score(stack_with_two_versions, key) for key in keys]
@@ -71,7 +71,7 @@ def test_callers_are_split_and_stay_on_their_version(stack_with_two_versions):
     assert run.returncode == 0, run.stderr
     wait_until(
         lambda: len({_score(stack_with_two_versions, key) for key in keys}) == 1,
-        15,
+        30,
         "everyone is moved",
     )
     assert _score(stack_with_two_versions, keys[0]) == 10

@@ -226,7 +226,7 @@ def test_streams_that_are_left_end_in_the_engine(client, stack):
     for stream in streams:
         assert len(list(islice(stream, 3))) == 3
     # The engine reports its load now and then.
-    wait_until(lambda: _counters(stack)["tidegate_running"] >= 3, 10, "three sequences")
+    wait_until(lambda: _counters(stack)["tidegate_running"] >= 3, 30, "three sequences")
     for stream in streams:
         stream.close()
     wait_until(lambda: _is_idle(stack), 60, "an idle engine")

@@ -75,7 +75,7 @@ def test_a_log_that_cannot_be_rotated_is_reported_once_and_stays(tmp_path, monke
     keeper = LogKeeper(logs, 10, 1, messages.append)
     keeper.start()
     try:
-        wait_until(lambda: len(looked) >= 6, 20, "three looks at each")
+        wait_until(lambda: len(looked) >= 6, 30, "three looks at each")
     finally:
         keeper.stop()
     for log in logs:

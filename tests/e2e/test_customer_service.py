@@ -288,7 +288,7 @@ def test_the_demo_plays_it_through_the_services_where_there_is_no_customer_servi
             return client.serves(services[0])
         return False
 
-    wait_until(is_known, 20, "the gateway takes the new key")
+    wait_until(is_known, 30, "the gateway takes the new key")
     turns = converse(client)
     assert [turn.message for turn in turns] == list(ENGLISH_MESSAGES)
     for turn in turns:
@@ -307,7 +307,7 @@ def test_a_pipeline_whose_process_died_is_named_and_comes_back(served):
         steps = _alone(served, NAME, text=ENGLISH)["steps"]
         return next(step["error"] for step in steps if step["name"] == "reply")
 
-    wait_until(lambda: error() != "", 20, "the failed step")
+    wait_until(lambda: error() != "", 30, "the failed step")
     answer = _alone(served, NAME, text=ENGLISH)
     assert answer["topic"]
     if next(step["error"] for step in answer["steps"] if step["name"] == "reply"):

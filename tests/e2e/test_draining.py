@@ -95,9 +95,9 @@ def test_a_stopped_gateway_is_unready_first_and_finishes_what_is_under_way(pair,
             pool.submit(_ask_grpc, grpc_client, gateway, slow_grpc),
         ]
         for x in (slow_http, slow_grpc):
-            wait_until((pair.home / f"began-{x:g}").exists, 20, "the slow request runs")
+            wait_until((pair.home / f"began-{x:g}").exists, 30, "the slow request runs")
         gateway.process.terminate()
-        wait_until(lambda: _is_unready(gateway), 20, "every worker is unready")
+        wait_until(lambda: _is_unready(gateway), 30, "every worker is unready")
         late = gateway.ask(1)
         assert (late.status_code, late.headers["connection"]) == (200, "close")
         assert _grpc_status(gateway) == b"\x08\x02"  # NOT_SERVING

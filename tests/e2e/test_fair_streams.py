@@ -272,10 +272,10 @@ def test_a_client_that_leaves_while_it_waits_takes_no_place(gateway):
 
         thread = threading.Thread(target=leave)
         thread.start()
-        wait_until(lambda: _waiting(gateway) == 1, 10, "it waits")
+        wait_until(lambda: _waiting(gateway) == 1, 30, "it waits")
         thread.join()
-        wait_until(lambda: _waiting(gateway) == 0, 10, "it waits no more")
-        wait_until(lambda: left() == before + 1, 10, "it is counted as one that left")
+        wait_until(lambda: _waiting(gateway) == 0, 30, "it waits no more")
+        wait_until(lambda: left() == before + 1, 30, "it is counted as one that left")
         # The deadline counts while a request waits.
         late_path, late_body = _generate("declared", 5, timeout=500_000)
         with Caller(gateway, "one") as late:
@@ -298,7 +298,7 @@ def test_what_still_waits_when_the_gateway_stops_is_refused_and_not_cut_off(pair
             path, body = _chat("declared", 5)
             over_http = pool.submit(caller.client.post, path, json=body)
             over_grpc = pool.submit(caller.grpc_stream, "declared")
-            wait_until(lambda: _waiting(gateway) == 2, 10, "both wait")
+            wait_until(lambda: _waiting(gateway) == 2, 30, "both wait")
             gateway.process.terminate()
             response = over_http.result(limit_s + 20)
             assert response.status_code == 503, response.text

@@ -64,8 +64,8 @@ def gateway(pair, sick) -> Iterator[Running]:
         store = KeyStore(pair.work / "keys.toml", pair.work / "pepper")
         grant = Grant(tenant="two", models=("first",))
         running.keys["two"] = store.create(f"two-{time.monotonic_ns()}", grant)[1]
-        wait_until(running.is_ready, 20, "the gateway is ready")
-        wait_until(lambda: running.health() == ["up", "up"], 15, "both are asked")
+        wait_until(running.is_ready, 30, "the gateway is ready")
+        wait_until(lambda: running.health() == ["up", "up"], 30, "both are asked")
         yield running
 
 
@@ -76,7 +76,7 @@ def _fall_back(gateway: Running, fallback: str = "spare") -> None:
         policy = gateway.admin("policy")["rules"]["pipelines"]
         return policy == {"first": {"fallback": fallback}}
 
-    wait_until(is_in_force, 10, "the fallback")
+    wait_until(is_in_force, 30, "the fallback")
     time.sleep(1)  # until the catalogue has been read once more
 
 
@@ -175,7 +175,7 @@ def test_it_answers_for_one_that_no_server_has(gateway, pair):
     try:
         for server in pair.servers:
             server.control.unload("first")
-        wait_until(lambda: gateway.ask(1, "first").status_code == 200, 10, "the spare answers")
+        wait_until(lambda: gateway.ask(1, "first").status_code == 200, 30, "the spare answers")
         assert gateway.ask(1, "first").json()["model_name"] == "spare"
         assert gateway.ask(1, "first", tenant="two").status_code == 503
         task = gateway.client.post("/v1/first", json={"x": 2}, headers=gateway.headers())
@@ -184,7 +184,7 @@ def test_it_answers_for_one_that_no_server_has(gateway, pair):
         for server in pair.servers:
             server.control.load("first")
     wait_until(
-        lambda: gateway.ask(1, "first").json().get("model_name") == "first", 10, "it is back"
+        lambda: gateway.ask(1, "first").json().get("model_name") == "first", 30, "it is back"
     )
 
 

@@ -48,7 +48,7 @@ def _serves(stack: RunningStack) -> bool:
 def test_a_killed_model_process_is_revived(own_stack, model):
     count_before = own_stack.output.count(f"revived {model}")
     with _load(own_stack) as calls:
-        wait_until(lambda: _answered(calls, 200) > 20, 20, "answers before the kill")
+        wait_until(lambda: _answered(calls, 200) > 20, 30, "answers before the kill")
         own_stack.stubs(model)[0].kill()
         wait_until(
             lambda: own_stack.output.count(f"revived {model}") > count_before, HEAL_S, "revival"
@@ -63,9 +63,9 @@ def test_a_killed_triton_is_started_again(own_stack):
     stubs = [stub for model in STEPS for stub in own_stack.stubs(model)]
     assert len(stubs) >= 3
     with _load(own_stack) as calls:
-        wait_until(lambda: _answered(calls, 200) > 20, 20, "answers before the kill")
+        wait_until(lambda: _answered(calls, 200) > 20, 30, "answers before the kill")
         own_stack.triton().kill()
-        wait_until(lambda: _answered(calls, 503) > 0, 10, "a clear answer while it is down")
+        wait_until(lambda: _answered(calls, 503) > 0, 30, "a clear answer while it is down")
         wait_until(lambda: "Triton is serving again" in own_stack.output, HEAL_S, "restart")
         wait_until(lambda: _serves(own_stack), HEAL_S, "service after the restart")
     assert {status for status, _ in calls.counts} <= {200, 502, 503}, calls.counts
@@ -80,15 +80,15 @@ def test_a_503_says_when_to_come_back(own_stack):
         response = own_stack.post("/v1/text_embedding", json={"text": "hello"})
         return response.status_code == 503 and response.headers["retry-after"] == "1"
 
-    wait_until(refused, 10, "a 503 with Retry-After")
-    wait_until(lambda: httpx.get(f"{own_stack.url}/readyz").status_code == 503, 10, "not ready")
+    wait_until(refused, 30, "a 503 with Retry-After")
+    wait_until(lambda: httpx.get(f"{own_stack.url}/readyz").status_code == 503, 30, "not ready")
     wait_until(lambda: _serves(own_stack), HEAL_S, "service after the restart")
 
 
 def test_a_killed_gateway_is_started_again(own_stack):
     gateway = next(p for p in own_stack.family() if "gateway" in p.cmdline())
     gateway.kill()
-    wait_until(lambda: "the gateway ended unexpectedly" in own_stack.output, 10, "notice")
+    wait_until(lambda: "the gateway ended unexpectedly" in own_stack.output, 30, "notice")
 
     def answers() -> bool:
         try:

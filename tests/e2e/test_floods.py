@@ -58,7 +58,7 @@ def stack(tmp_path_factory):
         running.keys = {tenant: _key(running, tenant) for tenant in "ab"}
         (home / ".tidegate" / "gateway.toml.new").write_text(POLICY)
         (home / ".tidegate" / "gateway.toml.new").rename(home / ".tidegate" / "gateway.toml")
-        wait_until(lambda: _call(running, "b", 1) is not None, 10, "the policy")
+        wait_until(lambda: _call(running, "b", 1) is not None, 30, "the policy")
         yield running
     finally:
         assert stop(running) == 0, running.output

@@ -181,7 +181,7 @@ def test_a_long_check_is_refused(api):
             return channel.unary_unary(CHECK).future(bytes(1000)).code()
 
         # Until the previous test's calls have ended, it is answered unread.
-        wait_until(lambda: code() is grpc.StatusCode.INVALID_ARGUMENT, 10, "the refusal")
+        wait_until(lambda: code() is grpc.StatusCode.INVALID_ARGUMENT, 30, "the refusal")
 
 
 def test_watch_reports_the_status_and_its_changes(api, monkeypatch):
@@ -333,4 +333,4 @@ def test_the_number_of_connections_is_bounded(triton, tmp_path, monkeypatch):
                     count += 1
             return count
 
-        wait_until(lambda: closed() >= 40, 10, "what is too much is closed")
+        wait_until(lambda: closed() >= 40, 30, "what is too much is closed")

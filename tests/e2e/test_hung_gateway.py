@@ -121,7 +121,7 @@ def test_one_of_two_workers_that_is_stopped_is_replaced_and_the_other_goes_on(tw
         lambda: f"the gateway hangs (process {workers[0].pid}" in two.output, HEAL_S, "notice"
     )
     wait_until(lambda: len(set(_workers(two)) - {workers[0]}) == 2, HEAL_S, "another worker")
-    wait_until(lambda: '"gateway_hung"' in _events(two), 10, "the event")
+    wait_until(lambda: '"gateway_hung"' in _events(two), 30, "the event")
     assert _gateway(two) == parent
     assert workers[1] in _workers(two)
     # A new worker says that it is not ready until it has probed the models, which are slow here.

@@ -31,9 +31,9 @@ def running(home):
     try:
         wait_ready(running)
         _put(home, GOOD)
-        wait_until(lambda: _versions(running) == {VERSION}, 20, "the good policy")
+        wait_until(lambda: _versions(running) == {VERSION}, 30, "the good policy")
         _put(home, WRONG)
-        wait_until(lambda: _log(home).count("stays in force") >= 2, 20, "both workers refuse it")
+        wait_until(lambda: _log(home).count("stays in force") >= 2, 30, "both workers refuse it")
         yield running
     finally:
         assert stop(running) == 0, running.output
@@ -78,7 +78,7 @@ def test_the_death_of_a_worker_ends_no_other_and_its_replacement_serves_the_last
     refused = _log(running.home).count("stays in force")
     first.kill()
     wait_until(lambda: _log(running.home).count("stays in force") > refused, 30, "a replacement")
-    wait_until(lambda: _versions(running) == {VERSION}, 20, "the last good policy")
+    wait_until(lambda: _versions(running) == {VERSION}, 30, "the last good policy")
     assert second in _workers(running)
     assert len(_workers(running)) == 2
     assert _status(running) == 200
@@ -96,7 +96,7 @@ def test_a_replacement_that_cannot_start_does_not_end_the_others(running):
         assert _status(running) == 200
     finally:
         saved.write_bytes(data)
-    wait_until(lambda: len(_workers(running)) == 2, 20, "the next attempt")
+    wait_until(lambda: len(_workers(running)) == 2, 30, "the next attempt")
     wait_until(lambda: _versions(running) == {VERSION}, 30, "the last good policy")
     assert second in _workers(running)
 
@@ -106,7 +106,7 @@ def test_a_gateway_that_is_killed_leaves_no_worker_and_comes_back_with_the_last_
     main.kill()
     psutil.wait_procs(workers, timeout=30)
     assert not [worker for worker in workers if worker.is_running()]
-    wait_until(lambda: "ended unexpectedly (killed by SIGKILL" in running.output, 20, "a reason")
+    wait_until(lambda: "ended unexpectedly (killed by SIGKILL" in running.output, 30, "a reason")
     wait_until(lambda: _versions(running) == {VERSION}, 60, "the last good policy")
 
 

@@ -175,7 +175,7 @@ def ui(stack):
 
 def test_the_ui_runs_a_test_and_ctrl_c_ends_it_with_the_verdict(stack, ui):
     ui.ask("/swarm", user_count="4", spawn_rate="4", host=stack.url)
-    wait_until(lambda: set(NAMES) <= set(ui.requests()), 20, "each route is asked")
+    wait_until(lambda: set(NAMES) <= set(ui.requests()), 30, "each route is asked")
     ui.process.send_signal(signal.SIGINT)
     output, errors = ui.process.communicate(timeout=30)
     assert ui.process.returncode == 0, output + errors
@@ -185,7 +185,7 @@ def test_the_ui_runs_a_test_and_ctrl_c_ends_it_with_the_verdict(stack, ui):
 
 def test_the_ui_cannot_send_the_key_elsewhere(stack, ui):
     ui.ask("/swarm", user_count="2", spawn_rate="2", host=f"http://{stack.http_address}")
-    wait_until(lambda: ui.requests().get("ModelInfer text_embedding", 0) > 0, 20, "gRPC is asked")
+    wait_until(lambda: ui.requests().get("ModelInfer text_embedding", 0) > 0, 30, "gRPC is asked")
     assert not any(name.startswith("/") for name in ui.requests())
     ui.process.send_signal(signal.SIGINT)
     output, _ = ui.process.communicate(timeout=30)

@@ -84,7 +84,7 @@ def nginx(triton, gateway, tmp_path_factory):
     command = ["nginx", "-p", str(run), "-c", str(run / "nginx.conf"), "-g", "daemon off;"]
     process = subprocess.Popen([*command, "-e", str(run / "error.log")])
     try:
-        wait_until(lambda: is_taken("127.0.0.1", port), 10, "nginx listens")
+        wait_until(lambda: is_taken("127.0.0.1", port), 30, "nginx listens")
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()
@@ -125,7 +125,7 @@ def test_streaming(nginx, gateway):
             lambda result, error: values.append(error or result), headers=gateway.headers()
         )
         client.async_stream_infer("counter", [_input([3])])
-        wait_until(lambda: len(values) == 3, 10, "three answers")
+        wait_until(lambda: len(values) == 3, 30, "three answers")
     assert [response.as_numpy("y").item() for response in values] == [0, 1, 2]
 
 
@@ -201,9 +201,9 @@ def test_cancel_and_deadline_reach_triton(client, gateway):
     before = _cancelled(client, gateway)
     infer = lambda **how: client.infer("sleeper", [_input([9])], headers=gateway.headers(), **how)  # noqa: E731
     assert _status(lambda: infer(client_timeout=0.3)) == "DEADLINE_EXCEEDED"
-    wait_until(lambda: _cancelled(client, gateway) == before + 1, 10, "the cancel in Triton")
+    wait_until(lambda: _cancelled(client, gateway) == before + 1, 30, "the cancel in Triton")
     assert _status(infer) == "DEADLINE_EXCEEDED"
-    wait_until(lambda: _cancelled(client, gateway) == before + 2, 10, "the cancel in Triton")
+    wait_until(lambda: _cancelled(client, gateway) == before + 2, 30, "the cancel in Triton")
 
 
 def test_metadata_that_kills_triton_does_not_reach_it(client, gateway):
@@ -213,7 +213,7 @@ def test_metadata_that_kills_triton_does_not_reach_it(client, gateway):
         headers = {**gateway.headers(), "triton_grpc_error": "true"}
         streaming.start_stream(lambda result, error: errors.append(error), headers=headers)
         streaming.async_stream_infer("counter", [_input([-1])])
-        wait_until(lambda: errors, 10, "the error")
+        wait_until(lambda: errors, 30, "the error")
     time.sleep(0.5)
     assert client.is_server_live(headers=gateway.headers())
 

@@ -92,7 +92,7 @@ def _loaded(own_stack):
 
 
 def test_a_start_that_names_only_the_pipeline_serves_its_canary(own_stack):
-    wait_until(lambda: _score(own_stack) == 20, 20, "the canary answers everyone")
+    wait_until(lambda: _score(own_stack) == 20, 30, "the canary answers everyone")
     assert _loaded(own_stack) == {"mood.v3"}
     output = _done(own_stack, "versions", NAME)
     assert "canary mood.v3: 100 % of the callers of mood" in output
@@ -136,7 +136,7 @@ def test_a_weight_per_request_splits_one_caller(own_stack):
     )
     assert "mood.v2 gets 50 % of the requests of mood" in output
     wait_until(
-        lambda: len({_score(own_stack) for _ in range(8)}) == 2, 20, "both answer one caller"
+        lambda: len({_score(own_stack) for _ in range(8)}) == 2, 30, "both answer one caller"
     )
     scores = collections.Counter(_score(own_stack) for _ in range(100))
     assert set(scores) == {0, 10}
@@ -145,7 +145,7 @@ def test_a_weight_per_request_splits_one_caller(own_stack):
     assert "20 % of the requests" in _done(own_stack, "canary", NAME, "--weight", "20")
     _done(own_stack, "canary", NAME, "--weight", "50", "--per", "caller")
     wait_until(
-        lambda: len({_score(own_stack) for _ in range(20)}) == 1, 20, "one version for one caller"
+        lambda: len({_score(own_stack) for _ in range(20)}) == 1, 30, "one version for one caller"
     )
 
 
@@ -172,7 +172,7 @@ def test_another_home_finds_the_server_and_its_gateway(own_stack, tmp_path):
     run = _run(tmp_path, "canary", NAME, "--version", "4", "--weight", "100", **environment)
     assert run.returncode == 0, run.stderr
     assert _routes(own_stack) == {NAME: {"mood.v4": 100}}
-    wait_until(lambda: _score(own_stack) == 30, 20, "the canary of another home")
+    wait_until(lambda: _score(own_stack) == 30, 30, "the canary of another home")
     assert _run(tmp_path, "promote", NAME, **environment).returncode == 0
     assert _routes(own_stack) == {}
     versions = json.loads(_run(tmp_path, "versions", NAME, "--json", **environment).stdout)

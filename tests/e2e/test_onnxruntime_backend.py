@@ -285,7 +285,7 @@ class Served:
             stats = self.client.get_inference_statistics(model).model_stats[0]
             return stats.inference_count, stats.execution_count
 
-        wait_until(lambda: read()[0] >= inferences, 10, f"{inferences} inferences of {model}")
+        wait_until(lambda: read()[0] >= inferences, 30, f"{inferences} inferences of {model}")
         return read()
 
     def log(self) -> str:

@@ -27,11 +27,11 @@ def test_publish_and_roll_back_under_load(server):
     with under_load(server) as calls, online(server) as target:
         publish(ModelRepository(stage(target.repository.path, 10)), MODELS, target)
         assert steps <= live_stubs(server.pid)  # an unchanged member is not reloaded
-        wait_until(lambda: calls.counts[10] > 20, 10, "answers of the new version")
+        wait_until(lambda: calls.counts[10] > 20, 30, "answers of the new version")
         assert _versions(server, "mood_pre") == {"1": "READY"}
         switch_to(target, NAME, None)
         before = calls.counts[10]
-        wait_until(lambda: calls.counts[0] > before, 20, "answers of the old version")
+        wait_until(lambda: calls.counts[0] > before, 30, "answers of the old version")
         switch_to(target, NAME, 2)
         assert set(calls.counts) == {0, 10}
     assert not (target.repository.path / "mood.candidate").exists()
@@ -42,11 +42,11 @@ def test_old_versions_are_unloaded_and_stay_on_disk(server):
         publish(ModelRepository(stage(target.repository.path, 12)), MODELS, target)
         wait_until(
             lambda: list(_versions(server, "mood_onnx").values()).count("READY") == 1,
-            10,
+            30,
             "the old version unloaded",
         )
         assert len(list((target.repository.path / "mood_onnx").iterdir())) > 2
-        wait_until(lambda: server.control.is_ready(), 10, "readiness")
+        wait_until(lambda: server.control.is_ready(), 30, "readiness")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_wrong_version_is_not_published_and_readiness_recovers(server, options
         with pytest.raises(error, match=message):
             publish(ModelRepository(stage(target.repository.path, 20, **options)), MODELS, target)
         assert _state(target.repository.path) == serving
-        wait_until(lambda: server.control.is_ready(), 15, "readiness")
+        wait_until(lambda: server.control.is_ready(), 30, "readiness")
 
 
 def test_a_first_publication_that_does_not_load_leaves_nothing(server):
@@ -77,7 +77,7 @@ def test_a_first_publication_that_does_not_load_leaves_nothing(server):
     with under_load(server), online(server) as target:
         with pytest.raises(ModelLoadFailed, match="broken"):
             publish(ModelRepository(staged), models, target)
-        wait_until(lambda: server.control.is_ready(), 15, "readiness")
+        wait_until(lambda: server.control.is_ready(), 30, "readiness")
     assert not list(repository.glob("gloom*"))
 
 

@@ -21,7 +21,7 @@ def server(tmp_path_factory):
 
 def _answers(calls, number):
     count_before = calls.counts[number]
-    wait_until(lambda: calls.counts[number] > count_before + 5, 10, f"the answer {number}")
+    wait_until(lambda: calls.counts[number] > count_before + 5, 30, f"the answer {number}")
 
 
 def test_a_published_version_serves_with_the_tuned_config(server):
@@ -59,4 +59,4 @@ def test_an_engine_that_fails_leaves_the_tuned_version_serving(server):
         _answers(calls, 0)
     assert set(calls.counts) == {0}
     assert in_step(repository)["mood_onnx"] == 1
-    wait_until(lambda: server.control.is_ready(), 15, "readiness")
+    wait_until(lambda: server.control.is_ready(), 30, "readiness")

@@ -65,8 +65,8 @@ def _require_consistent(server, calls) -> None:
     assert sorted(path.name for path in repository.iterdir()) == ["mood", "mood_onnx", "mood_pre"]
     score = float(source.partition("dtype.type(")[2].partition(" ")[0])
     count_before = calls.counts[score]
-    wait_until(lambda: calls.counts[score] > count_before + 5, 10, f"the answer {score}")
-    wait_until(lambda: server.control.is_ready(), 15, "readiness")
+    wait_until(lambda: calls.counts[score] > count_before + 5, 30, f"the answer {score}")
+    wait_until(lambda: server.control.is_ready(), 30, "readiness")
 
 
 @pytest.mark.parametrize("step", list(PublishPhase), ids=lambda step: step.name)

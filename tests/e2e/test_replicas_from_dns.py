@@ -37,7 +37,7 @@ def server() -> Iterator[DnsServer]:
 def _gateway(pair: Pair, server: DnsServer, *replicas: str) -> Iterator[Running]:
     variables = {"TIDEGATE_DNS_SERVER": server.address, "TIDEGATE_PIPELINES": "plain"}
     with Running(pair, replicas, **variables) as gateway:
-        wait_until(gateway.listens, 20, "the gateway listens")
+        wait_until(gateway.listens, 30, "the gateway listens")
         yield gateway
 
 
@@ -70,8 +70,8 @@ def _over_grpc(gateway: Running, client: triton_grpc.InferenceServerClient) -> i
 def test_none_fails_while_servers_come_and_go_under_load(pair, server, capsys):
     _list(server, pair, 0, 1)
     with _gateway(pair, server, f"srv:{SERVICE}") as gateway:
-        wait_until(gateway.is_ready, 20, "the gateway is ready")
-        wait_until(lambda: _uses(gateway, pair, 0, 1), 10, "both are asked")
+        wait_until(gateway.is_ready, 30, "the gateway is ready")
+        wait_until(lambda: _uses(gateway, pair, 0, 1), 30, "both are asked")
 
         def connect() -> httpx.Client:
             return httpx.Client(base_url=gateway.client.base_url, timeout=20)
@@ -87,28 +87,28 @@ def test_none_fails_while_servers_come_and_go_under_load(pair, server, capsys):
         ):
             for leaving, staying in ((1, 0), (0, 1), (1, 0)):
                 _list(server, pair, staying)
-                wait_until(lambda staying=staying: _uses(gateway, pair, staying), 10, "it left")
+                wait_until(lambda staying=staying: _uses(gateway, pair, staying), 30, "it left")
                 pair.stop(leaving)
                 rest.more(50)
                 # A server is listed before it has started, and before it has its models.
                 _list(server, pair, 0, 1)
                 time.sleep(2)
                 pair.start(leaving)
-                wait_until(lambda: _uses(gateway, pair, 0, 1), 20, "it is back")
+                wait_until(lambda: _uses(gateway, pair, 0, 1), 30, "it is back")
                 grpc.more(50)
             _list(server, pair, 0)
-            wait_until(lambda: _uses(gateway, pair, 0), 10, "one is left")
+            wait_until(lambda: _uses(gateway, pair, 0), 30, "one is left")
             pair.stop(1)
             _list(server, pair, 1)  # nothing of the last list, and it has not started
             time.sleep(2)
             rest.more(50)
             pair.start(1)
-            wait_until(lambda: _uses(gateway, pair, 1), 20, "it has replaced the other")
+            wait_until(lambda: _uses(gateway, pair, 1), 30, "it has replaced the other")
             grpc.more(50)
             _list(server, pair, 0, 1)
-            wait_until(lambda: _uses(gateway, pair, 0, 1), 20, "both are asked again")
+            wait_until(lambda: _uses(gateway, pair, 0, 1), 30, "both are asked again")
             server.rcode = dns.rcode.SERVFAIL
-            wait_until(lambda: "SERVFAIL" in _source(gateway)["fault"], 10, "its DNS fails")
+            wait_until(lambda: "SERVFAIL" in _source(gateway)["fault"], 30, "its DNS fails")
             rest.more(50)
             assert _uses(gateway, pair, 0, 1) and gateway.is_ready()
         log = gateway.log.read_text()
@@ -122,19 +122,19 @@ def test_none_fails_while_servers_come_and_go_under_load(pair, server, capsys):
 
 def test_at_the_start_without_an_answer_it_is_not_ready_and_says_why(pair, server):
     with _gateway(pair, server, f"dns:one.example:{pair.options[0].ports.grpc}") as gateway:
-        wait_until(gateway.is_ready, 20, "an address record is enough")
+        wait_until(gateway.is_ready, 30, "an address record is enough")
         assert _uses(gateway, pair, 0)
     server.records = {}
     with _gateway(pair, server, f"srv:{SERVICE}") as gateway:
         reason = "no Triton server is known: the name does not exist (NXDOMAIN)"
         log = f"srv:{SERVICE}: the name does not exist (NXDOMAIN)"
-        wait_until(lambda: log in gateway.log.read_text(), 10, "it is logged")
+        wait_until(lambda: log in gateway.log.read_text(), 30, "it is logged")
         response = gateway.get("/readyz")
         assert response.status_code == 503
         assert response.json()["pipelines"]["tidegate:replicas"] == reason
         assert gateway.ask().status_code == 503
         _list(server, pair, 1)
         server.records["one.example", "A"] = ["127.0.0.1"]
-        wait_until(gateway.is_ready, 20, "it is ready once the name is there")
+        wait_until(gateway.is_ready, 30, "it is ready once the name is there")
         assert gateway.ask().status_code == 200
         assert gateway.log.read_text().count(log) == 1

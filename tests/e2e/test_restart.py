@@ -168,7 +168,7 @@ def test_what_is_under_way_is_waited_for_and_not_ended(pair):
     assert "still has requests or sequences under way" in run.stderr
     assert "--drain-timeout" in run.stderr
     assert _pids(pair)[port] == before
-    wait_until(lambda: _is_drained(pair, address) is False, 10, "the drain is lifted")
+    wait_until(lambda: _is_drained(pair, address) is False, 30, "the drain is lifted")
     run = pair.tidegate("restart", "--replica", "0")
     assert run.returncode == 0, run.stderr
     for thread in threads:
@@ -182,15 +182,15 @@ def test_a_drain_whose_command_was_killed_does_not_last(pair):
     address = f"127.0.0.1:{max(_pids(pair))}"
     drain = f"http://127.0.0.1:{pair.admin_port}/admin/replicas/{address}/drain"
     assert httpx.put(f"{drain}?seconds=5", headers=pair.headers).json()["seconds"] == 5
-    wait_until(lambda: _is_drained(pair, address), 10, "it is drained")
+    wait_until(lambda: _is_drained(pair, address), 30, "it is drained")
     assert _replicas(pair)[address]["reason"] == "is drained by an operator"
-    wait_until(lambda: _is_drained(pair, address) is False, 15, "the drain is over")
+    wait_until(lambda: _is_drained(pair, address) is False, 30, "the drain is over")
 
 
 def test_a_command_that_is_stopped_lifts_its_drain(pair):
     address = f"127.0.0.1:{max(_pids(pair))}"
     before = _pids(pair)
-    wait_until(lambda: _is_drained(pair, address) is False, 15, "it is not drained")
+    wait_until(lambda: _is_drained(pair, address) is False, 30, "it is not drained")
     with back_to_back(
         partial(_over_grpc_slowly, pair),
         partial(triton_grpc.InferenceServerClient, f"127.0.0.1:{pair.grpc_api_port}"),
@@ -203,11 +203,11 @@ def test_a_command_that_is_stopped_lifts_its_drain(pair):
             stderr=subprocess.STDOUT,
             text=True,
         )
-        wait_until(lambda: _is_drained(pair, address), 20, "it is drained")
+        wait_until(lambda: _is_drained(pair, address), 30, "it is drained")
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=30)
     assert process.returncode == 130, output
-    wait_until(lambda: _is_drained(pair, address) is False, 15, "it is lifted")
+    wait_until(lambda: _is_drained(pair, address) is False, 30, "it is lifted")
     assert _pids(pair) == before
 
 
@@ -223,7 +223,7 @@ def test_what_cannot_be_restarted_is_refused(pair):
     first = f"127.0.0.1:{min(_pids(pair))}"
     try:
         policy.write_text(f'replicas = ["{first}"]\n# end\n')
-        wait_until(lambda: set(_replicas(pair)) == {first}, 10, "one replica is used")
+        wait_until(lambda: set(_replicas(pair)) == {first}, 30, "one replica is used")
         run = pair.tidegate("restart", "--replica", "0")
         assert run.returncode == 1
         assert "no other replica that is up serves" in run.stderr and NAME in run.stderr

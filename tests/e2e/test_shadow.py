@@ -68,10 +68,10 @@ def pair(tmp_path_factory):
 def gateway(pair):
     with Running(pair, pair.addresses_with_http) as running:
         wait_until(running.is_ready, 60, "the gateway is ready")
-        wait_until(lambda: running.models() == [3, 1], 20, "the models are known")
+        wait_until(lambda: running.models() == [3, 1], 30, "the models are known")
         running.put_policy(POLICY + SHADOWS)
         wait_until(
-            lambda: running.admin("policy")["rules"].get("shadows"), 10, "the shadows are in force"
+            lambda: running.admin("policy")["rules"].get("shadows"), 30, "the shadows are in force"
         )
         yield running
 
@@ -97,7 +97,7 @@ def _counted(gateway, model="plain", **expected: int):
     before = _counts(gateway, model)
     yield
     goal = {result: count + expected.get(result, 0) for result, count in before.items()}
-    wait_until(lambda: _counts(gateway, model) == goal, 10, f"{goal}")
+    wait_until(lambda: _counts(gateway, model) == goal, 30, f"{goal}")
 
 
 def test_responses_of_every_api_are_compared_within_the_tolerance(gateway):
@@ -128,7 +128,7 @@ def test_what_differs_or_fails_is_counted_as_that_and_no_caller_sees_it(gateway)
         assert gateway.ask(-1).json()["outputs"][0]["data"] == [-1]
     with _counted(gateway, "short", differs=1):
         assert gateway.ask(7, "short").json()["outputs"][0]["data"] == [7]
-    wait_until(lambda: "the elements of output 'y'" in gateway.log.read_text(), 10, "a line")
+    wait_until(lambda: "the elements of output 'y'" in gateway.log.read_text(), 30, "a line")
 
 
 def test_sequences_versions_and_refused_requests_have_no_shadow(gateway):
@@ -179,7 +179,7 @@ def test_incident_15_a_shadow_that_hangs_slows_nobody(pair, gateway):
     assert np.median(during) < 2 * np.median(before) + 0.005
     assert np.quantile(during, 0.99) < 3 * np.quantile(before, 0.99) + 0.1
     assert counts["dropped"] > 100
-    wait_until(lambda: gateway.health() == ["up", "up"], 20, "the second one is back")
+    wait_until(lambda: gateway.health() == ["up", "up"], 30, "the second one is back")
 
     def agrees() -> bool:
         before = _counts(gateway)["agrees"]
@@ -187,7 +187,7 @@ def test_incident_15_a_shadow_that_hangs_slows_nobody(pair, gateway):
         time.sleep(0.1)
         return _counts(gateway)["agrees"] > before
 
-    wait_until(agrees, 20, "responses are compared again")
+    wait_until(agrees, 30, "responses are compared again")
 
 
 def test_while_there_is_a_queue_nothing_is_shadowed(gateway):
@@ -210,7 +210,7 @@ def test_while_there_is_a_queue_nothing_is_shadowed(gateway):
 def test_a_shadow_that_is_not_there_fails_alone(pair, gateway):
     pair.kill(1)
     try:
-        wait_until(lambda: gateway.health()[1] != "up", 20, "it is noticed")
+        wait_until(lambda: gateway.health()[1] != "up", 30, "it is noticed")
         before = _counts(gateway)
         assert [gateway.ask(1).status_code for _ in range(20)] == [200] * 20
         time.sleep(0.3)

@@ -52,12 +52,12 @@ def test_a_shadow_from_its_start_to_its_end(running):
     assert run.returncode == 0, run.stderr
     started = json.loads(run.stdout)
     assert (started["shadow"], started["percent"]) == (SHADOW, 100)
-    wait_until(lambda: SHADOW in _models(running), 10, "the gateway knows it")
+    wait_until(lambda: SHADOW in _models(running), 30, "the gateway knows it")
     code, report = _report(running)
     assert (code, report["verdict"], report["compared"]) == (3, "undecided", 0)
 
     _ask(running, 20)
-    wait_until(lambda: _report(running)[1]["differs"] > 0, 10, "they are compared")
+    wait_until(lambda: _report(running)[1]["differs"] > 0, 30, "they are compared")
     code, report = _report(running)
     assert (code, report["verdict"]) == (1, "differs")
     assert report["shadow_p50_ms"] > 0 and report["primary_p50_ms"] > 0
@@ -75,7 +75,7 @@ def test_a_shadow_from_its_start_to_its_end(running):
     assert run.returncode == 0, run.stderr
     ended = json.loads(run.stdout)
     assert (ended["shadow"], ended["gone"]) == ("", [SHADOW])
-    wait_until(lambda: SHADOW not in _models(running), 10, "it is unloaded")
+    wait_until(lambda: SHADOW not in _models(running), 30, "it is unloaded")
     assert running.tidegate("shadow", NAME, "--percent", "0").returncode == 1  # there is none
 
 
@@ -87,7 +87,7 @@ def test_a_shadow_that_agrees(running):
     assert running.tidegate("rollback", NAME, "--to", "1", *AT_ONCE).returncode == 0
     run = running.tidegate("shadow", NAME, "--percent", "100", "--version", "3")
     assert run.returncode == 0, run.stderr
-    wait_until(lambda: f"{NAME}.v3" in _models(running), 10, "the gateway knows it")
+    wait_until(lambda: f"{NAME}.v3" in _models(running), 30, "the gateway knows it")
 
     def compared() -> bool:
         _ask(running, 50)

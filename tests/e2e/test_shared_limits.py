@@ -54,7 +54,7 @@ def _key(running, name):
         lambda: (
             {httpx.get(f"{running.url}/v2", headers=headers).status_code for _ in range(6)} == {200}
         ),
-        20,
+        30,
         "the key",
     )
     return key

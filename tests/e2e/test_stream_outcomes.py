@@ -52,7 +52,7 @@ def test_a_stream_that_fails_in_the_middle(echo, path, text, status):
     response = httpx.post(echo.url + path, json=_body(path, text), headers=headers)
     assert response.status_code == 200
     assert _counted(echo).get(status, 0) == before.get(status, 0) + 1
-    wait_until(lambda: _audited(echo, mine) == [("echo_llm", "allow", status)], 10, "its line")
+    wait_until(lambda: _audited(echo, mine) == [("echo_llm", "allow", status)], 30, "its line")
 
 
 @pytest.mark.parametrize("path", [CHAT, GENERATE])
@@ -65,7 +65,7 @@ def test_a_client_that_leaves_a_stream(echo, path):
         next(response.iter_lines())
     wait_until(lambda: _audited(echo, mine) == [("echo_llm", "allow", 499)], 30, "its line")
     # Others that left before, in another file, may be counted only now too.
-    wait_until(lambda: _counted(echo).get(499, 0) > before.get(499, 0), 10, "it is counted")
+    wait_until(lambda: _counted(echo).get(499, 0) > before.get(499, 0), 30, "it is counted")
 
 
 @pytest.mark.parametrize("strict", ["true", "false"])
@@ -91,11 +91,11 @@ def test_a_grpc_stream(echo, strict, text, leaves, status, lines):
         client.start_stream(lambda result, error: results.append(error or result), headers=headers)
         client.async_stream_infer("echo_llm", _inputs(text), enable_empty_final_response=True)
         count = 1 if leaves or not text else 2
-        wait_until(lambda: len(results) >= count, 10, "its answers")
+        wait_until(lambda: len(results) >= count, 30, "its answers")
         client.stop_stream(cancel_requests=leaves)
-    wait_until(lambda: _counted(echo).get(status, 0) > before.get(status, 0), 10, "the count")
+    wait_until(lambda: _counted(echo).get(status, 0) > before.get(status, 0), 30, "the count")
     expected = [("echo_llm", "allow", line) for line in lines]
-    wait_until(lambda: _audited(echo, mine) == expected, 10, "its lines")
+    wait_until(lambda: _audited(echo, mine) == expected, 30, "its lines")
 
 
 def _inputs(text: str) -> list[InferInput]:

@@ -90,7 +90,7 @@ def secured(tmp_path_factory):
             stderr=subprocess.STDOUT,
         )
     try:
-        wait_until(lambda: _is_up(gateway, process), 20, "the gateway answers")
+        wait_until(lambda: _is_up(gateway, process), 30, "the gateway answers")
         yield gateway
     finally:
         process.terminate()

@@ -109,12 +109,12 @@ def test_both_are_served_and_shown(pair):
 @pytest.mark.parametrize("number", [0, 1])
 def test_one_that_is_killed_costs_no_request_and_comes_back(pair, number):
     port = pair.grpc_port + 10 * number
-    wait_until(lambda: _serve(pair), 20, "both are asked")
+    wait_until(lambda: _serve(pair), 30, "both are asked")
     with _load(pair) as calls:
         calls.more(50)
         killed = _tritons(pair)[port]
         killed.kill()
-        wait_until(lambda: not _serve(pair), 20, "it is missed")
+        wait_until(lambda: not _serve(pair), 30, "it is missed")
         wait_until(lambda: _serve(pair), 60, "it gets requests again")
         calls.more(50)
     # What was under way on it when it was killed may fail: one request of each client.
@@ -124,7 +124,7 @@ def test_one_that_is_killed_costs_no_request_and_comes_back(pair, number):
 
 
 def test_a_process_that_ends_is_revived_on_its_replica_alone(pair):
-    wait_until(lambda: _serve(pair), 20, "both are asked")
+    wait_until(lambda: _serve(pair), 30, "both are asked")
     before = {stub.pid for stub in pair.stubs("plain")}
     assert len(before) == 2
     with httpx.Client(headers=pair.headers, timeout=30) as client:

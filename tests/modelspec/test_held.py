@@ -26,7 +26,7 @@ def test_a_folder_is_held_until_its_owner_ends_however_it_ends(tmp_path):
             owner.kill()
     (left,) = tmp_path.iterdir()
     assert is_held_folder(left)
-    wait_until(lambda: abandoned_folders(tmp_path) == [left], 10, "the end of its lock")
+    wait_until(lambda: abandoned_folders(tmp_path) == [left], 30, "the end of its lock")
 
 
 def test_a_folder_is_removed_in_the_end(tmp_path):

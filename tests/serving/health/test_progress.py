@@ -49,7 +49,7 @@ class Watching:
 
     def __exit__(self, *error):
         with contextlib.suppress(AssertionError):  # otherwise the next test reports it
-            wait_until(lambda: len(_engines(self._server)) == 2, 20, "two processes")
+            wait_until(lambda: len(_engines(self._server)) == 2, 30, "two processes")
         self._ended.set()
         self._thread.join()
         self.watcher.close()
@@ -144,7 +144,7 @@ def test_a_stopped_process_is_ended_and_replaced(server, watching):
 def test_an_instance_that_hangs_in_execute_is_ended_while_its_sibling_works(server, watching):
     wait_until(lambda: len(_engines(server)) == 2, HEAL_S, "two processes")
     hung = PendingRequest(server, 1e6)
-    wait_until(lambda: _working(server), 10, "the hung request")
+    wait_until(lambda: _working(server), 30, "the hung request")
     (victim,) = _working(server)
     _require_right_answers(server)  # the sibling works
     watching.until_message("revived mood_onnx")
@@ -161,7 +161,7 @@ def test_a_long_request_outlives_the_death_of_its_sibling(server, watching):
     """Its process is replaced, and ends once the request has been answered, not before."""
     wait_until(lambda: len(_engines(server)) == 2, HEAL_S, "two processes")
     long = PendingRequest(server, 14_000)
-    wait_until(lambda: _working(server), 10, "the long request")
+    wait_until(lambda: _working(server), 30, "the long request")
     (busy,) = _working(server)
     watching.watcher._health._progress.longest_request_s = 30.0  # longer than this request
     idle = next(stub for stub in _engines(server) if stub != busy)

@@ -84,7 +84,7 @@ def test_heartbeats_go_on_when_the_clock_is_set_back(tmp_path, monkeypatch):
 def test_a_process_is_recognized_after_the_clock_is_set(monkeypatch):
     name = ["bash", "-c", f"exec -a {NAME} sleep 60"]
     with subprocess.Popen(name) as process:
-        wait_until(lambda: stub_of(psutil.Process(process.pid)), 20, "its start")
+        wait_until(lambda: stub_of(psutil.Process(process.pid)), 30, "its start")
         before = stub_of(psutil.Process(process.pid))
         monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 0.0)
         assert stub_of(psutil.Process(process.pid)) == before

@@ -50,7 +50,7 @@ def test_a_child_never_runs_grpcs_fork_handlers(busy_with_grpc, tmp_path):
 
 def test_a_child_is_the_command_itself_in_its_own_session():
     child = children.start(["sleep", "60"])
-    wait_until(lambda: psutil.Process(child.pid).name() == "sleep", 10, "the command")
+    wait_until(lambda: psutil.Process(child.pid).name() == "sleep", 30, "the command")
     assert os.getsid(child.pid) == child.pid
     children.end(child, 10)
     assert child.returncode == -signal.SIGTERM
@@ -66,9 +66,9 @@ def test_a_child_ends_when_its_parent_is_killed():
     ) as parent:
         assert parent.stdout
         child = psutil.Process(int(parent.stdout.readline()))
-        wait_until(lambda: child.name() == "sleep", 10, "the command")
+        wait_until(lambda: child.name() == "sleep", 30, "the command")
         parent.kill()
-    wait_until(lambda: not child.is_running() or child.status() == "zombie", 10, "its end")
+    wait_until(lambda: not child.is_running() or child.status() == "zombie", 30, "its end")
 
 
 def test_a_command_that_does_not_exist(tmp_path):

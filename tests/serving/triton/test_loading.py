@@ -112,7 +112,7 @@ def test_a_reload_that_hangs_is_bounded_by_earlier_loads_and_the_next_one_works(
         server.control.load("sleepy", afresh=True)
     assert server.control._bound_s("sleepy") > 3.0
     hang.unlink()
-    wait_until(lambda: live_stubs(server.pid) <= before, 20, "the end of what hung")
+    wait_until(lambda: live_stubs(server.pid) <= before, 30, "the end of what hung")
     server.control.load("sleepy", afresh=True)
     assert _states(server, "sleepy") == ["READY"]
 
