@@ -102,6 +102,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway.follow_policy()
     if gateway.response_cache:
         await gateway.response_cache.open()
+    if gateway.shared_drains:
+        await gateway.shared_drains.open()
     await _read_first_catalogue(background)
     gateway.supervisor.open()
     background.start()
@@ -130,6 +132,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await gateway.access_control.close()
         if gateway.response_cache:
             await gateway.response_cache.close()
+        if gateway.shared_drains:
+            await gateway.shared_drains.close()
         if gateway.request_log:
             await asyncio.to_thread(gateway.request_log.close)
         if gateway.tracing:

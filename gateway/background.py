@@ -109,7 +109,11 @@ class Background:
         """Check which replicas are up and which are drained. Call it once before the catalogue is
         first read."""
         gateway, pool = self.gateway, self.gateway.pool
-        for replica in pool.drain(gateway.drains.current()):
+        addresses = gateway.drains.current()
+        if gateway.shared_drains:
+            listed = frozenset(replica.grpc_address for replica in pool.replicas)
+            addresses |= await gateway.shared_drains.current(listed)
+        for replica in pool.drain(addresses):
             gateway.metrics.is_not_drained(replica)
         await pool.check()
         gateway.open_sequences.sweep()

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from gateway.response_cache.key import CacheScope
     from gateway.shadowing import Shadows
     from gateway.tracing import Tracing
+    from gateway.upstream.shared_drains import SharedDrains
 
 log = logging.getLogger("gateway")
 A = TypeVar("A")
@@ -90,6 +91,7 @@ class Gateway:
             lambda address: Upstream(address, settings.triton_key_file), settings.max_inflight
         )
         self.drains = Drains(settings.state_folder)
+        self.shared_drains = _shared_drains(settings.redis_url)
         self.sources = ReplicaSources(self.pool, lambda: _resolver(settings.dns_server))
         self.circuits = Circuits(self._circuit_changed)
         # (pipeline, its fallback) -> why that cannot answer for it, or ''.
@@ -828,6 +830,14 @@ def _response_cache(settings: Settings) -> "ResponseCache | None":
     from gateway.response_cache.cache import ResponseCache
 
     return ResponseCache(settings)
+
+
+def _shared_drains(redis_url: str) -> "SharedDrains | None":
+    if not redis_url:
+        return None
+    from gateway.upstream.shared_drains import SharedDrains
+
+    return SharedDrains(redis_url)
 
 
 def _request_log(target: str, metrics: Metrics) -> "RequestLog | None":

@@ -24,6 +24,7 @@ LISTED = {
         "gateway/limits/test_redis_store",
         "gateway/limits/test_redis_unhealthy",
         "gateway/response_cache/test_cache_in_redis",
+        "gateway/upstream/test_shared_drains",
         "test_gpu_check",
     ),
     "triton": (

@@ -30,7 +30,7 @@ class Drains:
         """Drain the replica for so many seconds from now (``LONGEST_S`` at most). OSError if that
         cannot be written."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(self._folder / address, f"{_boot()} {time.monotonic() + seconds}\n")
+        atomic_write(self._folder / address, f"{boot_id()} {time.monotonic() + seconds}\n")
 
     def lift(self, address: str) -> None:
         """OSError if the file cannot be removed."""
@@ -48,7 +48,7 @@ class Drains:
         path = self._folder / address
         with contextlib.suppress(OSError, ValueError):
             boot, end = path.read_text().split()
-            if boot == _boot() and 0 < float(end) - time.monotonic() <= LONGEST_S:
+            if boot == boot_id() and 0 < float(end) - time.monotonic() <= LONGEST_S:
                 return True
         with contextlib.suppress(OSError):
             # Not at once: it may just be set again, here or on another machine with this folder.
@@ -58,6 +58,6 @@ class Drains:
 
 
 @cache
-def _boot() -> str:
+def boot_id() -> str:
     """The identifier of the machine's boot."""
     return _BOOT_ID.read_text().strip()

@@ -34,6 +34,7 @@ OPTIONAL = {
     "gateway.tracing",
     "gateway.upstream.dns_lookup",
     "gateway.upstream.http_upstream",
+    "gateway.upstream.shared_drains",
 }
 # Needed by those only, or, like pydantic.v1, by none.
 LIBRARIES = (
@@ -115,5 +116,6 @@ def test_settings_and_policy_turn_parts_on(tmp_path):
         "gateway.limits.redis",
         "gateway.upstream.dns_lookup",
         "gateway.upstream.http_upstream",
+        "gateway.upstream.shared_drains",
     }
     assert "gateway.audit.log" not in loaded

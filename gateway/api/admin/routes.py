@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from gateway.api.admin.health import Health
 from gateway.core import Gateway
-from gateway.errors import Internal, InvalidRequest, NotFound, quoted
+from gateway.errors import Internal, InvalidRequest, NoCapacity, NotFound, quoted
 from gateway.http.control import ControlRoute
 from gateway.http.handler import needs, open_to_all
 from gateway.policy.gateway_toml import Rules
@@ -62,10 +62,12 @@ class Replicas(BaseModel):
 
 
 class Drain(BaseModel):
-    """For how many ``seconds`` from now the replica gets no new requests."""
+    """For how many ``seconds`` from now the replica gets no new requests; ``shared``: of all
+    gateways that use the same Redis, and not only of the one that was asked."""
 
     replica: str
     seconds: float
+    shared: bool
 
 
 class ModelState(BaseModel):
@@ -168,25 +170,38 @@ def admin_router(gateway: Gateway) -> APIRouter:
     @needs("admin")
     async def drain(replica: str, seconds: str = f"{LEASE_S:g}") -> Drain:
         """Send no new requests to the replica (HOST:GRPC_PORT) for so many seconds, as long as
-        others can take them; all workers follow within a second. Set it again to go on."""
+        others can take them; all workers, and with Redis all gateways, follow within a second. Set
+        it again to go on."""
         address = _known(gateway, replica)
         seconds_left = _seconds(seconds)
+        # In one place only: a gateway that lifts it cannot remove another one's file.
+        if gateway.shared_drains and await gateway.shared_drains.set(address, seconds_left):
+            return Drain(replica=address, seconds=seconds_left, shared=True)
         try:
             await asyncio.to_thread(gateway.drains.set, address, seconds_left)
         except OSError as error:
             raise Internal(f"the drain cannot be written: {error.strerror}") from error
-        return Drain(replica=address, seconds=seconds_left)
+        return Drain(replica=address, seconds=seconds_left, shared=False)
 
     @router.delete("/admin/replicas/{replica}/drain", operation_id="lift_drain")
     @needs("admin")
     async def lift(replica: str) -> Drain:
-        """Send requests to the replica again; its share grows over 10 s."""
+        """Send requests to the replica again; its share grows over 10 s. 503 if Redis is
+        unavailable: a drain that is in Redis goes on until then, or to its end."""
         address = _known(gateway, replica)
         try:
             await asyncio.to_thread(gateway.drains.lift, address)
         except OSError as error:
             raise Internal(f"the drain cannot be lifted: {error.strerror}") from error
-        return Drain(replica=address, seconds=0)
+        if not gateway.shared_drains:
+            return Drain(replica=address, seconds=0, shared=False)
+        if not await gateway.shared_drains.lift(address):
+            raise NoCapacity(
+                "Redis is unavailable: a drain that is there goes on until its end, or until it is "
+                "lifted once Redis responds",
+                retry_after_s=1,
+            )
+        return Drain(replica=address, seconds=0, shared=True)
 
     @router.get("/admin/models", operation_id="models")
     @needs("admin")

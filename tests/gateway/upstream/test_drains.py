@@ -7,7 +7,7 @@ import pytest
 
 from gateway.errors import NoCapacity
 from gateway.upstream.balancing import Health
-from gateway.upstream.drains import FOLDER, LONGEST_S, Drains, _boot
+from gateway.upstream.drains import FOLDER, LONGEST_S, Drains, boot_id
 from gateway.upstream.outliers import LEAST_WEIGHT
 from gateway.upstream.replicas import ReplicaPool
 from tests.gateway.upstream.test_replicas import Connection
@@ -28,7 +28,7 @@ def test_a_drain_is_followed_lifted_and_ends_by_itself(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "soon", f"{_boot()} nan", f"{_boot()} {time.monotonic() + LONGEST_S + 3600}"],
+    ["", "soon", f"{boot_id()} nan", f"{boot_id()} {time.monotonic() + LONGEST_S + 3600}"],
     ids=["empty", "a word", "nan", "too long"],  # the same in each worker of a run
 )
 def test_a_file_that_makes_no_sense_drains_nothing(tmp_path, text):
@@ -37,7 +37,7 @@ def test_a_file_that_makes_no_sense_drains_nothing(tmp_path, text):
     assert Drains(tmp_path).current() == frozenset()
 
 
-def test_a_drain_of_another_boot_or_machine_drains_nothing(tmp_path):
+def test_a_drain_of_anotherboot_id_or_machine_drains_nothing(tmp_path):
     drains, path = Drains(tmp_path), tmp_path / FOLDER / "a:1"
     drains.set("a:1", 30)
     boot, end = path.read_text().split()

@@ -93,7 +93,7 @@ async def test_a_replica_is_drained_and_the_drain_lifted(api, tmp_path):
     path, headers = "/admin/replicas/127.0.0.1:8001/drain", {"Authorization": f"Bearer {operator}"}
     assert (await client.put(path, headers={"Authorization": f"Bearer {user}"})).status_code == 403
     drained = await client.put(path, headers=headers)
-    assert drained.json() == {"replica": "127.0.0.1:8001", "seconds": 60}
+    assert drained.json() == {"replica": "127.0.0.1:8001", "seconds": 60, "shared": False}
     assert Drains(tmp_path).current() == {"127.0.0.1:8001"}
     lifted = await client.delete(path, headers=headers)
     assert (lifted.status_code, Drains(tmp_path).current()) == (200, frozenset())
