@@ -1,10 +1,8 @@
 """The gateway's core: what every API calls to run an inference."""
 
-import asyncio
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -14,10 +12,7 @@ from tritonclient.grpc import service_pb2
 
 from gateway.access.control import AccessControl
 from gateway.errors import (
-    DeadlineExceeded,
-    InvalidRequest,
     NoCapacity,
-    ReplicaLost,
     UpstreamError,
 )
 from gateway.http.json_body import SMALL_BYTES
@@ -33,6 +28,7 @@ from gateway.models.same_endpoint import difference
 from gateway.models.sequences import OpenSequences, SequenceIds, SequenceStep, step_of
 from gateway.models.v2_request import V2Request
 from gateway.render import Reply
+from gateway.row_inference import OnResponse, RowInference
 from gateway.settings import Settings
 from gateway.supervision import Supervisor
 from gateway.upstream import trace_context
@@ -59,9 +55,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("gateway")
 A = TypeVar("A")
 P = ParamSpec("P")
-OnResponse = Callable[[Batch, service_pb2.ModelInferResponse], None]
 FAILED = 502  # the status of an UpstreamError: the model or its server failed
-WINDOW = 8  # batches of one request in flight at a time
 
 
 class _OverGrpc(Exception):
@@ -695,11 +689,13 @@ class Gateway:
         on_response: OnResponse | None = None,
     ) -> list[tuple[Tensors, int]]:
         with await self.turn(context, model, serving) as turn:
-            inference = self._infer_batches(
-                context, row_batches, serving, turn, on_response, may_repeat=model.may_repeat
+            inference = RowInference(
+                *(context, self.pool, self.queues.get(serving), serving, row_batches, on_response),
+                may_repeat=model.may_repeat,
             )
             admission.started()
-            return await _timed(context, inference)
+            work = inference.run(turn, self._weight(context), self._window)
+            return await _timed(context, work)
 
     async def _cached_batches(
         self,
@@ -746,82 +742,9 @@ class Gateway:
                 results[row_index] = tensors, index
         return [results[row_index] for row_index in range(len(results))]
 
-    async def _infer_batches(
-        self,
-        context: RequestContext,
-        row_batches: Sequence[Batch],
-        serving: str,
-        turn: Turn,
-        on_response: OnResponse | None = None,
-        *,
-        may_repeat: bool,
-    ) -> list[tuple[Tensors, int]]:
-        """The rows' results, in their order. Infer a few batches at a time; the first failure
-        cancels the rest and is raised as it is.
-        Between two batches the request's ``turn`` goes to whoever waits for one.
-
-        Each permit is kept for one batch after another, so that a request that has begun is not
-        refused halfway; if its replica is lost, the rest is sent to another one. Raises NoCapacity
-        if not even one permit is available.
-        """
-        results: dict[int, tuple[Tensors, int]] = {}
-        context.remaining_s()  # raises if there is none
-        pending = deque(row_batches)
-
-        queue = self.queues.get(serving)
-
-        async def send_pending(
-            upstream: Upstream, under_way: deque[Batch], *, is_first: bool
-        ) -> None:
-            """``under_way`` holds the batch that is being sent, also after an error."""
-            while under_way or pending:
-                if not under_way:
-                    if not is_first and queue and queue.waiting:
-                        return  # others have a right to this turn
-                    if is_first and results:
-                        weight = self._weight(context)
-                        await turn.pass_on(context.tenant, weight, context.remaining_s())
-                        if not pending:  # the other workers took the rest meanwhile
-                            return
-                    under_way.append(pending.popleft())
-                batch = under_way[0]
-                batch.message.model_name = serving
-                context.sent_to(upstream.address)
-                tensors = await _infer_batch(context, upstream, batch, on_response)
-                under_way.clear()
-                for index, row_index in enumerate(batch.row_indices):
-                    results[row_index] = tensors, index
-
-        async def worker(*, is_first: bool) -> None:
-            """The first has the request's turn; the others take part if nobody waits for one."""
-            own_turn = queue.try_enter() if queue and not is_first else Turn(None)
-            if own_turn is None:
-                return
-            with own_turn:
-                try:
-                    permit = self.pool.permit(serving)
-                except NoCapacity:
-                    if is_first:
-                        raise
-                    return
-                under_way: deque[Batch] = deque(maxlen=1)
-                try:
-                    with permit as upstream:
-                        await send_pending(upstream, under_way, is_first=is_first)
-                except ReplicaLost as error:
-                    with self.pool.second_permit(permit, error, may_repeat=may_repeat) as upstream:
-                        await send_pending(upstream, under_way, is_first=is_first)
-
-        if len(row_batches) == 1:
-            await worker(is_first=True)
-        else:
-            workers = range(min(len(row_batches), self._window))
-            await _gather([worker(is_first=number == 0) for number in workers])
-        return [results[row_index] for row_index in sorted(results)]
-
     @property
     def _window(self) -> int:
-        return max(1, min(WINDOW, self.settings.max_inflight // 4))
+        return max(1, self.settings.max_inflight // 4)
 
 
 def _response_cache(settings: Settings) -> "ResponseCache | None":
@@ -862,39 +785,6 @@ def _tracing(endpoint: str, ratio: float) -> "Tracing | None":
     return Tracing(endpoint, ratio)
 
 
-async def _infer_batch(
-    context: RequestContext,
-    upstream: Upstream,
-    batch: Batch,
-    on_response: OnResponse | None = None,
-) -> Tensors:
-    """The output tensors of one batch, whose response ``on_response`` gets. An InvalidRequest names
-    the row by its index in the caller's request."""
-    remaining_s = context.deadline - time.perf_counter()
-    if remaining_s <= 0:
-        raise DeadlineExceeded("the model did not answer in time: try again or send less")
-    started = time.perf_counter()
-    try:
-        response = await upstream.infer(batch.message, remaining_s)
-    except InvalidRequest as error:
-        raise _with_caller_row(error, batch.row_indices) from error
-    upstream_s = time.perf_counter() - started
-    context.version = response.model_version
-    tensors = read_tensors(response, len(batch.row_indices))
-    if on_response:
-        on_response(batch, response)
-    if context.shadow:
-        context.shadow.answered(batch.message, response, upstream_s)
-    return tensors
-
-
-def _with_caller_row(error: InvalidRequest, row_indices: Sequence[int]) -> InvalidRequest:
-    """The same error, with the row's index in the caller's request instead of in the batch."""
-    if error.row is not None and error.row < len(row_indices):
-        return error.at_row(row_indices[error.row])
-    return error.at_row(row_indices[0]) if len(row_indices) == 1 else error
-
-
 async def _timed(context: RequestContext, work: Coroutine[object, object, A]) -> A:
     """Run ``work`` for as long as the client is connected, and add its duration to the
     ``Server-Timing`` that the client receives."""
@@ -903,13 +793,3 @@ async def _timed(context: RequestContext, work: Coroutine[object, object, A]) ->
         return await context.while_connected(work)
     finally:
         context.upstream_s += time.perf_counter() - start
-
-
-async def _gather(coroutines: Sequence[Coroutine[object, object, A]]) -> list[A]:
-    """Run concurrently; the first failure cancels the rest and is raised as it is."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()

@@ -3,7 +3,8 @@ the caller has the response; the two responses are compared (docs/publishing.md)
 
 Nobody waits for a shadow. It takes no permit and no turn, counts for no replica and no limit, and
 there are few of them at a time: what is too much, or comes while the pipeline or its shadow has a
-queue, is dropped and counted, and so is what no server had room for or was there to answer.
+queue, is dropped and counted, and so is what no server had room for or was there to answer. One
+whose server is lost while it works on it has failed: the shadow may be what ended that.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ import numpy as np
 import orjson
 from tritonclient.grpc import service_pb2
 
-from gateway.errors import GatewayError, NoCapacity
+from gateway.errors import GatewayError, NoCapacity, ReplicaLost
 from gateway.http.request_context import RequestContext, ShadowedRequest
 from gateway.metrics import Metrics, ShadowResult
 from gateway.models.catalogue import Catalogue
@@ -124,7 +125,9 @@ class Shadows:
             result = "differs" if what else "agrees"
             self._metrics.shadow_took(name, to, primary_s, shadow_s)
         except NoCapacity as error:  # it is full or gone: that says nothing of its responses
-            result, what = "dropped", error.message
+            what = error.message
+            if not (isinstance(error, ReplicaLost) and error.was_sent):
+                result = "dropped"
         except GatewayError as error:
             what = error.message
         except Exception:

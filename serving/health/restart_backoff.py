@@ -7,6 +7,7 @@ from dataclasses import dataclass
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 ATTEMPTS = 5
 LATER_S = 600.0  # how often a model that was given up is tried again: the cause may have passed
+BUSY_PAUSE_S = 2.0  # until the next look whether a publication is over
 WELL_AFTER_S = 60.0  # healthy for this long: attempts are counted from zero again
 
 
@@ -38,6 +39,12 @@ class RestartBackoff:
         """Count an attempt; the next one may not begin before the pause is over."""
         self.attempts += 1
         self._pause(clock())
+
+    def put_off(self, pause_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """What was begun did not take place, and that is not the model's fault: it does not count,
+        and is due again after ``pause_s``, also for a model that was given up."""
+        self.attempts -= 1
+        self.not_before = clock() + pause_s
 
     def fail(self, clock: Callable[[], float] = time.monotonic) -> bool:
         """The attempt has failed, and the pause begins now: a load may take longer than the pause.

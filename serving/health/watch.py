@@ -15,7 +15,13 @@ from serving.errors import ModelLoadFailed, RepositoryBusy, ServingError
 from serving.health.events import Events, unfailing
 from serving.health.health import Health
 from serving.health.pulse import Pulse
-from serving.health.restart_backoff import FIRST_PAUSE_S, LATER_S, LONGEST_PAUSE_S, RestartBackoff
+from serving.health.restart_backoff import (
+    BUSY_PAUSE_S,
+    FIRST_PAUSE_S,
+    LATER_S,
+    LONGEST_PAUSE_S,
+    RestartBackoff,
+)
 from serving.health.restart_request import take
 from serving.repository.configs import pins, policy_versions
 from serving.repository.model_repository import ModelRepository
@@ -321,7 +327,7 @@ class Watcher:
         try:
             fault = step()
         except RepositoryBusy:
-            backoff.attempts -= 1
+            backoff.put_off(BUSY_PAUSE_S)
             return
         except OSError as error:
             self._postpone(backoff, str(error), str(error))
@@ -342,8 +348,7 @@ class Watcher:
 
     def _postpone(self, backoff: RestartBackoff, hindrance: str, detail: str) -> None:
         """The model is not the cause: retry for as long as it lasts, without counting attempts."""
-        backoff.attempts -= 1
-        backoff.not_before = time.monotonic() + LONGEST_PAUSE_S / 2
+        backoff.put_off(LONGEST_PAUSE_S / 2)
         if not backoff.is_given_up and backoff.hindrance != hindrance:
             self._report(f"{backoff.model} is not healed yet: {detail}")
         backoff.hindrance = hindrance

@@ -13,6 +13,7 @@ from gateway.api.admin.listener import AdminListener
 from gateway.api.grpc.server import GrpcServer
 from gateway.background import readiness
 from gateway.core import Gateway
+from gateway.draining import DRAIN
 from gateway.listening import listening_socket, peer_address
 from gateway.settings import Settings
 from serving.triton.ports import free_ports
@@ -65,6 +66,30 @@ async def test_the_operators_listener(gateway):
     assert gateway.supervisor.faults() == {}
     await gateway.supervisor.close()
     await listener.stop()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_worker_that_drains_keeps_the_operators_port_from_no_other_gateway(
+    gateway, workers
+):
+    (port,) = free_ports(1)
+    gateway.settings = replace(gateway.settings, workers=workers)
+    listener = AdminListener(gateway, port)
+    await listener.start()
+    gateway.supervisor.run("admin", listener.serve)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+        assert (await client.get("/healthz")).status_code == 200
+        for close in DRAIN.closers:
+            await close(10.0)
+        assert (await client.get("/healthz")).status_code == 200  # on the same connection
+        if workers == 1:
+            with pytest.raises(OSError):
+                listening_socket("127.0.0.1", port)
+        else:
+            listening_socket("127.0.0.1", port).close()
+    await gateway.supervisor.close()
+    await listener.stop()
+    assert DRAIN.closers == []
 
 
 async def test_the_grpc_server(gateway):

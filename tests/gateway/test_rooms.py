@@ -19,6 +19,7 @@ ORDER = [
         "request_log",
         "tracing",
         "shadowing",
+        "row_inference",
         "core",
         "background",
         "middleware",

@@ -8,7 +8,6 @@ import orjson
 import pytest
 from tritonclient.grpc import service_pb2
 
-from gateway.core import _infer_batch
 from gateway.errors import (
     DeadlineExceeded,
     GatewayError,
@@ -22,6 +21,7 @@ from gateway.metrics import Metrics
 from gateway.models.catalogue import Catalogue
 from gateway.models.rows import Batch
 from gateway.render import Reply
+from gateway.row_inference import infer_batch
 from gateway.shadowing import TIMEOUT_S, Shadows, _read_reply, difference
 from gateway.upstream.replicas import ReplicaPool
 from modelspec.elements import encode
@@ -141,12 +141,20 @@ class _Shadowing:
         }
 
 
+def _lost_while_it_worked() -> ReplicaLost:
+    """What a shadow that ends its server looks like."""
+    error = ReplicaLost("it is gone")
+    error.was_sent = True
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "result"),
     [
         (None, "agrees"),
         (NoCapacity("it is full"), "dropped"),
         (ReplicaLost("it is gone"), "dropped"),
+        (_lost_while_it_worked(), "failed"),
         (UpstreamError("it failed"), "failed"),
         (InvalidRequest("it takes no such tensor"), "failed"),
         (DeadlineExceeded("late"), "failed"),
@@ -177,7 +185,7 @@ async def test_of_many_batches_the_time_of_the_one_that_is_compared_counts():
     shadowing.upstream.takes_s = 0.05
     for row_index in range(2):
         batch = Batch((row_index,), service_pb2.ModelInferRequest())
-        await _infer_batch(shadowing.context, shadowing.upstream, batch)
+        await infer_batch(shadowing.context, shadowing.upstream, batch)
     shadowing.context.upstream_s = 1000.0  # of all
     await shadowing.compare()
     seconds = shadowing.samples("tidegate_shadow_seconds_sum", "arm")

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from gateway.api.admin.routes import admin_router
 from gateway.core import Gateway
+from gateway.draining import DRAIN
 from gateway.http.bounded import BoundedProtocol
 from gateway.http.control import routes_of
 from gateway.listening import listening_socket
@@ -56,6 +57,15 @@ class AdminListener:
     async def start(self) -> None:
         self._server = _Server(self._config)
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]))
+        # Of several workers, one whose requests take long to end must not keep the port from those
+        # of a gateway that is started again, nor get calls that its successor could answer.
+        if self._is_shared and self.release_port not in DRAIN.closers:
+            DRAIN.closers.append(self.release_port)
+
+    async def release_port(self, limit_s: float = STOP_S) -> None:
+        """Accept no more connections; those that are open go on until ``stop``."""
+        for server in self._server.servers:
+            server.close()
 
     async def serve(self) -> None:
         """Return only when the server has ended, which it should not; a second call restarts it."""
@@ -66,6 +76,8 @@ class AdminListener:
         await asyncio.wait([self._task])
 
     async def stop(self) -> None:
+        if self.release_port in DRAIN.closers:
+            DRAIN.closers.remove(self.release_port)
         self._server.should_exit = True
         await asyncio.wait([self._task], timeout=STOP_S)
         self._socket.close()

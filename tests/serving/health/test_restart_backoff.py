@@ -7,7 +7,13 @@ import time
 import psutil
 
 from serving.health.events import Events
-from serving.health.restart_backoff import ATTEMPTS, LATER_S, WELL_AFTER_S, RestartBackoff
+from serving.health.restart_backoff import (
+    ATTEMPTS,
+    BUSY_PAUSE_S,
+    LATER_S,
+    WELL_AFTER_S,
+    RestartBackoff,
+)
 from serving.triton.stubs import NAME, stub_of
 from tests.running import wait_until
 
@@ -36,6 +42,23 @@ def test_pauses_grow_and_after_the_last_attempt_it_is_tried_rarely():
     assert backoff.is_due(clock)  # the cause may have passed
     backoff.begin(clock)
     assert backoff.fail(clock)
+    assert backoff.not_before - clock.now == LATER_S
+
+
+def test_an_attempt_amid_a_publication_does_not_count_and_is_due_again_soon():
+    clock = Clock()
+    backoff = RestartBackoff("m", mark=1)
+    while not backoff.is_given_up:
+        backoff.begin(clock)
+        backoff.fail(clock)
+    attempts, clock.now = backoff.attempts, backoff.not_before
+    backoff.begin(clock)
+    backoff.put_off(BUSY_PAUSE_S, clock)  # where it would be due after ten minutes
+    assert (backoff.attempts, backoff.not_before) == (attempts, clock.now + BUSY_PAUSE_S)
+    assert backoff.is_given_up  # it is still retried rarely
+    clock.now += BUSY_PAUSE_S
+    backoff.begin(clock)
+    backoff.fail(clock)
     assert backoff.not_before - clock.now == LATER_S
 
 
