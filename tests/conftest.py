@@ -42,6 +42,9 @@ from tidegate.app.task_registry import KNOWN
 TESTS = Path(__file__).parent
 # ``httpx.get`` reads all the authorities' certificates anew in each call, in 20 ms: once is enough.
 httpx._transports.default.create_ssl_context = cache(httpx._transports.default.create_ssl_context)
+# By default it waits 5 s, which a busy machine may need.
+for part in ("connect", "read", "write", "pool"):
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, part, 30.0)
 OPENAI_NPM = "openai@7.57.0"
 # The function that stops the stack, while it runs.
 STOP_STACK = pytest.StashKey[Callable[[], None]]()

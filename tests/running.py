@@ -21,7 +21,7 @@ from serving.triton.ports import free_ports
 ROOT = Path(__file__).parent.parent
 # A cold machine converts every pipeline first.
 START_TIMEOUT_S = 1200.0
-STOP_TIMEOUT_S = 40.0
+STOP_TIMEOUT_S = 120.0
 # The known pipelines of the fixture ``built``.
 QUICK = ("text_embedding", "image_classification")
 

@@ -49,13 +49,13 @@ def pair(tmp_path_factory):
 def _ask_grpc(client: triton_grpc.InferenceServerClient, gateway: Running, x: float) -> float:
     tensor = triton_grpc.InferInput("x", [1], "FP32")
     tensor.set_data_from_numpy(np.array([x], np.float32))
-    answer = client.infer("plain", [tensor], headers=gateway.metadata(), client_timeout=20)
+    answer = client.infer("plain", [tensor], headers=gateway.metadata(), client_timeout=60)
     return float(answer.as_numpy("y")[0])
 
 
 def _grpc_status(gateway: Running) -> bytes:
     with grpc.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel:
-        return channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=5)
+        return channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=20)
 
 
 def _workers(gateway: Running) -> set[int]:
@@ -80,11 +80,12 @@ def test_a_stopped_gateway_is_unready_first_and_finishes_what_is_under_way(pair,
         pair,
         pair.addresses[:1],
         TIDEGATE_WORKERS=str(workers),
-        TIDEGATE_DRAIN_NOTICE_S="2",
+        TIDEGATE_DEADLINE_S="20",
+        TIDEGATE_DRAIN_NOTICE_S="4",
     )
     wait_until(gateway.is_ready, 60, "the gateway is ready")
     address = f"127.0.0.1:{gateway.grpc_port}"
-    slow_http, slow_grpc = 1003 + workers / 8, 1003 + workers / 16
+    slow_http, slow_grpc = 1005 + workers / 8, 1005 + workers / 16
     with (
         ThreadPoolExecutor(2) as pool,
         httpx.Client(base_url=gateway.client.base_url, timeout=20) as client,

@@ -5,8 +5,8 @@ import collections
 import contextlib
 import json
 import re
+import socket
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -258,6 +258,15 @@ def _waiting(gateway):
     return _gauge(gateway, "tidegate_model_waiting_requests", "declared")
 
 
+def _request(gateway, path, body):
+    """The bytes of the first tenant's request."""
+    text = json.dumps(body)
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(text)}\r\n"
+        f"Authorization: {gateway.headers()['Authorization']}\r\n\r\n{text}"
+    ).encode()
+
+
 def test_a_client_that_leaves_while_it_waits_takes_no_place(gateway):
     def left():
         return _gauge(gateway, "tidegate_requests_total", r'declared",status="499')
@@ -266,14 +275,9 @@ def test_a_client_that_leaves_while_it_waits_takes_no_place(gateway):
         before = left()
         path, body = _generate("declared", 5)
 
-        def leave():
-            with Caller(gateway, "one") as leaving, contextlib.suppress(httpx.TimeoutException):
-                leaving.client.post(path, json=body, timeout=1.5)
-
-        thread = threading.Thread(target=leave)
-        thread.start()
-        wait_until(lambda: _waiting(gateway) == 1, 30, "it waits")
-        thread.join()
+        with socket.create_connection(("127.0.0.1", gateway.port)) as leaving:
+            leaving.sendall(_request(gateway, path, body))
+            wait_until(lambda: _waiting(gateway) == 1, 30, "it waits")
         wait_until(lambda: _waiting(gateway) == 0, 30, "it waits no more")
         wait_until(lambda: left() == before + 1, 30, "it is counted as one that left")
         # The deadline counts while a request waits.
@@ -282,7 +286,7 @@ def test_a_client_that_leaves_while_it_waits_takes_no_place(gateway):
             response = late.client.post(late_path, json=late_body)
         assert response.status_code == 504, response.text
         with Caller(gateway, "two") as quiet:
-            assert quiet.generate_stream("declared") < LONG_S
+            assert quiet.generate_stream("declared") < 10 * LONG_S  # the others take 50
 
 
 def test_what_still_waits_when_the_gateway_stops_is_refused_and_not_cut_off(pair):

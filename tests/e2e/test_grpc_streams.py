@@ -133,14 +133,14 @@ def test_concurrency_counts_messages(api, inflight):
     """With a limit of 1, ten generations on one stream were once all admitted."""
     with Streaming(api, "some") as stream:
         for n in range(10):
-            stream.send("counter", [20], request_id=str(n), enable_empty_final_response=True)
+            stream.send("counter", [50], request_id=str(n), enable_empty_final_response=True)
         responses, refused = [], []
-        while len(responses) < 21:
+        while len(responses) < 51:
             result = stream.next()
             (refused if isinstance(result, InferenceServerException) else responses).append(result)
         assert len(refused) == 9
         assert all("quota_exceeded" in str(error) for error in refused)
-        assert [response.as_numpy("y").item() for response in responses[:20]] == list(range(20))
+        assert [response.as_numpy("y").item() for response in responses[:50]] == list(range(50))
         # Its slot is free again.
         stream.send("counter", [1])
         assert stream.next().as_numpy("y").item() == 0
@@ -150,13 +150,13 @@ def test_permits_are_held_from_message_to_last_answer(api, inflight):
     with Streaming(api) as stream:
         time.sleep(0.1)
         assert inflight() == 0
-        stream.send("counter", [30])
+        stream.send("counter", [80])
         assert stream.next().as_numpy("y").item() == 0
         assert inflight() == 1
         stream.send("sleeper", [0.2])  # behind a decoupled model: it waits, and takes no permit
         time.sleep(0.1)
         assert inflight() == 1
-        for _ in range(30):
+        for _ in range(80):
             stream.next()
         wait_until(lambda: inflight() == 0, 30, "both come back")
         # The stream is still open and works.
@@ -520,7 +520,7 @@ def test_a_full_pool_refuses_a_message_not_the_stream(triton, tmp_path):
         RunningGrpcServer(triton, tmp_path / "own", max_inflight=1) as server,
         Streaming(server) as stream,
     ):
-        stream.send("sleeper", [0.5])
+        stream.send("sleeper", [1.5])
         stream.send("sleeper", [0.0])
         results = [stream.next(), stream.next()]
         errors = [result for result in results if isinstance(result, InferenceServerException)]

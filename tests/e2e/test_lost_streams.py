@@ -131,13 +131,18 @@ class _Stream:
                     self.events.append(json.loads(line.removeprefix("data: ")))
 
     def join(self) -> None:
-        self._thread.join(40)
+        self._thread.join(120)
         assert not self._thread.is_alive()
 
 
 def _kill_the_one_that_works(pair: Pair, gateway: Running) -> None:
-    busy = [replica["inflight"] for replica in gateway.replicas()]
-    assert sorted(busy) == [0, 1]
+    busy: list[int] = []
+
+    def is_under_way() -> bool:  # beside it a golden sample may be
+        busy[:] = [replica["inflight"] for replica in gateway.replicas()]
+        return sorted(busy) == [0, 1]
+
+    wait_until(is_under_way, 30, "it is under way")
     pair.kill(busy.index(1))
 
 
@@ -164,7 +169,6 @@ def test_before_its_first_byte_a_stream_moves_if_the_model_may_be_asked_again(
 ):
     """litellm #40404: no other one was asked when a stream broke."""
     stream = _Stream(gateway, model, 5.5)
-    wait_until(lambda: _is_under_way(gateway), 30, "it is under way")
     _kill_the_one_that_works(pair, gateway)
     stream.join()
     assert stream.status == status
@@ -194,14 +198,19 @@ def test_one_that_comes_back_under_load_gets_its_share_gradually(pair, gateway):
         new = float(pair.pids()[1])
         wait_until(lambda: gateway.health() == ["up", "up"], 60, "it is up")
         wait_until(lambda: calls.counts[new] > 0, 30, "its first answer")
-        lost, shares = calls.counts.copy(), []
-        for _ in range(6):
+        lost = calls.counts.copy()
+        shares: list[float] = []
+
+        def has_its_share() -> bool:
             before = calls.counts.copy()
             time.sleep(2)
             counts: collections.Counter[float] = calls.counts - before
             shares.append(counts[new] / counts.total())
+            return shares[-1] > 0.35
+
+        wait_until(has_its_share, 60, "its share")
     sys.stdout.write(f"its share, every two seconds: {[round(share, 2) for share in shares]}\n")
-    assert shares[0] < 0.35 < shares[-1]
+    assert len(shares) > 1, "at once"
     assert all(count <= 0 for answer, count in (calls.counts - lost).items() if answer < 0)
 
 
@@ -229,7 +238,7 @@ def _generate_by_grpc(gateway: Running, text: str) -> str:
         headers = gateway.metadata()
         client.start_stream(lambda result, error: responses.put(error or result), headers=headers)
         client.async_stream_infer("text", tensors)
-        response = responses.get(timeout=20)
+        response = responses.get(timeout=30)
         client.stop_stream()
     assert isinstance(response, InferResult), response
     return response.as_numpy("text_output").item().decode()
@@ -244,7 +253,7 @@ def _neither_is_new(pair, _both_are_up):
 @pytest.mark.usefixtures("_neither_is_new")
 def test_the_next_turn_of_a_conversation_goes_where_its_beginning_was_computed(pair, gateway):
     homes = {}
-    for number in range(10):
+    for number in range(20):  # that all have one home is one draw in a million
         turns = [f"{number}: {word} " * 80 for word in ("where", "is", "my", "parcel")]
         servers = {_generate(gateway, "".join(turns[: 1 + turn])) for turn in range(4)}
         servers.add(_generate_by_grpc(gateway, "".join(turns)))
@@ -257,7 +266,7 @@ def test_the_next_turn_of_a_conversation_goes_where_its_beginning_was_computed(p
 def test_a_beginning_that_everybody_sends_is_not_all_sent_to_one(pair, gateway):
     with ThreadPoolExecutor(12) as threads:
         texts = [f"{'You are helpful. ' * 80}{number}" for number in range(12)]
-        servers = list(threads.map(lambda text: _generate(gateway, text, 50), texts))
+        servers = list(threads.map(lambda text: _generate(gateway, text, 200), texts))
     assert all(servers.count(str(pid)) >= 3 for pid in pair.pids()), servers
 
 

@@ -246,7 +246,7 @@ def test_sequences_on_a_grpc_stream_go_where_they_are(gateway):
                 )
         results = {}
         for _ in range(4 * 4 - 2):
-            result, error = responses.get(timeout=10)
+            result, error = responses.get(timeout=30)
             assert error is None, error
             results[result.get_response().id] = result.as_numpy("y").item()
         client.stop_stream()
@@ -268,7 +268,7 @@ def test_a_stream_cannot_hold_every_slot_either(gateway):
                 "tally", [tensor], sequence_id=identifier, sequence_start=True
             )
         errors = [
-            str(error) for _, error in (responses.get(timeout=10) for _ in range(40)) if error
+            str(error) for _, error in (responses.get(timeout=30) for _ in range(40)) if error
         ]
         client.stop_stream()
     assert len(errors) == 40 - 2 * 8

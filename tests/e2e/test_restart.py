@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from queue import Queue
 
@@ -20,17 +21,36 @@ from tests.e2e.grpc_models import HEAD, ONE, PLAIN, instances
 from tests.running import environment, launch, stop, wait_ready, wait_until
 from tests.serving.small_pipeline import NAME, publish_staged, stage
 
+# Writes the server's pid when it begins, and answers once the file ``hold`` is gone.
+HELD = """
+import os
+import time
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        open(f"HOME/began-{os.getppid()}", "w").close()
+        while os.path.exists("HOME/hold"):
+            time.sleep(0.02)
+        return [
+            pb_utils.InferenceResponse([pb_utils.Tensor("y", pb_utils.get_input_tensor_by_name(
+                request, "x").as_numpy())])
+            for request in requests
+        ]
+"""
+
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     home = tmp_path_factory.mktemp("restart")
     repository = home / "model_repository"
     publish_staged(stage(repository, 0), repository)
-    version = repository / "slow" / "1"
-    version.mkdir(parents=True)
-    (version / "model.py").write_text(PLAIN)
-    (version.parent / "config.pbtxt").write_text(HEAD + ONE + instances(1))
-    running = launch(home, NAME, "slow", "--replicas", "2", "--workers", "2")
+    for model, code in (("slow", PLAIN), ("held", HELD.replace("HOME", str(home)))):
+        version = repository / model / "1"
+        version.mkdir(parents=True)
+        (version / "model.py").write_text(code)
+        (version.parent / "config.pbtxt").write_text(HEAD + ONE + instances(1))
+    running = launch(home, NAME, "slow", "held", "--replicas", "2", "--workers", "2")
     try:
         wait_ready(running)
         yield running
@@ -51,7 +71,7 @@ def _pids(running):
 
 def _replicas(running):
     admin = f"http://127.0.0.1:{running.admin_port}/admin/replicas"
-    replicas = httpx.get(admin, headers=running.headers, timeout=10).json()["replicas"]
+    replicas = httpx.get(admin, headers=running.headers, timeout=30).json()["replicas"]
     return {replica["address"].partition("/")[0]: replica for replica in replicas}
 
 
@@ -146,34 +166,45 @@ def test_every_replica_is_restarted_under_load_without_a_failed_request(pair, ca
 def test_what_is_under_way_is_waited_for_and_not_ended(pair):
     port = min(_pids(pair))
     address, before = f"127.0.0.1:{port}", _pids(pair)[port]
-    statuses = []
+    hold = pair.home / "hold"
+    statuses, threads = [], []
 
     def ask():
-        tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1006.0]}
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}
         response = httpx.post(
-            f"{pair.url}/v2/models/slow/infer",
+            f"{pair.url}/v2/models/held/infer",
             json={"inputs": [tensor]},
             headers=pair.headers,
-            timeout=30,
+            timeout=120,
         )
         statuses.append(response.status_code)
 
-    # One on each replica: the second draws the less busy one.
-    threads = [threading.Thread(target=ask) for _ in range(2)]
-    for thread in threads:
-        thread.start()
+    def has_begun():
+        """One more request, unless this replica works on one: which gets it is drawn."""
+        if (pair.home / f"began-{before}").exists():
+            return True
+        threads.append(threading.Thread(target=ask))
+        threads[-1].start()
         time.sleep(0.3)
+        return False
+
+    hold.touch()
+    wait_until(has_begun, 30, "a request is under way there")
     run = pair.tidegate("restart", "--replica", "0", "--drain-timeout", "1s")
     assert run.returncode == 1
     assert "still has requests or sequences under way" in run.stderr
     assert "--drain-timeout" in run.stderr
     assert _pids(pair)[port] == before
     wait_until(lambda: _is_drained(pair, address) is False, 30, "the drain is lifted")
-    run = pair.tidegate("restart", "--replica", "0")
+    with ThreadPoolExecutor(1) as pool:
+        restarted = pool.submit(pair.tidegate, "restart", "--replica", "0")
+        wait_until(lambda: _is_drained(pair, address), 60, "it is drained again")
+        hold.unlink()
+        run = restarted.result()
     assert run.returncode == 0, run.stderr
     for thread in threads:
         thread.join()
-    assert statuses == [200, 200]
+    assert set(statuses) == {200}
     assert _pids(pair)[port] != before
 
 
@@ -181,7 +212,7 @@ def test_a_drain_whose_command_was_killed_does_not_last(pair):
     """It is set for a minute; the command lifts it when it is stopped."""
     address = f"127.0.0.1:{max(_pids(pair))}"
     drain = f"http://127.0.0.1:{pair.admin_port}/admin/replicas/{address}/drain"
-    assert httpx.put(f"{drain}?seconds=5", headers=pair.headers).json()["seconds"] == 5
+    assert httpx.put(f"{drain}?seconds=8", headers=pair.headers).json()["seconds"] == 8
     wait_until(lambda: _is_drained(pair, address), 30, "it is drained")
     assert _replicas(pair)[address]["reason"] == "is drained by an operator"
     wait_until(lambda: _is_drained(pair, address) is False, 30, "the drain is over")
@@ -205,7 +236,7 @@ def test_a_command_that_is_stopped_lifts_its_drain(pair):
         )
         wait_until(lambda: _is_drained(pair, address), 30, "it is drained")
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     wait_until(lambda: _is_drained(pair, address) is False, 30, "it is lifted")
     assert _pids(pair) == before

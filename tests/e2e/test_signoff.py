@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -245,6 +245,35 @@ def test_a_trace_that_cannot_be_replayed_is_refused_with_its_line(tmp_path):
     assert "warm-up" not in result.stderr
 
 
+@pytest.fixture(scope="module")
+def refuse() -> Iterator[Callable[[list[str]], tuple[int, str]]]:
+    """``refuse(command)``: the exit code and the errors of a command that is to load one planted
+    server, or as its own arguments say."""
+    with (
+        planted() as url,
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.loadtests.signoff.forked"],
+            cwd=ROOT,
+            env={**os.environ, "TIDEGATE_API_KEY": "none"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdin and process.stdout
+
+        def run_forked(command: list[str]) -> tuple[int, str]:
+            # Without ``python -m tidegate signoff``; the last of two equal options counts.
+            arguments = ["--target", url, *command[4:]]
+            process.stdin.write(json.dumps(arguments) + "\n")
+            process.stdin.flush()
+            code, errors = json.loads(process.stdout.readline())
+            return code, errors
+
+        yield run_forked
+        process.stdin.close()
+
+
 @pytest.mark.parametrize(
     ("text", "arguments", "said"),
     [
@@ -266,10 +295,9 @@ def test_a_trace_that_cannot_be_replayed_is_refused_with_its_line(tmp_path):
         (WIDE, ("--target", "ftp://x"), "is not a gateway's URL"),
     ],
 )
-def test_what_cannot_be_is_refused_before_any_load(tmp_path, text, arguments, said):
-    with planted() as url:
-        result = run(tmp_path, text, "--target", url, *arguments)
-    assert result.returncode == 3, result.stderr
-    assert said in result.stderr
-    assert "warm-up" not in result.stderr
-    assert "Traceback" not in result.stderr
+def test_what_cannot_be_is_refused_before_any_load(tmp_path, refuse, text, arguments, said):
+    code, errors = refuse(command(tmp_path, text, *arguments))
+    assert code == 3, errors
+    assert said in errors
+    assert "warm-up" not in errors
+    assert "Traceback" not in errors

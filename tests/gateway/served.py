@@ -20,5 +20,5 @@ def served(app: Any, **options: Any) -> Iterator[int]:
         time.sleep(0.01)
     yield server.servers[0].sockets[0].getsockname()[1]
     server.should_exit = True
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()

@@ -194,7 +194,7 @@ def test_requests_sent_while_one_is_being_served_wait_as_bytes(port):
         sender.start()
         while received.count(b"HTTP/1.1 200") < count or not received.endswith(b"}"):
             received += connection.recv(1 << 20)
-        sender.join(10)
+        sender.join(60)
     bodies = [
         part.partition(b'"body":"')[2].partition(b'"')[0]
         for part in received.split(b"\r\n\r\n")[1:]

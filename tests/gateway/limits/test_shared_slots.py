@@ -74,7 +74,7 @@ def test_what_a_killed_worker_held_comes_back(tmp_path):
     checks = checks_of([limit_of("key", "concurrency", 1)], SUBJECT)
     assert not store.admit(checks, 0.0).admitted
     os.kill(worker.pid, signal.SIGKILL)
-    worker.join(10)
+    worker.join(60)
     assert store.admit(checks, 0.0).admitted
     assert not store.admit(checks, 0.0).admitted
 

@@ -192,12 +192,12 @@ async def test_triton_killed_while_it_is_asked(apis, served):
     tasks = [asyncio.create_task(_infer(api, "moody", inputs)) for api in apis]
     await asyncio.sleep(0.5)
     served.triton().kill()
-    actual, expected = await asyncio.wait_for(asyncio.gather(*tasks), 4)
+    actual, expected = await asyncio.wait_for(asyncio.gather(*tasks), 30)
     assert actual == expected
     assert actual[0] == 503
     down = [await _infer(api, "moody", inputs, deadline_s=1) for api in apis]
     assert {status for status, _, _ in down} <= {503, 504}
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not await _both_serve(apis):  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.1)
 

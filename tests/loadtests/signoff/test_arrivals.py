@@ -73,9 +73,10 @@ class Blocking:
 
 
 def test_a_generator_that_gave_up_says_when_and_when_it_began(monkeypatch):
-    monkeypatch.setattr(open_loop, "MOST_LATE_S", 0.1)
     before = time.perf_counter()
-    samples = run(Blocking(), CONSTANT.times(60.0, 1.5), 60.0, 1.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(open_loop, "MOST_LATE_S", 0.1)
+        samples = run(Blocking(), CONSTANT.times(60.0, 1.5), 60.0, 1.5)
     assert before <= samples.began <= time.perf_counter()
     assert 0 < samples.duration_s < samples.meant_s == 1.5
     assert samples.given_up == "the load generator fell behind and stopped after 0 of 2 s"

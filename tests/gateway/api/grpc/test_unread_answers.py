@@ -88,7 +88,7 @@ def served():
         time.sleep(0.01)
     yield app, server.servers[0].sockets[0].getsockname()[1]
     server.should_exit = True
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
 
 
