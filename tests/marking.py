@@ -125,6 +125,7 @@ LISTED = {
         "training/test_recipe",
         "training/test_reviews",
         "training/test_sentiment",
+        "training/test_step_progress",
         "training/test_tagged_news",
         "training/test_topics",
     ),

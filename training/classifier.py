@@ -1,17 +1,16 @@
 """Fine-tune a text classifier: a Hugging Face encoder with a new head."""
 
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.frozen_layers import FrozenLayers, fed
+from training.frozen_layers import FrozenLayers, padded
 from training.recipe import Progress
+from training.step_progress import StepProgress
 
-REPORT_EVERY = 50  # batches
 Pair = tuple[str, str]  # a text and its label
 
 
@@ -66,7 +65,7 @@ class Classifier:
 
         batches = -(-len(pairs) // settings.batch)
         steps = settings.epochs * batches
-        optimizer = torch.optim.AdamW(self._parameters(settings), weight_decay=0.01)
+        optimizer = torch.optim.AdamW(self._parameters(settings), weight_decay=0.01, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min(1.0, (step + 1) / (0.1 * steps)) * (1 - step / steps)
         )
@@ -77,9 +76,9 @@ class Classifier:
         )
         shuffled = random.Random(self._seed)  # noqa: S311 - nothing secret
         order = list(pairs)
+        progress = StepProgress(settings.epochs, steps, report)
+        self._model.train()
         for epoch in range(1, settings.epochs + 1):
-            began, total = time.monotonic(), 0.0
-            self._model.train()
             shuffled.shuffle(order)
             for number, batch in enumerate(in_batches(order, settings, shuffled), start=1):
                 actual = torch.tensor([self._labels.index(label) for _, label in batch])
@@ -90,12 +89,7 @@ class Classifier:
                 torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
-                total += float(loss.detach())
-                if number % REPORT_EVERY == 0 or number == batches:
-                    report(
-                        f"epoch {epoch} of {settings.epochs}, {number} of {batches} batches: "
-                        f"loss {total / number:.3f}, {time.monotonic() - began:.0f} s"
-                    )
+                progress.step(epoch, number, batches, float(loss.detach()))
 
     @contextmanager
     def _logits_in_training(
@@ -109,7 +103,9 @@ class Classifier:
         texts = [text for text, _ in pairs]
         outputs = frozen.outputs(texts, self._tokenizer, settings.max_tokens, report)
         with frozen.skipped():
-            yield lambda texts: self._model(**fed([outputs[text] for text in texts])).logits
+            yield lambda texts: frozen.logits(
+                self._model, *padded([outputs[text] for text in texts])
+            )
 
     def predict(self, texts: Sequence[str], batch: int = 32) -> list[str]:
         """The likeliest label of each text, which is read as far as it is when it is served."""

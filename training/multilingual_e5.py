@@ -122,11 +122,18 @@ class PackedFile:
         return entries
 
 
-def save(path: Path, folder: Path, layers: int, words: AbstractSet[str] | None = None) -> None:
-    """Write the encoder's first ``layers`` layers and its tokenizer into ``folder``. With ``words``
-    for a tagger, so that what it looks for begins and ends with a token: of the tokens of several
-    Chinese characters only these remain, each digit and punctuation mark is a token by itself, and
-    letters lose their accents, which few of the kept tokens have."""
+def save(
+    path: Path,
+    folder: Path,
+    layers: int,
+    words: AbstractSet[str] | None = None,
+    dropout: float = 0.0,
+) -> None:
+    """Write the encoder's first ``layers`` layers and its tokenizer into ``folder``; the share
+    ``dropout`` of what each layer adds is left out when it is trained. With ``words`` for a tagger,
+    so that what it looks for begins and ends with a token: of the tokens of several Chinese
+    characters only these remain, each digit and punctuation mark is a token by itself, and letters
+    lose their accents, which few of the kept tokens have."""
     from safetensors.numpy import save_file
     from transformers import BertConfig
 
@@ -142,6 +149,8 @@ def save(path: Path, folder: Path, layers: int, words: AbstractSet[str] | None =
         max_position_embeddings=sizes.positions,
         type_vocab_size=sizes.types,
         pad_token_id=SPECIAL.index("<pad>"),
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=0.0,
     ).save_pretrained(folder)
     save_file(
         {name: np.ascontiguousarray(value) for name, value in _state(packed, layers, kept).items()},

@@ -2,17 +2,17 @@
 whether an entity begins or goes on there."""
 
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training.frozen_layers import FrozenLayers
 from training.recipe import Progress
+from training.step_progress import StepProgress
 from training.tagged_news import Span, TaggedText
 
 OUTSIDE, IGNORED = "O", -100
-REPORT_EVERY = 50  # batches
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Tagger:
     def train(self, texts: Sequence[TaggedText], settings: Settings, report: Progress) -> None:
         import torch
 
-        parameters = self._parameters(settings)
-        optimizer = torch.optim.AdamW(parameters, weight_decay=0.01)
+        frozen = FrozenLayers(self._model.base_model, settings.frozen_layers)
+        optimizer = torch.optim.AdamW(self._parameters(settings), weight_decay=0.01, fused=True)
         examples = [self._example(text) for text in texts]
         examples = [one for one in examples if len(one.ids) <= settings.longest]
         chance = random.Random(self._seed)  # noqa: S311 - nothing secret
@@ -70,26 +70,22 @@ class Tagger:
         )
         loss_of = torch.nn.CrossEntropyLoss(ignore_index=IGNORED)
         unknown = self._tokenizer.unk_token_id
+        progress = StepProgress(settings.epochs, steps, report)
         self._model.train()
-        for epoch, batches in enumerate(epochs, start=1):
-            began, total = time.monotonic(), 0.0
-            for number, batch in enumerate(batches, start=1):
-                ids, mask, labels = _padded(batch, self._tokenizer.pad_token_id)
-                is_masked = torch.rand(ids.shape) < settings.masked
-                ids = torch.where(is_masked & (labels != IGNORED), unknown, ids)
-                logits = self._model(input_ids=ids, attention_mask=mask).logits
-                loss = loss_of(logits.flatten(0, 1), labels.flatten())
-                optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
-                total += float(loss.detach())
-                if number % REPORT_EVERY == 0 or number == len(batches):
-                    report(
-                        f"epoch {epoch} of {settings.epochs}, {number} of {len(batches)} batches: "
-                        f"loss {total / number:.3f}, {time.monotonic() - began:.0f} s"
-                    )
+        with frozen.skipped():
+            for epoch, batches in enumerate(epochs, start=1):
+                for number, batch in enumerate(batches, start=1):
+                    ids, mask, labels = _padded(batch, self._tokenizer.pad_token_id)
+                    is_masked = torch.rand(ids.shape) < settings.masked
+                    ids = torch.where(is_masked & (labels != IGNORED), unknown, ids)
+                    logits = frozen.logits(self._model, frozen.states(ids, mask), mask)
+                    loss = loss_of(logits.flatten(0, 1), labels.flatten())
+                    optimizer.zero_grad()
+                    loss.backward()
+                    torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+                    optimizer.step()
+                    schedule.step()
+                    progress.step(epoch, number, len(batches), float(loss.detach()))
         self._model.eval()
 
     def predict(self, texts: Sequence[str], batch: int = 32) -> list[tuple[Span, ...]]:
@@ -131,8 +127,6 @@ class Tagger:
 
     def _parameters(self, settings: Settings) -> list[dict[str, Any]]:
         encoder = self._model.base_model
-        for part in (encoder.embeddings, *encoder.encoder.layer[: settings.frozen_layers]):
-            part.requires_grad_(False)
         trained = [one for one in encoder.parameters() if one.requires_grad]
         return [
             {"params": trained, "lr": settings.learning_rate},

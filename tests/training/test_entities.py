@@ -62,7 +62,9 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setattr(
         entities.multilingual_e5,
         "save",
-        lambda path, folder, layers, words: save_encoder("bert", folder, num_hidden_layers=2),
+        lambda path, folder, layers, words, dropout: save_encoder(
+            "bert", folder, num_hidden_layers=2
+        ),
     )
     monkeypatch.setattr(
         entities, "SETTINGS", replace(entities.SETTINGS, frozen_layers=1, longest=60)
