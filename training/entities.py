@@ -63,8 +63,7 @@ def train(folder: Path, seed: int, report: Progress) -> list[Metric]:
         f"{len(news)} Chinese paragraphs and {len(english)} English texts; "
         f"{len(unseen_news)} and {len(unseen_english)} held out"
     )
-    # One thread: with two, where the processor is shared, each waits for the other.
-    with tempfile.TemporaryDirectory() as scratch, reproducible(seed, threads=1):
+    with tempfile.TemporaryDirectory() as scratch, reproducible(seed):
         encoder = Path(scratch)
         packed = required_folder(multilingual_e5.PACKAGE) / multilingual_e5.FILE
         multilingual_e5.save(packed, encoder, LAYERS, words, DROPOUT)

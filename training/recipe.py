@@ -8,7 +8,9 @@ from pathlib import Path
 
 from modelspec.packages import package_folder
 
-THREADS = 2  # fixed: with another number, sums are rounded otherwise and training goes another way
+# Fixed: with another number, sums are rounded otherwise and training goes another way. Where the
+# processor is shared, two threads wait for each other, and use up to several times its time.
+THREADS = 1
 Progress = Callable[[str], None]
 
 
@@ -69,7 +71,7 @@ def required_folder(package: str) -> Path:
 
 
 @contextmanager
-def reproducible(seed: int, threads: int = THREADS) -> Iterator[None]:
+def reproducible(seed: int) -> Iterator[None]:
     """What torch computes within is the same for the same seed, on one kind of processor."""
     import torch
 
@@ -79,7 +81,7 @@ def reproducible(seed: int, threads: int = THREADS) -> Iterator[None]:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        torch.set_num_threads(threads)
+        torch.set_num_threads(THREADS)
         torch.use_deterministic_algorithms(True)
         try:
             yield

@@ -47,7 +47,7 @@ def train(folder: Path, seed: int, report: Progress) -> list[Metric]:
         f"{len(split.training)} pieces of reviews, {len(split.held_out)} held out, {split.dropped} "
         "left out because they may be of a held-out review"
     )
-    with tempfile.TemporaryDirectory() as scratch, reproducible(seed, threads=1):
+    with tempfile.TemporaryDirectory() as scratch, reproducible(seed):
         encoder = Path(scratch)
         packed = required_folder(multilingual_e5.PACKAGE) / multilingual_e5.FILE
         multilingual_e5.save(packed, encoder, LAYERS)

@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
+from converters.precisions.write import PRECISIONS
 from tests.running import ROOT, environment
+from tidegate.app.task_registry import KNOWN, TASKS
 from tidegate.cli import VERBS
 from tidegate.cli_reference import reference
 from tidegate.commands.output import print_table, progress
@@ -55,6 +57,42 @@ def test_the_other_shells_have_their_script(shell, line):
         check=True,
     )
     assert line in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("./nothing", "--name", "mood", "--task", "embedding"), "no ./nothing here"),
+        (("text_embedding", "--precision", "fp99"), "choose from fp32"),
+        (("chat", "--precision", "fp99"), "q8_0"),
+    ],
+)
+def test_what_cannot_be_converted_is_refused_before_a_framework_is_imported(
+    tmp_path, arguments, problem
+):
+    code = f"""import sys
+from tidegate.cli import main
+sys.argv = ["tidegate", "convert", *{arguments!r}]
+try:
+    main()
+finally:
+    print([name for name in ("torch", "onnx", "transformers") if name in sys.modules])"""
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode and problem in run.stderr, run.stderr
+    assert run.stdout == "[]\n"
+
+
+def test_a_tasks_own_precisions_are_those_that_no_graph_has():
+    for registered in (*TASKS.values(), *filter(None, KNOWN.values())):
+        assert registered.own_precisions == tuple(
+            one for one in registered.precisions() if one not in PRECISIONS
+        )
 
 
 def test_the_reference_is_up_to_date():

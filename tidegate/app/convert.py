@@ -118,12 +118,13 @@ def _written_for_vllm(
 def _convert(
     options: ConvertOptions, repository: "ModelRepository", paths: Paths, report: Progress
 ) -> ConvertResult:
+    name, registered = _name(options), _registered_task(options)
+    require_precisions(options.precisions, registered)
+    # What is refused by now needed none of these, which import the frameworks: seconds.
     from converters.conversion import ConversionOptions
     from converters.task import ConversionRequest
     from tidegate.app.pipelines import build, release
 
-    name, registered = _name(options), _registered_task(options)
-    require_precisions(options.precisions, registered)
     task = registered.open_task(
         ConversionRequest(name, options.source, options.samples, options.source_options)
     )
@@ -167,7 +168,7 @@ def _registered_task(options: ConvertOptions) -> RegisteredTask:
     reason = (
         "" if options.source in KNOWN else why_not_taken(options.source, options.source_options)
     )
-    if reason and not options.task:
+    if reason:
         from converters.errors import SourceRefused
 
         raise SourceRefused(reason)
@@ -219,7 +220,7 @@ def _is_current(options: ConvertOptions, repository: "ModelRepository", report: 
 def require_precisions(precisions: Sequence[str], registered: RegisteredTask) -> None:
     from converters.precisions.write import PRECISIONS
 
-    known = tuple(dict.fromkeys((*PRECISIONS, *registered.precisions())))
+    known = (*PRECISIONS, *registered.own_precisions)
     unknown = [precision for precision in precisions if precision not in known]
     if unknown or len(set(precisions)) < len(precisions):
         raise UsageError(

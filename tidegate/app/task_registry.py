@@ -103,6 +103,7 @@ _TOOLS = {
 }
 # Files that make a folder a model, to be opened by its task.
 OPENED = ("config.json", "modules.json", "*.onnx", "adapter_config.json")
+_GGUF_PRECISIONS = ("f16", "q8_0")
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -114,13 +115,15 @@ class RegisteredTask:
     or, written "FOLDER.FILE:Class", in another file there. ``ensembles/FOLDER.py``, or
     ``ensembles/DECLARATION.py``, has ``declare(name, metadata, golden, card) -> Pipeline``.
     ``source`` is what a user might convert: an example of the help. ``suffixes`` are file formats
-    that no other task reads: such a path implies the task.
+    that no other task reads: such a path implies the task. ``own_precisions`` are those of its
+    ``Task.precisions`` that no ONNX graph has.
     """
 
     task: str
     source: str = ""
     declaration: str = ""
     suffixes: tuple[str, ...] = ()
+    own_precisions: tuple[str, ...] = ()
 
     def open_task(self, request: Any) -> Any:
         """The Task for ``request``; SourceMissing or SourceRefused when it cannot be opened."""
@@ -162,7 +165,9 @@ TASKS: Mapping[str, RegisteredTask] = {
     "text-ranking": RegisteredTask("text_ranking:TextRanking", "./my-cross-encoder"),
     "token-classification": RegisteredTask("token_classification:TokenClassification", "./tagger"),
     "image-classification": RegisteredTask("image_classification:HuggingFaceImages", "./my-vit"),
-    "causal-lm": RegisteredTask("causal_lm:CausalLm", "./model.gguf", suffixes=(".gguf",)),
+    "causal-lm": RegisteredTask(
+        "causal_lm:CausalLm", "./model.gguf", suffixes=(".gguf",), own_precisions=_GGUF_PRECISIONS
+    ),
     "tensors": RegisteredTask("tensors:Tensors", "my_package.models:make_scorer"),
     "tabular-classification": RegisteredTask("tabular:TabularClassification", "risk.skops"),
     "tabular-regression": RegisteredTask("tabular:TabularRegression", "price.json"),
@@ -182,7 +187,9 @@ KNOWN: Mapping[str, RegisteredTask | None] = {
         "embedding.text_embedding:TextEmbedding", declaration="text_embedding"
     ),
     "image_classification": RegisteredTask("image_classification.efficientnet:ImageClassification"),
-    "chat": RegisteredTask("causal_lm.smollm2:SmolLm2", declaration="chat"),
+    "chat": RegisteredTask(
+        "causal_lm.smollm2:SmolLm2", declaration="chat", own_precisions=_GGUF_PRECISIONS
+    ),
 }
 
 
