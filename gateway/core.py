@@ -12,8 +12,10 @@ from tritonclient.grpc import service_pb2
 
 from gateway.access.control import AccessControl
 from gateway.errors import (
+    InvalidRequest,
     NoCapacity,
     UpstreamError,
+    quoted,
 )
 from gateway.http.json_body import SMALL_BYTES
 from gateway.http.memory_budget import MemoryBudget
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("gateway")
 A = TypeVar("A")
 P = ParamSpec("P")
+PIPELINE = b"x-tidegate-pipeline"  # the header in which an operator chooses between versions
 FAILED = 502  # the status of an UpstreamError: the model or its server failed
 
 
@@ -213,7 +216,7 @@ class Gateway:
         equal. A ``version`` that was asked for has no fallback."""
         context.fallback = context.fallback_of = ""  # gRPC asks first without the version
         table = self.access_control.policy.current.rules.pipelines.get(name)
-        if table is None or version or context.principal is None:
+        if table is None or version or context.principal is None or PIPELINE in context.headers:
             return name
         fallback = table.fallback
         if self.fallback_faults.get((name, fallback)) != "":
@@ -305,6 +308,9 @@ class Gateway:
     ) -> str:
         context.pipeline = name = model.name
         rules = self.access_control.policy.current.rules
+        if PIPELINE in context.headers:
+            context.pipeline = self._chosen_by_header(context, name)
+            return context.pipeline
         if rules.shadows and name in rules.shadows and not context.is_stream:
             self._draw_shadow(context, name, message)
         if not rules.routes:
@@ -330,6 +336,25 @@ class Gateway:
         if context.pipeline != name:
             context.shadow = None  # the shadow is compared with the pipeline itself
         return context.pipeline
+
+    def _chosen_by_header(self, context: RequestContext, name: str) -> str:
+        """The pipeline itself or the canary of it that the request's header names. The request is
+        no part of the canary's share: it counts for no verdict.
+
+        Raises Forbidden without the right to ``admin``, InvalidRequest for any other name, and
+        NoCapacity if the canary is not served now.
+        """
+        context.require("admin", name)
+        chosen = context.headers[PIPELINE].decode("latin-1")
+        route = self.access_control.policy.current.rules.routes.get(name)
+        choices = [name, *(route.weights if route else ())]
+        if chosen not in choices:
+            raise InvalidRequest(
+                f"{PIPELINE.decode()} is {quoted(chosen)}: choose from {', '.join(choices)}"
+            )
+        if chosen not in self.catalogue.models:
+            raise NoCapacity(f"{chosen} is not being served now", retry_after_s=1)
+        return chosen
 
     def _draw_shadow(
         self,

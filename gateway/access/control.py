@@ -15,7 +15,7 @@ from gateway.limits.limiter import Admission, Limiter
 from gateway.limits.shared_slots import SharedSlots
 from gateway.metrics import Metrics
 from gateway.models.catalogue import Model
-from gateway.policy.access import Access
+from gateway.policy.access import Access, tenants_without_fallback
 from gateway.policy.applied_policy import AppliedPolicy
 from gateway.policy.gateway_toml import PolicyError, Rules
 from gateway.policy.principal import Principal
@@ -153,6 +153,13 @@ class AccessControl:
         rules, settings = self._applied.rules, self._settings
         self.callers.apply(rules)
         self._warn_of_shares(rules)
+        for name, tenants in tenants_without_fallback(rules).items():
+            fallback = rules.pipelines[name].fallback
+            log.warning(
+                "gateway.toml: pipelines.%s.fallback: %s does not answer for tenants that may not "
+                "use it: %s; add it to their models if it should",
+                *(name, fallback, ", ".join(tenants)),
+            )
         if rules.audit.record != "off" and self._audit is None:
             from gateway.audit.log import AuditLog
 

@@ -94,6 +94,19 @@ class Access:
         return tuple(table.models) if table else ()
 
 
+def tenants_without_fallback(rules: Rules) -> dict[str, list[str]]:
+    """Each pipeline with a fallback -> the tenants that may use it and not its fallback, if there
+    are any: that does not answer for them."""
+    access = Access(rules)
+    without: dict[str, list[str]] = {}
+    for name, pipeline in rules.pipelines.items():
+        for tenant in rules.tenants:
+            models = access._tenant_models(tenant)
+            if _matches(models, name) and not _matches(models, pipeline.fallback):
+                without.setdefault(name, []).append(tenant)
+    return without
+
+
 def _remember(cache: dict[K, V], key: K, value: V, model: str) -> None:
     if len(cache) >= MAX_DECISIONS:
         cache.clear()

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from loadtests.bench import (
+    benchmarks_added,
     benchmarks_chat,
     benchmarks_engine,
     benchmarks_gateway,
@@ -43,7 +44,12 @@ BENCHMARKS: dict[str, tuple[Benchmark, ...]] = {
     "optimized": (benchmarks_peers.optimized,),
 }
 ALONE: dict[str, tuple[Callable[[Effort], Section], ...]] = {
-    "growth": (benchmarks_growth.growth, benchmarks_growth.workers),
+    "growth": (
+        benchmarks_growth.growth,
+        benchmarks_growth.workers,
+        benchmarks_growth.redis,
+        benchmarks_added.added,
+    ),
     "litellm": (benchmarks_litellm.litellm,),
     "chat": (benchmarks_chat.events, benchmarks_chat.streams, benchmarks_chat.beside_llama_cpp),
 }

@@ -17,6 +17,7 @@ from loadtests.bench.wrk import LoadTarget, run
 
 CONNECTIONS = 8
 PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
+SHARED = 0.5  # of the throughput with limits in memory, at least, when they are in Redis
 FLAT = 0.85  # of the throughput per CPU of the smallest setting; the rest is background work
 
 
@@ -26,12 +27,14 @@ class Size:
     keys: int = 1
     tenants: int = 1
     workers: int = 1
+    with_redis: bool = False
 
     @property
     def name(self) -> str:
         counts = ((self.models, "model"), (self.keys, "key"), (self.tenants, "tenant"))
         text = ", ".join(f"{number:,} {what}{'s' * (number > 1)}" for number, what in counts)
-        return text + (f", {self.workers} workers" if self.workers > 1 else "")
+        text += f", {self.workers} workers" if self.workers > 1 else ""
+        return text + (", limits in Redis" if self.with_redis else "")
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,13 @@ def workers(effort: Effort) -> Section:
     return _section("Workers: V2 JSON of 16 values", sizes, effort)
 
 
+def redis(effort: Effort) -> Section:
+    """Limits in memory, and in Redis: a call of it for each request."""
+    memory, shared = Size(), Size(with_redis=True)
+    title = "Limits in memory and in Redis: V2 JSON of 16 values"
+    return _section(title, [memory, shared], effort)
+
+
 def _section(title: str, sizes: list[Size], effort: Effort) -> Section:
     with ExitStack() as stack:
         gateways = {size.name: stack.enter_context(_gateway(size)) for size in sizes}
@@ -82,7 +92,10 @@ def _section(title: str, sizes: list[Size], effort: Effort) -> Section:
     floors = []
     for size in (size for size in sizes[1:] if size.workers == 1):
         efficiency = rounds.efficiency(size.name, reference)
-        if efficiency:
+        if size.with_redis:
+            throughput = rounds.throughput(size.name, reference)
+            floors.append(Floor("requests/s with limits in Redis", throughput, SHARED))
+        elif efficiency:
             floors.append(Floor(f"requests per CPU with {size.name}", efficiency, FLAT))
     return Section(title, rows(rounds, reference, f"{CONNECTIONS} connections"), floors, notes)
 
@@ -97,6 +110,7 @@ def _gateway(size: Size) -> Iterator[Gateway]:
         size.keys,
         size.tenants,
         size.workers,
+        with_redis=size.with_redis,
     ) as alone:
         tensor = {"name": "INPUT0", "shape": [1, 16], "datatype": "FP32", "data": VALUES}
         target = LoadTarget(

@@ -3,20 +3,24 @@
 import hashlib
 import hmac
 import json
+import shutil
 import string
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
+from loadtests.bench.errors import BenchError
 from loadtests.bench.settings import ROOT
 from loadtests.own_stack.cpu import ProcessTree, stack_process
-from loadtests.own_stack.processes import free_ports, start
+from loadtests.own_stack.processes import Server, free_ports, start
 
 START_S = 120.0
+NO_MORE: Mapping[str, str] = MappingProxyType({})
 PEPPER = b"p" * 32
 _LIMIT = """[[limits]]
 scope = "tenant"
@@ -45,8 +49,13 @@ def gateway_alone(
     keys: int = 1,
     tenants: int = 1,
     workers: int = 1,
+    *,
+    with_redis: bool = False,
+    variables: Mapping[str, str] = NO_MORE,
 ) -> Iterator[GatewayAlone]:
-    """In front of ``python -m MODULE PORT ARGUMENTS``, a fake Triton; stopped on exit."""
+    """In front of ``python -m MODULE PORT ARGUMENTS``, a fake Triton; stopped on exit. It counts
+    its limit in memory or, ``with_redis``, in a Redis of its own. ``variables``: more of its
+    settings, with its folder for ``{home}``."""
     with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as folder, ExitStack() as stack:
         home = Path(folder)
         gateway_port, triton_port = free_ports(2)
@@ -69,7 +78,12 @@ def gateway_alone(
             "TIDEGATE_PEPPER_FILE": str(home / "pepper"),
             "TIDEGATE_POLICY_FILE": str(home / "gateway.toml"),
             "TIDEGATE_STATE_FOLDER": str(home),
+            **{name: value.format(home=home) for name, value in variables.items()},
         }
+        if with_redis:
+            (redis_port,) = free_ports(1)
+            environment["TIDEGATE_REDIS_URL"] = f"redis://127.0.0.1:{redis_port}"
+            stack.callback(_start_redis(redis_port, home).stop)
         started = time.monotonic()
         server = start(
             "the gateway", [sys.executable, "-m", "gateway"], environment, home / "gateway.log"
@@ -79,6 +93,25 @@ def gateway_alone(
         server.wait_ready(f"{url}/readyz", START_S)
         start_s = time.monotonic() - started
         yield GatewayAlone(url, key, ProcessTree(server.process.pid, stack_process), start_s)
+
+
+def _start_redis(port: int, home: Path) -> Server:
+    """The gateway waits for it, and counts by itself until then."""
+    program = shutil.which("redis-server")
+    if program is None:
+        raise BenchError("redis-server is missing: apt-get install redis-server")
+    command = [
+        program,
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--dir",
+        str(home),
+    ]
+    return start("Redis", command, {}, home / "redis.log")
 
 
 def _write_keys(home: Path, keys: int, tenants: int) -> str:

@@ -45,7 +45,7 @@ DEADLINE_S = 4
 
 
 class Pair:
-    """Two Tritons on one repository, which can be killed and started again.
+    """Two Tritons on one repository, or ``size``, which can be killed and started again.
 
     ``models`` are the source and the end of the config of each Python model; one that is called
     only_second is loaded by the second server alone. With ``servers=(0,)`` a ``with`` starts only
@@ -57,6 +57,7 @@ class Pair:
         home: Path,
         models: Mapping[str, tuple[str, str]],
         servers: Sequence[int] = (0, 1),
+        size: int = 2,
     ) -> None:
         self.home, self.work, self.models = home, home / ".tidegate", models
         self._started_first = servers
@@ -71,9 +72,9 @@ class Pair:
                 name=name,
                 auto_complete=False,
             )
-            for name in ("first", "second")
+            for name in ("first", "second", "third")[:size]
         ]
-        self.servers: list[TritonServer | None] = [None, None]
+        self.servers: list[TritonServer | None] = [None] * size
         self.started_at = -math.inf  # when the last one was, monotonic seconds
 
     def start(self, index: int) -> None:
@@ -151,7 +152,7 @@ class Running:
         (pair.work / "gateway.toml").write_text(POLICY)
         self.port, self.admin_port, self.grpc_port = free_ports(3)
         self.log = pair.home / f"gateway-{self.port}.log"
-        settings = {
+        self._settings = {
             "TIDEGATE_GATEWAY_PORT": str(self.port),
             "TIDEGATE_ADMIN_PORT": str(self.admin_port),
             "TIDEGATE_GRPC_PORT": str(self.grpc_port),
@@ -165,14 +166,18 @@ class Running:
             "PYTHONPATH": str(ROOT),
             **variables,
         }
-        with self.log.open("w") as log:
+        self.start()
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=20)
+
+    def start(self) -> None:
+        """Start it, or start it again on the same ports once it has ended."""
+        with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gateway"],
-                env={**environment(pair.home), **settings},
+                env={**environment(self.home), **self._settings},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=20)
 
     def __enter__(self) -> Self:
         return self

@@ -1,12 +1,18 @@
 """A language model's streams survive what happens to the others, and to their engine."""
 
 import asyncio
+import json
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
+import numpy as np
 import pytest
 
+from tests.back_to_back import back_to_back
 from tests.command_line import tidegate
 from tests.e2e.soak_chat import (
     CHAT,
@@ -17,10 +23,19 @@ from tests.e2e.soak_chat import (
     prompts,
     slow_readers,
 )
-from tests.running import launch, stop, wait_ready
+from tests.running import (
+    RunningStack,
+    launch,
+    policy_of,
+    put_policy,
+    stop,
+    wait_ready,
+    wait_until,
+)
 from tests.tiny_models import language_model
 
 TOKENS = 200
+FLOOD = 100  # connections that ask for whole texts back to back
 LONG = "word " * 1000
 
 
@@ -112,6 +127,63 @@ def test_a_long_prompt_is_cut_from_the_left_if_asked(clients, keep, tokens):
 def test_random_requests_leave_nothing_behind(clients):
     statuses = asyncio.run(attack(clients, 4, 8))
     assert {200, 400} <= set(statuses)
+
+
+def _key(stack: RunningStack, tenant: str) -> dict[str, str]:
+    """The headers of a new key of the tenant."""
+    created = stack.tidegate("keys", "create", tenant, "--tenant", tenant, "--json")
+    return {"Authorization": f"Bearer {json.loads(created.stdout)['key']}"}
+
+
+def _first_text_s(client: httpx.Client, clients: ChatClients) -> float:
+    """The seconds until the first text of a short stream, which is read to its end."""
+    began, first_s = time.perf_counter(), 0.0
+    with client.stream("POST", CHAT, json=clients.body("y", max_tokens=16)) as response:
+        assert response.status_code == 200, response.read()
+        for line in response.iter_lines():
+            if first_s or not line.startswith("data: {"):
+                continue
+            if any(choice["delta"].get("content") for choice in json.loads(line[6:])["choices"]):
+                first_s = time.perf_counter() - began
+    assert first_s
+    return first_s
+
+
+def test_a_flood_of_one_tenant_is_hardly_felt_by_another_on_the_real_engine(clients):
+    """None of the other's texts is refused, and they begin long before those of the flood would."""
+    stack = clients.stack
+    tenants = "".join(f'[tenants.{name}]\nmodels = ["*"]\n' for name in ("default", "a", "b"))
+    with policy_of(stack.home):
+        put_policy(stack, tenants)
+        flooding, quiet = _key(stack, "a"), _key(stack, "b")
+
+        def connect(headers: dict[str, str] = flooding) -> httpx.Client:
+            return httpx.Client(base_url=stack.url, headers=headers, timeout=120)
+
+        def flood(client: httpx.Client) -> int:
+            return client.post(CHAT, json=clients.body("x", stream=False)).status_code
+
+        with connect(quiet) as client:
+            wait_until(lambda: client.get("/v1/models").status_code == 200, 20, "the keys")
+            idle = [_first_text_s(client, clients) for _ in range(10)]
+            with back_to_back(flood, connect, FLOOD) as calls:
+                calls.more(FLOOD, 120)
+                sent, began = calls.counts.total(), time.perf_counter()
+                busy = []
+                for _ in range(30):
+                    busy.append(_first_text_s(client, clients))
+                    time.sleep(0.1)
+                rate = (calls.counts.total() - sent) / (time.perf_counter() - began)
+        flooded_s = FLOOD / rate  # for each of its texts, by Little's law
+        sys.stdout.write(
+            f"\nfirst text: idle p50 {1000 * np.median(idle):.0f} ms, "
+            f"p99 {1000 * np.quantile(idle, 0.99):.0f} ms; "
+            f"beside {FLOOD} connections p50 {1000 * np.median(busy):.0f} ms, "
+            f"p99 {1000 * np.quantile(busy, 0.99):.0f} ms, none of {len(busy)} refused; a text of "
+            f"the flood took {flooded_s:.1f} s; {dict(calls.counts)} of the flood\n"
+        )
+    # In one queue it would begin after as many texts as the flood has there.
+    assert np.median(busy) < flooded_s / 2
 
 
 async def _begun(clients, count: int) -> list[asyncio.Task]:

@@ -2,6 +2,7 @@
 model, and none of them is refused."""
 
 import collections
+import os
 import sys
 import time
 
@@ -15,6 +16,11 @@ from tests.e2e.pair import Pair, Running
 from tests.running import wait_until
 
 FLOOD = 100  # connections that call back to back
+# The other tenant's calls beside it. ``FAIR_CALLS=120 FAIR_PAUSE_S=1 FAIR_STRICT=1`` measures the
+# claim of docs/limits.md on a quiet machine: a request a second, whose p99 is twice the idle one.
+CALLS = int(os.environ.get("FAIR_CALLS", "40"))
+PAUSE_S = float(os.environ.get("FAIR_PAUSE_S", "0.1"))
+IS_STRICT = os.environ.get("FAIR_STRICT") == "1"
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +44,13 @@ def _quiet(gateway, count):
             response = gateway.ask(tenant="two", client=client)
             seconds.append(time.perf_counter() - started)
             assert response.status_code == 200, response.text
-            time.sleep(0.1)
+            time.sleep(PAUSE_S)
     return np.array(seconds)
 
 
 @pytest.mark.parametrize("parameters", [{}, {"sequence_id": 1}])  # which the model knows nothing of
 def test_a_flood_of_one_tenant_is_hardly_felt_by_another(gateway, parameters):
-    idle = _quiet(gateway, 20)
+    idle = _quiet(gateway, CALLS // 2)
     flood: collections.Counter[int]
     with back_to_back(
         lambda client: gateway.ask(client=client, parameters=parameters).status_code,
@@ -55,7 +61,7 @@ def test_a_flood_of_one_tenant_is_hardly_felt_by_another(gateway, parameters):
         wait_until(lambda: flood.total() > 300, 30, "the limit is found")
         sent = flood.total()
         started = time.perf_counter()
-        busy = _quiet(gateway, 40)
+        busy = _quiet(gateway, CALLS)
         rate = (flood.total() - sent) / (time.perf_counter() - started)
     flooding = FLOOD / rate  # seconds for each, by Little's law
     sys.stdout.write(
@@ -69,3 +75,6 @@ def test_a_flood_of_one_tenant_is_hardly_felt_by_another(gateway, parameters):
     assert flood[200] > 0.95 * flood.total()
     # In one queue it would wait as long as the flood does.
     assert np.median(busy) < flooding / 5
+    assert np.quantile(busy, 0.99) < flooding
+    if IS_STRICT:
+        assert np.quantile(busy, 0.99) <= 2 * np.quantile(idle, 0.99)

@@ -7,7 +7,9 @@ Each test says in its name whose incident it was; `docs/operating.md` says what 
 import collections
 import contextlib
 import json
+import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -52,6 +54,9 @@ class TritonPythonModel:
         y = np.array([os.getppid()], np.float32)
         return pb_utils.InferenceResponse([pb_utils.Tensor("y", y)])
 """
+# How long incident 11 has half the load, and is slow: 300 and 60 in the incident.
+STEADY_S = float(os.environ.get("INCIDENT_STEADY_S", "3"))
+SLOW_S = float(os.environ.get("INCIDENT_SLOW_S", "3"))
 DECLARED = batched(1) + instances(2) + endpoint("y") + golden(1, y=1)
 
 
@@ -229,6 +234,40 @@ def test_when_both_fail_both_are_asked_and_the_other_model_is_not_touched(incide
     assert -503 not in counts
     assert 0.2 < counts[-502] / counts.total() < 0.4
     assert set(others) == set(incidents.pair.pids())
+
+
+def test_the_limit_of_a_model_refuses_nothing_and_forgets_a_bad_time(incidents):
+    """envoy #8337 and #18152: a limiter refused while it measured; #38338: it took a bad baseline
+    for the rule. Half the load; then twice the load, three times slower for a while, and back."""
+
+    def take(seconds: float) -> None:
+        for index in (0, 1):
+            incidents.behave(index, seconds=seconds)
+
+    def rate(counts: collections.Counter[int], seconds: float) -> float:
+        """Requests/s from now on."""
+        before, began = counts.total(), time.monotonic()
+        time.sleep(seconds)
+        return (counts.total() - before) / (time.monotonic() - began)
+
+    take(0.02)
+    with incidents.load(4) as half:  # of the eight instances
+        time.sleep(STEADY_S)
+    with incidents.load(16) as double:
+        well = rate(double, 2)
+        take(0.06)
+        slow = rate(double, SLOW_S)
+        take(0.02)
+        began = time.monotonic()
+        wait_until(lambda: rate(double, 1) > 0.7 * well, 60, "the rate is back")
+        recovered_s = time.monotonic() - began
+    counts = half + double
+    refused = counts.total() - sum(counts[pid] for pid in incidents.pair.pids())
+    sys.stdout.write(
+        f"\n{counts.total()} sent, {refused} failed; {well:.0f} requests/s, {slow:.0f} while slow, "
+        f"back within {recovered_s:.1f} s\n"
+    )
+    assert refused == 0
 
 
 def test_what_one_tenant_does_wrong_takes_no_replica_from_another(incidents):

@@ -110,3 +110,12 @@ async def _opened_for_writing(pipe):
             if error.errno != errno.ENXIO:  # nobody has opened it for reading yet
                 raise
         await asyncio.sleep(0.01)
+
+
+def test_a_fallback_that_does_not_answer_for_a_tenant_is_named(running, caplog):
+    folder, access_control, _ = running
+    (folder / "new").write_text(f'{TWO}[pipelines.x]\nfallback = "z"\n# end\n')
+    (folder / "new").rename(folder / "gateway.toml")
+    for _ in range(3):
+        access_control.refresh()
+    assert caplog.text.count("z does not answer for tenants that may not use it: a;") == 1

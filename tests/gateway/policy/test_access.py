@@ -8,7 +8,7 @@ from starlette.routing import Mount, Route
 from gateway.errors import Forbidden, NotFound
 from gateway.http.handler import OPEN, Endpoint, Policy, Undeclared, declared, needs, open_to_all
 from gateway.models.catalogue import Catalogue
-from gateway.policy.access import Access
+from gateway.policy.access import Access, tenants_without_fallback
 from gateway.policy.gateway_toml import NO_FILE, Rules, parse_rules
 from gateway.policy.principal import ACTIONS, ADMIN, USER, Grant, Principal
 from tests.gateway.request_contexts import context_of
@@ -218,3 +218,23 @@ async def test_a_declared_policy_is_kept():
     await call(api.reload, Principal("id", "n", ADMIN))
     await call(api.health, reader)
     await call(api.health, None)
+
+
+def test_tenants_that_a_fallback_does_not_answer_for_are_named():
+    rules = parse_rules(
+        """
+        [tenants.both]
+        models = ["text_*"]
+        [tenants.one]
+        models = ["text_embedding"]
+        [tenants.other]
+        models = ["image_*"]
+        [pipelines.text_embedding]
+        fallback = "text_small"
+        [pipelines.image_classification]
+        fallback = "image_small"
+        """,
+        "gateway.toml",
+    )
+    assert tenants_without_fallback(rules) == {"text_embedding": ["one"]}
+    assert tenants_without_fallback(parse_rules("", "gateway.toml")) == {}
