@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,6 +24,7 @@ COUNTER = "tidegate_watch_events_total"
 HEARTBEAT = "tidegate_watch_heartbeat_timestamp_seconds"
 HEARTBEAT_S = 5.0
 LOG_LIMIT_BYTES = 8 * 1024 * 1024
+TAIL_BYTES = 64 * 1024  # some hundreds of events
 
 
 def unfailing(report: Callable[[str], None]) -> Callable[[str], None]:
@@ -35,6 +37,40 @@ def unfailing(report: Callable[[str], None]) -> Callable[[str], None]:
     return report_safely
 
 
+@dataclass(frozen=True)
+class Event:
+    """A line of the event log: ``time`` is ISO 8601 in UTC; ``replica`` is '' where there is only
+    one, ``model`` where it is about none."""
+
+    time: str
+    event: str
+    model: str = ""
+    detail: str = ""
+    replica: str = ""
+
+
+def last_events(work_dir: Path, since: datetime) -> list[Event]:
+    """The events since then, as far as they are in the log's last ``TAIL_BYTES``, oldest first;
+    none if it cannot be read."""
+    events = []
+    try:
+        with _log_of(work_dir).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        with contextlib.suppress(ValueError, TypeError):  # cut off, at either end
+            event = Event(**json.loads(line))
+            if datetime.fromisoformat(event.time) >= since:
+                events.append(event)
+    return events
+
+
+def _log_of(work_dir: Path) -> Path:
+    return work_dir / "logs" / "events.jsonl"
+
+
 class Events:
     """Events of the watchers of one stack; ``work_dir`` is .tidegate.
 
@@ -44,12 +80,13 @@ class Events:
     def __init__(self, work_dir: Path, report: Callable[[str], None] = lambda line: None) -> None:
         self._report = unfailing(report)
         self._faults: dict[str, str] = {}  # what is not recorded -> the reason
-        self._log = work_dir / "logs" / "events.jsonl"
+        self._log = _log_of(work_dir)
         self._metrics = work_dir / "watch.prom"
         self.counts: collections.Counter[tuple[str, str]] = collections.Counter()
         self._last_heartbeat = 0.0  # seconds since 1970
         self._next_heartbeat = 0.0  # time.monotonic: the machine's clock may be set back
         self._writing = threading.Lock()  # each pulse, and each watcher, has its own thread
+        self._record("events", self._log, lambda: self._append(""))  # there to be followed
 
     def heartbeat(self) -> None:
         """Record that the watcher is alive, every ``HEARTBEAT_S`` seconds."""

@@ -3,15 +3,17 @@
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
 from converters.precisions.write import PRECISIONS
 from tests.running import ROOT, environment
+from tidegate.app.progress import PHASE_FILE, noted_phase
 from tidegate.app.task_registry import KNOWN, TASKS
 from tidegate.cli import VERBS
 from tidegate.cli_reference import reference
-from tidegate.commands.output import print_table, progress
+from tidegate.commands.output import _PlainLines, print_table, progress
 
 
 @pytest.fixture
@@ -113,6 +115,29 @@ def test_progress_in_a_pipe_is_plain_lines(capsys):
         report("two")
     lines = capsys.readouterr().out.splitlines()
     assert [re.sub(r"\d", "0", line) for line in lines] == ["[  0.0 s] one [step]", "[  0.0 s] two"]
+
+
+def test_a_long_step_is_repeated_with_its_age(capsys):
+    lines = _PlainLines(time.monotonic(), err=False, repeat_s=0.02)
+    lines.report("proving")
+    shown: list[str] = []
+    deadline = time.monotonic() + 30
+    while len(shown) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+        shown += re.findall(r"proving \(for \d+ s now\)", capsys.readouterr().out)
+    lines.close()
+    assert len(shown) >= 2
+    capsys.readouterr()
+    time.sleep(0.1)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_step_is_noted_for_the_process_that_waits(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(PHASE_FILE, str(tmp_path / "phase"))
+    assert noted_phase(tmp_path / "phase") == ""
+    with progress() as report:
+        report("proving the graph")
+        assert noted_phase(tmp_path / "phase") == "proving the graph"
 
 
 def test_progress_on_a_terminal_leaves_the_same_lines():

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from serving.errors import ServingError
-from tidegate.app.claim import running_in
+from tidegate.app.claim import ready_in, running_in
 from tidegate.app.client import TIMEOUT_S, GatewayClient
 from tidegate.app.paths import Paths
 
@@ -50,8 +50,9 @@ class Conversation:
     @classmethod
     def open(cls, paths: Paths, url: str | None, options: ChatOptions) -> "Conversation":
         """At ``url``, by default the gateway of the stack that runs in this home. Raises
-        ServingError where none answers, and NoChatModel where it serves none."""
-        running = running_in(paths.state)
+        ServingError where none answers, StillStarting before it is ready, and NoChatModel where it
+        serves none."""
+        running = running_in(paths.state) if url else ready_in(paths.state)
         gateway = GatewayClient.at(url or (running.url if running else DEFAULT_URL))
         authority = running.certificate_file if running else ""
         http = httpx.Client(

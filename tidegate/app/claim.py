@@ -25,7 +25,8 @@ TRIES, PAUSE_S = 20, 0.1  # until the file has been written
 class Running:
     """A stack that is running or starting. Times are ISO 8601 in UTC; ``logs`` are file paths.
 
-    ``triton`` are the ports of the first replica, ``replicas`` those of all of them."""
+    ``triton`` are the ports of the first replica, ``replicas`` those of all of them. ``phase`` is
+    what it does while it starts, '' once it is ready."""
 
     pid: int
     home: str
@@ -40,11 +41,23 @@ class Running:
     certificate_file: str = ""
     config: str = "default"
     is_ready: bool = False
+    phase: str = ""
     since: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 class NothingRuns(ServingError):
     """No stack is running where one is needed."""
+
+
+class StillStarting(ServingError):
+    """The stack is not ready yet: what is asked of it would only look like a fault."""
+
+    def __init__(self, running: Running) -> None:
+        phase = f" ({running.phase})" if running.phase else ""
+        super().__init__(
+            f"the stack in {running.home} is still starting{phase}: wait until `tidegate status` "
+            "says healthy"
+        )
 
 
 class Claim:
@@ -94,6 +107,14 @@ def running_in(state: Path) -> Running | None:
         return None
     with file:
         return None if lock(file, shared=True) else _read(file)
+
+
+def ready_in(state: Path) -> Running | None:
+    """The stack that is running in this home, or None; StillStarting while it is not ready."""
+    running = running_in(state)
+    if running and not running.is_ready:
+        raise StillStarting(running)
+    return running
 
 
 def home_serving(paths: Paths, repository: Path) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 
 from modelspec.names import Role, member_name
 from tidegate.app.chat import ChatOptions, Conversation, NoChatModel, printable
-from tidegate.app.claim import running_in
+from tidegate.app.claim import ready_in, running_in
 from tidegate.app.client import GatewayClient
 from tidegate.app.demo_photo import Photo, describe_photo, show_photo
 from tidegate.app.paths import Paths
@@ -49,8 +49,9 @@ class Result:
 
 
 def gateway(paths: Paths, url: str | None) -> GatewayClient:
-    """The gateway at ``url``, by default that of the stack that runs in this home."""
-    running = running_in(paths.state)
+    """The gateway at ``url``, by default that of the stack that runs in this home; StillStarting
+    before that is ready."""
+    running = None if url else ready_in(paths.state)
     return GatewayClient.at(url or (running.url if running else "http://127.0.0.1:8080"))
 
 

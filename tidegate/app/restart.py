@@ -17,7 +17,7 @@ from serving.repository.model_repository import ModelRepository
 from serving.triton.control import READY, TritonControl, read_key
 from serving.triton.golden import fault
 from serving.triton.servers import Server, servers_of
-from tidegate.app.claim import NothingRuns, Running, running_in
+from tidegate.app.claim import NothingRuns, Running, ready_in
 from tidegate.app.errors import UsageError
 from tidegate.app.paths import Paths
 from tidegate.app.progress import Progress
@@ -59,14 +59,13 @@ class Restarted:
 def restart(options: RestartOptions, paths: Paths, report: Progress) -> Iterator[Restarted]:
     """Restart each replica of the stack that runs in this home, in their order.
 
-    Raises NothingRuns without a stack, UsageError for a number that there is not, and ServingError
-    for what was refused or failed: the replicas after it are left as they are.
+    Raises NothingRuns without a stack, StillStarting before it is ready, UsageError for a number
+    that there is not, and ServingError for what was refused or failed: the replicas after it are
+    left as they are.
     """
-    running = running_in(paths.state)
+    running = ready_in(paths.state)
     if running is None:
         raise NothingRuns(f"nothing is running in {paths.home}: tidegate up starts it")
-    if not running.is_ready:
-        raise ServingError("the stack is still starting: wait until tidegate status says healthy")
     addresses = [f"127.0.0.1:{ports['grpc']}" for ports in running.replicas]
     chosen = addresses
     if options.replica is not None:
@@ -140,7 +139,8 @@ class _Restart:
                 START_S + server.load_timeout_s,
                 "does not serve what it served before",
             )
-            self._report(f"asking {len(proved)} golden samples")
+            samples = "golden sample" if len(proved) == 1 else "golden samples"
+            self._report(f"asking {len(proved)} {samples}")
             for name in proved:
                 self._wait(
                     lambda name=name: not _fault(control, name),  # type: ignore[misc]

@@ -55,6 +55,37 @@ def read_shadow(path: Path, pipeline: str) -> str:
     return str(table.get("to", ""))
 
 
+@dataclass(frozen=True)
+class Share:
+    """What ``model`` gets of a pipeline's traffic: percent of its callers or of its requests. A
+    shadow gets copies of requests."""
+
+    pipeline: str
+    model: str
+    kind: Literal["canary", "shadow"]
+    percent: float
+    per: Per
+
+
+def read_shares(path: Path) -> list[Share]:
+    """All canaries and shadows of the file that get anything. ServingError if a gateway would
+    refuse the file."""
+    text = _text(path)
+    table = _parsed(path, text)
+    require_taken(path, text)
+    shares = []
+    for pipeline in table.get("routes", {}):
+        route = read_route(path, pipeline)
+        shares += [
+            Share(pipeline, model, "canary", percent, route.per)
+            for model, percent in route.routed.items()
+        ]
+    for pipeline, shadow in table.get("shadows", {}).items():
+        if shadow.get("percent", 0) > 0:
+            shares.append(Share(pipeline, shadow["to"], "shadow", shadow["percent"], "request"))
+    return shares
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold it from reading the file until it is written: two commands may edit it at once. Whoever

@@ -47,6 +47,7 @@ from tidegate.app.gateway_watch import GatewayWatch
 from tidegate.app.log_keeper import LogKeeper
 from tidegate.app.paths import Paths
 from tidegate.app.pipelines import is_current
+from tidegate.app.progress import PHASE_FILE, noted_phase
 from tidegate.app.signals import interrupt_on_sigterm
 from tidegate.app.task_registry import KNOWN
 from tidegate.app.train import RECIPES
@@ -59,6 +60,7 @@ GATEWAY_PAUSE_S = 1.0  # before it is started again
 DEV_KEY_NAME = "dev"
 POLL_S = 0.3
 STOP_WATCHING_S = 5.0  # for a check of a replica to end by itself
+PHASE_S = 1.0  # how often a conversion is asked for its step
 FAILED_S = 5.0  # the pause after a check that could not be made
 
 
@@ -141,6 +143,7 @@ class Stack:
     def __init__(self, options: StackOptions, report: Callable[[str], None]) -> None:
         self.options = options
         self._report = report
+        self._step, self._steps = 0, 0  # of the start: the one under way, and how many there are
         self._servers: list[TritonServer] = []
         self._events: Events | None = None
         self._watchers: list[Watcher] = []
@@ -184,6 +187,7 @@ class Stack:
         repository = ModelRepository(options.paths.repository)
         self._clear_up()
         missing = self._missing()
+        self._steps = len(missing) + len(self._replicas()) + 1
         if options.lint:
             ready = [name for name in self._models() if name not in missing]
             require_loadable(
@@ -215,7 +219,7 @@ class Stack:
         )
         self._log_keeper.start()
         self._start_replicas()
-        self._report("starting the gateway ...")
+        self._begin_step("starting the gateway")
         self._start_gateway()
         self._gateway_watch.start()
         self._wait_ready()
@@ -230,10 +234,26 @@ class Stack:
         except OSError as error:
             self._report(f"tidegate status will not know of this stack: {error}")
 
+    def _begin_step(self, text: str) -> None:
+        """Say what the start does now, here and to ``tidegate status``."""
+        self._step += 1
+        self._report(f"{self._counted(text)} ...")
+        self._record_phase(self._counted(text))
+
+    def _counted(self, text: str) -> str:
+        return f"step {self._step} of {self._steps}: {text}"
+
+    def _record_phase(self, phase: str) -> None:
+        if self._claim and self._claim.running.phase != phase:
+            self._claim.running.phase = phase
+            with contextlib.suppress(OSError):  # the start does not depend on it
+                self._claim.write()
+
     def _record_ready(self, config: str) -> None:
         """From now on ``tidegate status`` reports whether the stack is healthy."""
         if self._claim:
-            self._claim.running.is_ready, self._claim.running.config = True, config
+            running = self._claim.running
+            running.is_ready, running.config, running.phase = True, config, ""
             try:
                 self._claim.write()
             except OSError as error:
@@ -271,7 +291,7 @@ class Stack:
         self._events = Events(self.options.paths.state, self._report)
         for server in self._servers:
             address = server.control.address if len(self._servers) > 1 else ""
-            self._report(f"starting Triton {address} ..." if address else "starting Triton ...")
+            self._begin_step(f"starting Triton {address}".rstrip())
             server.start()
             models = self._load(server)
             self._watchers.append(
@@ -499,13 +519,24 @@ class Stack:
 
     def _convert(self, names: Sequence[str]) -> None:
         """Convert each in its own process: torch's memory is released, and Ctrl-C ends it."""
+        phase_file = self.options.paths.state / "phase"
         for name in names:
             doing, command = _COMMANDS[name]
-            self._report(f"{doing} {name} ...")
+            step = f"{doing} {name}"
+            self._begin_step(step)
+            phase_file.unlink(missing_ok=True)
             # With --json, stdout holds one document.
             log = os.fdopen(os.dup(sys.stderr.fileno()), "ab") if self.options.as_json else None
-            self._converter = start([sys.executable, "-m", "tidegate", *command], log=log)
-            if self._converter.wait() != 0:
+            self._converter = start(
+                [sys.executable, "-m", "tidegate", *command],
+                environment={**os.environ, PHASE_FILE: str(phase_file)},
+                log=log,
+            )
+            while not _has_ended(self._converter, PHASE_S):
+                if phase := noted_phase(phase_file).removeprefix(f"{name}: "):
+                    self._record_phase(self._counted(f"{step} ({phase})"))
+            phase_file.unlink(missing_ok=True)
+            if self._converter.returncode != 0:
                 raise ServingError(f"{name} was not converted (see above); nothing was started")
 
     def _make_dev_key(self) -> None:
@@ -538,7 +569,8 @@ class Stack:
         return models
 
     def _load_each(self, server: TritonServer, models: list[str]) -> None:
-        for model in models:
+        for number, model in enumerate(models, 1):
+            self._record_phase(self._counted(f"loading {model} ({number} of {len(models)})"))
             server.control.load(model)
             self._report(f"  loaded {model}")
 
@@ -633,6 +665,14 @@ def ask(url: str, certificate_file: str, key: str = "") -> tuple[bool, str]:
         return False, error.read().decode()
     except (OSError, http.client.HTTPException) as error:
         return False, f"{type(error).__name__}: {error}"
+
+
+def _has_ended(child: "subprocess.Popen[bytes]", timeout_s: float) -> bool:
+    """Wait for the child for at most so long."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(timeout_s)
+        return True
+    return False
 
 
 def _check(stack: Stack, report: Callable[[str], None]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from serving.errors import ServingError
-from tidegate.app.claim import NothingRuns, running_in
+from tidegate.app.claim import NothingRuns, ready_in
 from tidegate.app.direct import direct_opener
 from tidegate.app.errors import UsageError
 from tidegate.app.paths import Paths
@@ -107,9 +107,9 @@ class Gateway:
 
     @classmethod
     def of(cls, paths: Paths, url: str | None) -> "Gateway":
-        """That of ``url``, else of the stack that runs here. Raises ServingError without a key, and
-        UsageError for what is no URL."""
-        running = None if url else running_in(paths.state)
+        """That of ``url``, else of the stack that runs here. Raises StillStarting, ServingError
+        without a key, and UsageError for what is no URL."""
+        running = None if url else ready_in(paths.state)
         if url:
             require_url(url)
         elif running is None:  # not another home's gateway, which would get our key
@@ -126,6 +126,11 @@ class Gateway:
             return cls(running.admin, key, running.certificate_file)
         return cls(str(url), key)
 
+    def replicas(self) -> list[dict[str, Any]]:
+        """Each replica as the admin route describes it. Raises ServingError like ``look``."""
+        replicas: list[dict[str, Any]] = json.loads(self._get("/admin/replicas"))["replicas"]
+        return replicas
+
     def look(self) -> Look:
         """Raises ServingError if it does not answer, or refuses the key."""
         from prometheus_client.parser import text_string_to_metric_families
@@ -135,7 +140,7 @@ class Gateway:
         for family in text_string_to_metric_families(page):
             for sample in family.samples:
                 samples[sample.name].append((sample.labels, sample.value))
-        replicas = json.loads(self._get("/admin/replicas"))["replicas"]
+        replicas = self.replicas()
         models = json.loads(self._get("/admin/models"))["models"]
         return Look(time.monotonic(), replicas, models, samples)
 

@@ -91,14 +91,26 @@ class VersionsReport:
 
 def versions_report(paths: Paths, name: str, addresses: Sequence[str]) -> VersionsReport:
     """The versions of the pipeline ``name``, as the repository, its servers (those found, and those
-    at ``addresses``) and gateway.toml have them."""
+    at ``addresses``) and gateway.toml have them. ServingError if there is no such pipeline,
+    StillStarting if ``tidegate up`` is about to make it."""
+    from serving.errors import ServingError
     from serving.repository.model_repository import ModelRepository
     from tidegate.app.canaries import Canaries, policies
+    from tidegate.app.claim import StillStarting, running_in
     from tidegate.app.configs import tuned_line
+    from tidegate.app.task_registry import KNOWN
 
     repository = ModelRepository(paths.repository)
+    if not repository.is_published(name):
+        running = running_in(paths.state)
+        if running and not running.is_ready and name in running.models:
+            raise StillStarting(running)
+        if name in KNOWN:
+            raise ServingError(
+                f"{name} was never converted into {repository.path}: tidegate convert {name}"
+            )
     published = repository.published_versions(name)
-    servers = rollout.running(paths, repository, addresses)
+    servers = sorted(rollout.running(paths, repository, addresses), key=_place)
     canaries = Canaries(repository, name, policies(paths, servers))
     route, fault = _route(canaries)
     return VersionsReport(
@@ -110,6 +122,12 @@ def versions_report(paths: Paths, name: str, addresses: Sequence[str]) -> Versio
         fault,
         tuned_line(repository, name),
     )
+
+
+def _place(server: "Server") -> tuple[str, int]:
+    """Where the server is listed: replicas in their order, not 18011 before 18001."""
+    host, _, port = server.address.rpartition(":")
+    return host, int(port)
 
 
 def _line(version: "Version") -> str:

@@ -15,10 +15,11 @@ from tidegate.commands.output import print_json
 @stack_option
 def command(as_json: bool) -> None:
     """Show what is running in this home (TIDEGATE_HOME, else this folder): the gateway, Triton, the
-    pipelines with the versions that are served, since when, and where the logs are.
+    pipelines with the versions that are served, canaries and shadows, since when, the last events,
+    and where the logs are. While it starts: what it does now.
 
-    Exit codes: 0 healthy; 1 it runs but is unhealthy, or is still starting; 3 nothing is
-    running.
+    Exit codes: 0 healthy, also while `tidegate restart` restarts a Triton; 1 it runs but is
+    unhealthy, or is still starting; 3 nothing is running.
 
     \b
     tidegate status
