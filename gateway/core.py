@@ -811,10 +811,10 @@ def _tracing(endpoint: str, ratio: float) -> "Tracing | None":
 
 
 async def _timed(context: RequestContext, work: Coroutine[object, object, A]) -> A:
-    """Run ``work`` for as long as the client is connected, and add its duration to the
-    ``Server-Timing`` that the client receives."""
+    """Run ``work`` for as long as the client is connected, and add its duration, from when it was
+    sent to a replica, to the ``Server-Timing`` that the client receives."""
     start = time.perf_counter()
     try:
         return await context.while_connected(work)
     finally:
-        context.upstream_s += time.perf_counter() - start
+        context.upstream_s += context.since_sent_s(start)

@@ -191,13 +191,13 @@ async def stream_responses(
     idle_s = context.remaining_s()
     text = gateway.text_work(context, model, message, message.raw_input_contents)
     turn = await gateway.turn(context, model, message.model_name, text)
-    sent_at, upstream_s = time.perf_counter(), context.upstream_s
+    began_at, upstream_s = time.perf_counter(), context.upstream_s
     may_move = True  # to another replica: once, and before the first response
     has_responded = False
 
     def count_time() -> None:
         """Several texts of one request are written at the same time: the slowest counts."""
-        spent_s = upstream_s + time.perf_counter() - sent_at
+        spent_s = upstream_s + context.since_sent_s(began_at)
         context.upstream_s = max(context.upstream_s, spent_s)
 
     try:

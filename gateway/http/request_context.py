@@ -216,6 +216,11 @@ class RequestContext:
         if self.spans:
             self.spans.sent(replica)
 
+    def since_sent_s(self, start: float) -> float:
+        """How many of the seconds since ``start`` (as ``started``) passed after the work was first
+        sent to a replica. What passed before is the queue's, and is not counted twice."""
+        return time.perf_counter() - max(start, self.sent_at) if self.sent_at else 0.0
+
     @property
     def queue_s(self) -> float | None:
         """How long it took until the work was sent: its arrival, identity, checks, admission, turn.

@@ -294,13 +294,15 @@ def _redis_store(settings: Settings) -> "RedisStore | None":
 
 
 async def _join(context: RequestContext, flight: _Flight) -> Responses | GatewayError | None:
-    """Wait for another request's outcome."""
+    """Wait for another request's outcome. The wait is the model's time, unless there is none: then
+    this request, or another one, goes next, and has only queued until then."""
     started = time.perf_counter()
     wait = asyncio.wait({flight.outcome}, timeout=context.remaining_s())
     try:
         await context.while_connected(wait)
     finally:
-        context.upstream_s += time.perf_counter() - started
+        if not flight.outcome.done() or flight.outcome.result() is not None:
+            context.upstream_s += time.perf_counter() - started
     if not flight.outcome.done():
         raise DeadlineExceeded("the model did not answer in time: try again or send less")
     return flight.outcome.result()
