@@ -11,6 +11,8 @@ def seconds_of(text: str) -> float:
     """The duration in seconds, above 0 and below 100 years; ValueError says how to write one."""
     match = _DURATION.fullmatch(text.strip())
     seconds = float(match[1]) * _UNITS_S[match[2]] if match else 0.0
+    if match and not seconds:
+        raise ValueError(f"{text!r} is not longer than 0: write 250ms, 90s, 10m, 24h or 30d")
     if not 0 < seconds < LONGEST_S:
         raise ValueError(f"{text!r} is not a duration: write 250ms, 90s, 10m, 24h or 30d")
     return seconds

@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gateway.access.open_streams import OpenStreams
-from gateway.errors import GatewayError, Internal
+from gateway.errors import GatewayError, Internal, Unauthenticated
 from gateway.http.request_context import RequestContext
 from gateway.identity.callers import Callers
 from gateway.identity.keys import KeyRing
@@ -32,6 +33,7 @@ log = logging.getLogger("gateway")
 BYTES_A_TOKEN = 4
 # At startup, wait until gateway.toml has been unchanged for STEADY_S; give up after STEADY_LOOKS.
 STEADY_S, STEADY_LOOKS = 1.0, 50
+EARLY_LOOK_S = 0.1  # between two looks at the keys because of a credential that was refused
 
 
 class AccessControl:
@@ -51,6 +53,7 @@ class AccessControl:
         self._unreadable: dict[str, str] = {}  # existing files that cannot be read -> the reason
         supervisor.watch("policy_files", self)
         self.limiter = _limiter(settings, supervisor)
+        self._next_early_look = 0.0  # time.monotonic
         self._streams = OpenStreams(self._caller, self.limiter, Access.checks)
 
     async def open(self) -> None:
@@ -188,7 +191,27 @@ class AccessControl:
     async def identify(self, context: RequestContext) -> None:
         """Put the caller into the request's context. Raises Unauthenticated."""
         context.refuse_twice()
-        context.principal = await self.callers.identify(context.scope, context.authorization())
+        scope, authorization = context.scope, context.authorization()
+        try:
+            context.principal = await self.callers.identify(scope, authorization)
+        except Unauthenticated:
+            if authorization is None or not await self._has_read_new_keys():
+                raise
+            context.principal = await self.callers.identify(scope, authorization)
+
+    async def _has_read_new_keys(self) -> bool:
+        """Whether the keys have changed since they were last read, and were read now: a key that
+        was just created is valid at its first request. Asked for every refused credential, whether
+        its id is known or not, so that the time tells nothing of it; a flood of them makes it look
+        at the files every ``EARLY_LOOK_S`` at most."""
+        now = time.monotonic()
+        if now < self._next_early_look:
+            return False
+        self._next_early_look = now + EARLY_LOOK_S
+        if not self.keys.is_stale():
+            return False
+        await asyncio.to_thread(self._refresh_keys)
+        return True
 
     async def _caller(self, context: RequestContext) -> Principal:
         """Who is calling, as of now."""

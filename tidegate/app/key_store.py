@@ -17,12 +17,13 @@ from filelock import FileLock
 from gateway.identity.keys import KEY_PATTERN, KeyRecord, key_hash, parse_records
 from gateway.policy.principal import USER, Grant
 from modelspec.files import write_private
+from serving.errors import ServingError
 from tidegate.app.toml_file import edited
 
 ALPHABET = string.ascii_letters + string.digits
 
 
-class UnknownKey(LookupError):
+class UnknownKey(ServingError):
     """No key has this id or name; the message says how to list them."""
 
 

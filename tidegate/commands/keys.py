@@ -44,7 +44,7 @@ def command() -> None:
 )
 @click.option(
     "--expires",
-    type=Duration(allow_zero=True),
+    type=Duration(allow_zero=True, needs_unit=True),
     help="How long it is valid: 24h, 30d. [default: forever]",
 )
 @json_option
@@ -63,8 +63,14 @@ def create(
 
     grant = Grant(tenant, roles, models, scopes or ACTIONS)
     _warn_if_unknown(grant.tenant, grant.roles)
+    store = _store()
+    if any(record.name == name and not record.revoked for record in store.records()):
+        click.echo(
+            f"warning: there is a key called {name!r} already: by this name, revoke ends both",
+            err=True,
+        )
     try:
-        record, key = _store().create(name, grant, expires)
+        record, key = store.create(name, grant, expires)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     _print_new_key(record.key_id, name, key, as_json)
@@ -112,17 +118,18 @@ def list_(as_json: bool) -> None:
 
 @command.command()
 @click.argument("id_or_name")
-@click.option("--overlap", type=Duration(allow_zero=True), default="24h", show_default=True)
+@click.option(
+    "--overlap",
+    type=Duration(allow_zero=True, needs_unit=True),
+    default="24h",
+    show_default=True,
+)
 @json_option
 @stack_option
 def rotate(id_or_name: str, overlap: timedelta, as_json: bool) -> None:
     """Create a new key with the same rights; the old one ends after the overlap."""
-    from tidegate.app.key_store import UnknownKey
-
     try:
         record, key, ended = _store().rotate(id_or_name, overlap)
-    except UnknownKey as error:
-        raise click.ClickException(str(error.args[0])) from error
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     _print_new_key(record.key_id, record.name, key, as_json)
@@ -136,12 +143,7 @@ def rotate(id_or_name: str, overlap: timedelta, as_json: bool) -> None:
 @stack_option
 def revoke(id_or_name: str, as_json: bool) -> None:
     """Revoke the key with this id, or every key of this name."""
-    from tidegate.app.key_store import UnknownKey
-
-    try:
-        revoked = _store().revoke(id_or_name)
-    except UnknownKey as error:
-        raise click.ClickException(str(error.args[0])) from error
+    revoked = _store().revoke(id_or_name)
     if as_json:
         print_json([{"id": record.key_id, "name": record.name} for record in revoked])
         return

@@ -31,12 +31,13 @@ class Address(click.ParamType):
 
 
 class Duration(click.ParamType[timedelta]):
-    """``90s``, ``10m``, ``24h`` or ``30d``; a number alone is seconds."""
+    """``90s``, ``10m``, ``24h`` or ``30d``; a number alone is seconds, or with ``needs_unit`` an
+    error (but for 0): where days are usual, 5 is not meant as seconds."""
 
     name = "duration"
 
-    def __init__(self, *, allow_zero: bool = False) -> None:
-        self._allow_zero = allow_zero
+    def __init__(self, *, allow_zero: bool = False, needs_unit: bool = False) -> None:
+        self._allow_zero, self._needs_unit = allow_zero, needs_unit
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
@@ -46,6 +47,8 @@ class Duration(click.ParamType[timedelta]):
         text = f"{value}s" if str(value).isdecimal() else str(value)
         if self._allow_zero and text == "0s":
             return timedelta()
+        if self._needs_unit and text != str(value):
+            self.fail(f"{value!r} has no unit: write {value}s, {value}h or {value}d", param, ctx)
         try:
             return timedelta(seconds=seconds_of(text))
         except ValueError as error:
