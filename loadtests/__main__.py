@@ -19,6 +19,7 @@ from loadtests.preflight import (
     find_key,
     parse_weights,
 )
+from loadtests.running_stack import NOTHING_RUNS, running_stack
 from loadtests.signoff.preflight import pipeline_of
 from loadtests.signoff.slo import APIS
 from loadtests.texts import CorpusMissing, real_texts
@@ -28,6 +29,7 @@ PORT = click.IntRange(1, 65535)
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 USER_CLASSES = {"rest": "RestUser", "grpc": "TritonUser", "pipeline": "PipelineUser"}
 _OF_EMBEDDING = ("rest", "grpc")
+_DEFAULT = "Default: that of the stack that runs in this home, else"
 # At the end Locust waits for requests in flight until they time out (locustfile.py: 35 s): dropping
 # them would drop the slowest, and a server that hangs would pass.
 STOP_S = 40
@@ -108,6 +110,21 @@ def check(options: Options) -> None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
 
 
+def _addresses(
+    url: str | None, grpc_address: str | None, gateway_grpc: str | None, **_: Any
+) -> dict[str, str]:
+    """Of the flags that were omitted, those of the stack that runs here. A gateway elsewhere has
+    its own gRPC port."""
+    running = NOTHING_RUNS if url and grpc_address else running_stack(os.environ)
+    if url and gateway_grpc is None:
+        gateway_grpc = running.gateway_grpc if url.rstrip("/") == running.url else ""
+    return {
+        "url": (url or running.url).rstrip("/"),
+        "grpc_address": grpc_address or running.triton_grpc,
+        "gateway_grpc": running.gateway_grpc if gateway_grpc is None else gateway_grpc,
+    }
+
+
 def _run_time(context: click.Context, parameter: click.Parameter, value: str) -> str:
     if not re.fullmatch(r"[1-9]\d*[smh]?", value):
         raise click.BadParameter("pass seconds, or for example 90s, 5m, 1h")
@@ -122,11 +139,16 @@ def _flag(name: str, default: Any, description: str, **options: Any) -> Callable
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--headless", is_flag=True, help="No UI: run at once, print the results, exit.")
-@_flag("url", "http://127.0.0.1:8080", "The gateway.", envvar="TIDEGATE_URL")
+@_flag(
+    "url",
+    None,
+    f"The gateway. {_DEFAULT} {NOTHING_RUNS.url}.",
+    envvar="TIDEGATE_URL",
+)
 @_flag(
     "grpc-address",
-    "127.0.0.1:8001",
-    "Triton's gRPC port.",
+    None,
+    f"Triton's gRPC port. {_DEFAULT} {NOTHING_RUNS.triton_grpc}.",
     envvar="TIDEGATE_TRITON_GRPC_ADDRESS",
 )
 @_flag(
@@ -142,7 +164,12 @@ def _flag(name: str, default: Any, description: str, **options: Any) -> Callable
     metavar="API[=WEIGHT]",
     help=f"With --pipeline: {', '.join(APIS)}; several for a mix. Default: its first.",
 )
-@_flag("gateway-grpc", "", "The gateway's gRPC port, HOST:PORT, for the APIs over gRPC.")
+@_flag(
+    "gateway-grpc",
+    None,
+    "The gateway's gRPC port, HOST:PORT, for the APIs over gRPC. Default: that of the stack that "
+    "runs in this home.",
+)
 @_flag("users", 16, "Concurrent users, half of each protocol.", type=click.IntRange(1))
 @_flag("spawn-rate", 8.0, "Users started per second.", type=click.FloatRange(0, min_open=True))
 @_flag("run-time", "15s", "How long a headless run lasts: 90s, 5m, 1h.", callback=_run_time)
@@ -150,7 +177,7 @@ def _flag(name: str, default: Any, description: str, **options: Any) -> Callable
 @_flag("json", None, "Write the figures to this file.", type=click.Path(path_type=Path))
 @_flag("ui-port", 8089, "Locust's UI.", type=PORT, envvar="TIDEGATE_LOCUST_PORT")
 def command(**flags: Any) -> None:
-    """Load-test the running stack: REST through the gateway, gRPC straight to Triton.
+    """Load-test the stack that runs in this home: REST through the gateway, gRPC to Triton itself.
 
     The API key is TIDEGATE_API_KEY, else the one in .tidegate/dev.key (under TIDEGATE_HOME).
 
@@ -164,8 +191,8 @@ def command(**flags: Any) -> None:
     Exit codes: 0 passed; 1 a request failed, no user of a protocol made one, or a p99 exceeded
     its limit; 2 could not start.
     """
-    options = Options(**{**flags, "url": flags["url"].rstrip("/")})
     try:
+        options = Options(**{**flags, **_addresses(**flags)})
         check(options)
     except (CannotStart, CorpusMissing) as error:
         click.secho(f"loadtests: {error}", fg="red", err=True)

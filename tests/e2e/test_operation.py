@@ -59,6 +59,8 @@ def test_the_status_of_a_running_stack(own_stack):
     assert status["running"]["url"] == own_stack.url
     assert status["versions"] == {"echo_llm": [1], "identity_fp32": [1]}
     assert status["pipelines"]["echo_llm"] == "unproved"
+    assert status["running"]["grpc"] == f"127.0.0.1:{own_stack.grpc_api_port}"
+    assert status["running"]["phase"] == ""
     assert str(_log(own_stack)) in status["running"]["logs"]
     output = own_stack.tidegate("status").stdout
     assert output.startswith("healthy, since 20")

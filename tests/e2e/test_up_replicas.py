@@ -98,6 +98,9 @@ def test_both_are_served_and_shown(pair):
     status = json.loads(pair.tidegate("status", "--json").stdout)
     assert (status["state"], status["triton"]) == ("healthy", "")
     assert status["replicas"] == {f"127.0.0.1:{port}": "" for port in ports}
+    assert {server["state"] for server in status["servers"].values()} == {"serving"}
+    for port in ports:
+        assert f": starting Triton 127.0.0.1:{port} ..." in pair.output
     shown = pair.tidegate("status").stdout
     for port in ports:
         assert f"grpc 127.0.0.1:{port}" in shown

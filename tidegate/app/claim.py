@@ -26,7 +26,8 @@ class Running:
     """A stack that is running or starting. Times are ISO 8601 in UTC; ``logs`` are file paths.
 
     ``triton`` are the ports of the first replica, ``replicas`` those of all of them. ``phase`` is
-    what it does while it starts, '' once it is ready."""
+    what it does while it starts, '' once it is ready; ``grpc`` is the HOST:PORT of the gateway's
+    gRPC API."""
 
     pid: int
     home: str
@@ -42,6 +43,7 @@ class Running:
     config: str = "default"
     is_ready: bool = False
     phase: str = ""
+    grpc: str = ""
     since: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 

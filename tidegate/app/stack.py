@@ -142,7 +142,7 @@ class Stack:
 
     def __init__(self, options: StackOptions, report: Callable[[str], None]) -> None:
         self.options = options
-        self._report = report
+        self._print, self._is_started = report, False
         self._step, self._steps = 0, 0  # of the start: the one under way, and how many there are
         self._servers: list[TritonServer] = []
         self._events: Events | None = None
@@ -165,6 +165,11 @@ class Stack:
         self._gateway_keeper = threading.Thread(
             target=self._keep_gateway_running, name="gateway-keeper", daemon=True
         )
+
+    def report(self, line: str) -> None:
+        """Print a line: with the time once the stack has started, since it may be read days
+        later."""
+        self._print(f"{time.strftime('%H:%M:%S')} {line}" if self._is_started else line)
 
     @property
     def url(self) -> str:
@@ -195,7 +200,7 @@ class Stack:
             )
         self._convert(missing)
         self._make_dev_key()
-        config = config_name(repository, options.config, self._report)
+        config = config_name(repository, options.config, self.report)
         self._servers = [
             TritonServer(
                 LaunchOptions(
@@ -207,7 +212,7 @@ class Stack:
                     load_timeout_s=options.load_timeout,
                     gpu_metrics=options.gpu_metrics,
                 ),
-                report=self._report,
+                report=self.report,
             )
             for name, ports in self._replicas().items()
         ]
@@ -215,7 +220,7 @@ class Stack:
             [self._log_file, *(server.log_file for server in self._servers)],
             options.log_bytes,
             options.log_files,
-            self._report,
+            self.report,
         )
         self._log_keeper.start()
         self._start_replicas()
@@ -226,18 +231,19 @@ class Stack:
         self._gateway_keeper.start()
         self._record_ready(config or DEFAULT)
         self._warn_of_policy()
+        self._is_started = True
 
     def _claim_home(self) -> None:
         """ServingError when another stack is running there. A full disk does not stop the start."""
         try:
             self._claim = Claim(self.options.paths.state, self._running())
         except OSError as error:
-            self._report(f"tidegate status will not know of this stack: {error}")
+            self.report(f"tidegate status will not know of this stack: {error}")
 
     def _begin_step(self, text: str) -> None:
         """Say what the start does now, here and to ``tidegate status``."""
         self._step += 1
-        self._report(f"{self._counted(text)} ...")
+        self.report(f"{self._counted(text)} ...")
         self._record_phase(self._counted(text))
 
     def _counted(self, text: str) -> str:
@@ -257,7 +263,7 @@ class Stack:
             try:
                 self._claim.write()
             except OSError as error:
-                self._report(f"tidegate status will not know that this stack is ready: {error}")
+                self.report(f"tidegate status will not know that this stack is ready: {error}")
 
     def _clear_up(self) -> None:
         """Clean up after killed publishers and servers, so that their leftovers are not blamed on
@@ -268,10 +274,10 @@ class Stack:
             clear_up(
                 ModelRepository(paths.repository),
                 servers_of(paths.state, paths.repository),
-                self._report,
+                self.report,
             )
         except (ServingError, OSError) as error:
-            self._report(f"the leftovers of a killed publisher were not cleaned up: {error}")
+            self.report(f"the leftovers of a killed publisher were not cleaned up: {error}")
 
     def _warn_of_policy(self) -> None:
         """Say so if gateway.toml is invalid: the gateway then serves by the last good policy."""
@@ -279,7 +285,7 @@ class Stack:
             log.seek(self._gateway_log_start)
             for line in log.read().decode(errors="replace").splitlines():
                 if line.endswith("the last good policy is in force instead"):
-                    self._report(line)
+                    self.report(line)
 
     def _replicas(self) -> dict[str, Ports]:
         """The name of each Triton, which is that of its log, and its ports."""
@@ -288,14 +294,14 @@ class Stack:
 
     def _start_replicas(self) -> None:
         """Start and load one Triton after the other, and watch them from then on."""
-        self._events = Events(self.options.paths.state, self._report)
+        self._events = Events(self.options.paths.state, self.report)
         for server in self._servers:
             address = server.control.address if len(self._servers) > 1 else ""
             self._begin_step(f"starting Triton {address}".rstrip())
             server.start()
             models = self._load(server)
             self._watchers.append(
-                Watcher(server, models, self._report, self._deadline_s, self._events, address)
+                Watcher(server, models, self.report, self._deadline_s, self._events, address)
             )
         for watcher in self._watchers[1:]:
             thread = threading.Thread(target=self._watch, args=(watcher,), daemon=True)
@@ -319,7 +325,7 @@ class Stack:
             try:
                 self._revive_gateway()
             except Exception as error:  # nothing may end this thread
-                self._report(
+                self.report(
                     f"the gateway could not be restarted yet: {type(error).__name__}: {error}"
                 )
                 self._stopping.wait(GATEWAY_PAUSE_S)
@@ -328,7 +334,7 @@ class Stack:
         if self._gateway is None or self._gateway.poll() is None:
             return
         reason = self._end_reason()
-        self._report(f"the gateway ended unexpectedly ({reason}); restarting it")
+        self.report(f"the gateway ended unexpectedly ({reason}); restarting it")
         self._note("gateway_died", reason)
         # Workers outlive a killed parent and hold its ports.
         for process in self._gateway_watch.family():
@@ -348,7 +354,7 @@ class Stack:
             "gateway_hung": f"the gateway hangs ({detail}); killing that process",
             "gateway_worker_died": f"a gateway worker ended ({detail}); another is started",
         }
-        self._report(lines.get(event, f"{event}: {detail}"))
+        self.report(lines.get(event, f"{event}: {detail}"))
         self._note(event, detail)
 
     def _note(self, event: str, detail: str = "") -> None:
@@ -459,6 +465,7 @@ class Stack:
             ],
             replicas=[asdict(ports) for ports in replicas.values()],
             certificate_file=options.tls_certificate_file,
+            grpc=self._reached_at(options.grpc_port),
         )
 
     def _check_settings(self) -> None:
@@ -559,7 +566,7 @@ class Stack:
             try:
                 self._load_each(server, models)
             except StubCrashed as error:
-                self._report(f"{error}; starting Triton once more ...")
+                self.report(f"{error}; starting Triton once more ...")
                 server.stop(gently=False)
                 server.start()
                 self._load_each(server, models)
@@ -572,7 +579,7 @@ class Stack:
         for number, model in enumerate(models, 1):
             self._record_phase(self._counted(f"loading {model} ({number} of {len(models)})"))
             server.control.load(model)
-            self._report(f"  loaded {model}")
+            self.report(f"  loaded {model}")
 
     def _start_gateway(self, *, restarted: bool = False) -> None:
         """Start the gateway. A restarted one keeps the policy that was in force; at the first start
@@ -605,7 +612,7 @@ class Stack:
             path.parent.mkdir(parents=True, exist_ok=True)
             return path.open("ab")
         except OSError as error:
-            self._report(f"the gateway's log cannot be written: {error}")
+            self.report(f"the gateway's log cannot be written: {error}")
             return Path(os.devnull).open("ab")
 
     def _environment(self) -> dict[str, str]:
@@ -675,16 +682,16 @@ def _has_ended(child: "subprocess.Popen[bytes]", timeout_s: float) -> bool:
     return False
 
 
-def _check(stack: Stack, report: Callable[[str], None]) -> None:
+def _check(stack: Stack) -> None:
     """One check; a failure must not end the watching."""
     try:
         stack.check()
     except Exception as error:
-        report(f"the stack could not be checked: {type(error).__name__}: {error}")
+        stack.report(f"the stack could not be checked: {type(error).__name__}: {error}")
         time.sleep(FAILED_S)
 
 
-def serve(stack: Stack, report: Callable[[str], None]) -> None:
+def serve(stack: Stack) -> None:
     """Run the stack until a signal; whatever happens, none of it is left running."""
     interrupt_on_sigterm()
     try:
@@ -693,12 +700,12 @@ def serve(stack: Stack, report: Callable[[str], None]) -> None:
         click.echo(json.dumps(asdict(stack.running())) if as_json else stack.startup_banner())
         while True:
             time.sleep(POLL_S)
-            _check(stack, report)
+            _check(stack)
     except KeyboardInterrupt:
-        report("stopping ...")
+        stack.report("stopping ...")
     finally:
         # A second Ctrl-C must not leave half of it running; stopping is bounded in time.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         stack.stop()
-    report("stopped")
+    stack.report("stopped")

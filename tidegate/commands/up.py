@@ -143,7 +143,8 @@ def command(as_json: bool, **options: Any) -> None:
     """Convert missing pipelines, start Triton and the gateway, and serve until Ctrl-C.
 
     PIPELINES are the ones to serve; one that `tidegate train` knows is trained first. Default: the
-    known ones, topic_classification, smart_reply and every model in model_repository/.
+    known ones, topic_classification, smart_reply and every model in model_repository/. The small
+    model identity_fp32, which checks use, is served with them.
 
     --json: once everything is served, prints one line on stdout: the `running` object of
     `tidegate status --json`. Everything else goes to stderr.
@@ -161,4 +162,4 @@ def command(as_json: bool, **options: Any) -> None:
     )
     report = unfailing(partial(click.echo, err=as_json))
     stack_options = StackOptions(Paths.current(), triton=triton, as_json=as_json, **options)
-    serve(Stack(stack_options, report), report)
+    serve(Stack(stack_options, report))
