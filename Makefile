@@ -130,20 +130,27 @@ $(VENV)/bin/python:
 	@echo "creating $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
 
+# An environment that another checkout owns must not be made to import from this one.
+OWN = test ! -L $(VENV) || { echo "$(VENV) is a link to another checkout's environment, which \
+  this would make import from here: remove the link, and make creates one of its own"; exit 1; }
+
 # Each holds what the one before it holds, in one run of pip: a second one builds the package again.
 $(VENV)/.up: $(DEPENDENCIES) | $(VENV)/bin/python
+	@$(OWN)
 	@echo "installing the packages (once, about two minutes) ..."
 	@$(PIP) -e '.[$(SERVED)]'
 	@$(WEIGHTS)
 	@touch $@
 
 $(VENV)/.load: $(DEPENDENCIES) | $(VENV)/bin/python
+	@$(OWN)
 	@echo "installing the packages, and the load test's (once) ..."
 	@$(PIP) -e '.[$(SERVED),load]'
 	@$(WEIGHTS)
 	@touch $(VENV)/.up $@
 
 $(VENV)/.dev: $(DEPENDENCIES) | $(VENV)/bin/python
+	@$(OWN)
 	@echo "installing the packages, and the tests' (once, about three minutes) ..."
 	@$(PIP) -e '.[$(SERVED),load,dev]'
 	@$(WEIGHTS)

@@ -6,19 +6,19 @@ from enum import StrEnum
 
 
 class PublishPhase(StrEnum):
-    LOCKED = "the repository is locked for this publisher"
+    LOCKED = "begun; no other publisher changes the repository meanwhile"
     CHECKED = "every file of the version matches its manifest"
     JOURNALLED = "the planned changes are in the journal"
     INSTALLED = "the new version folders are in the repository"
-    POLICIES_WIDENED = "the members' version policies allow their old and their new versions"
+    POLICIES_WIDENED = "the old and the new versions of its members may be served together"
     TRIED = "the candidate pipeline is in the repository"
     LOADED = "the candidate is loaded beside the active version"
     PROBED = "the candidate answers its golden sample"
     CLEARED = "the candidate is removed again"
-    PINNED = "the pipeline's config pins the new versions"
+    PINNED = "its config pins the new versions: they are the active ones"
     SERVED = "the servers serve the new versions"
-    RETIRED = "the members' version policies allow only the pinned versions"
-    DONE = "the journal is closed"
+    RETIRED = "the versions of its members that it no longer needs are not served any more"
+    DONE = "done: an interruption can no longer undo it"
 
 
 # Called at each phase with the model's name: prints progress, or lets a test kill the process.

@@ -87,3 +87,21 @@ def prune(deployment: Deployment, name: str, keep: int) -> tuple[list[str], int]
             if not repository.versions(model):
                 repository.remove(model)
     return [f"{folder.parent.name}/{folder.name}" for folder in (*folders, *members)], freed
+
+
+def kept_longer(deployment: Deployment, name: str, keep: int) -> dict[int, str]:
+    """The versions that ``prune`` leaves besides the ``keep`` newest: number -> why."""
+    repository = deployment.repository
+    active = repository.active_version(name)
+    kept: dict[int, str] = {}
+    for number in repository.versions(name)[:-keep]:
+        served_by = [
+            replica.address for replica in deployment.replicas if number in replica.served(name)
+        ]
+        if number == active:
+            kept[number] = "it is the active version"
+        elif repository.is_published(f"{name}.v{number}"):
+            kept[number] = f"it is served as {name}.v{number}, a canary or shadow"
+        elif served_by:
+            kept[number] = f"{', '.join(served_by)} still serves it"
+    return kept

@@ -3,6 +3,7 @@ left in the temporary folder."""
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -148,6 +149,37 @@ def test_an_invalid_server_address_is_wrong_usage(call, verb, address):
     assert repr(address) in err
 
 
+def test_keys_that_an_operator_would_regret(call):
+    code, _, err = call("keys", "create", "a", "--expires", "5")
+    assert code == WRONG_USAGE and "has no unit: write 5s, 5h or 5d" in err
+    assert call("keys", "create", "a", "--expires", "5d")[0] == DONE
+    code, _, err = call("keys", "create", "a")
+    assert code == DONE and "warning: there is a key called 'a' already" in err
+    assert call("keys", "rotate", "a", "--overlap", "5")[0] == WRONG_USAGE
+    for verb in ("revoke", "rotate"):
+        assert call("keys", verb, "nobody")[2].startswith("tidegate: no valid key has")
+
+
+def test_a_verb_without_its_option_is_refused(call):
+    code, _, err = call("canary", "m", "--version", "2")
+    assert code == WRONG_USAGE and "--version and --per need --weight" in err
+
+
+def test_what_the_stack_says_after_its_start_has_the_time(tmp_path):
+    lines: list[str] = []
+    ports = {"gateway_port": 1, "grpc_port": 2, "admin_port": 3, "triton": Ports(), "workers": 1}
+    stack = Stack(StackOptions(Paths(tmp_path), "::1", pipelines=(), **ports), lines.append)
+    try:
+        stack.report("starting Triton ...")
+        stack._is_started = True
+        stack.report("Triton has ended")
+    finally:
+        stack.stop()
+    assert lines[0] == "starting Triton ..."
+    assert re.fullmatch(r"\d\d:\d\d:\d\d Triton has ended", lines[1])
+    assert stack.running().grpc == "[::1]:2"
+
+
 def test_the_documents_of_the_verbs_that_change_a_repository(call, tmp_path):
     repository = tmp_path / "home" / "model_repository"
     for add in (0, 10, 20):
@@ -165,8 +197,12 @@ def test_the_documents_of_the_verbs_that_change_a_repository(call, tmp_path):
     tried = {"name": "mood.v3", "version": 3, "percent": 10, "per": "caller"}
     started = done("canary", NAME, "--weight", "10")
     assert started == {**here, "canaries": [tried], "gone": [], **nobody}
-    assert done("promote", NAME) == {**here, "version": 3, **nobody}
+    assert done("promote", NAME) == {**here, "version": 3, **nobody, "before": 2}
     done("canary", NAME, "--weight", "10", "--version", "1")
+    first = {**tried, "name": "mood.v1", "version": 1}
+    assert done("canary", NAME) == {"pipeline": NAME, "canaries": [first]}
+    kept = {"mood/1": "it is served as mood.v1, a canary or shadow"}
+    assert done("prune", NAME, "--keep", "2")["kept"] == kept
     ended = done("canary", NAME, "--weight", "0")
     assert ended == {**here, "canaries": [], "gone": ["mood.v1"], **nobody}
     pruned = done("prune", NAME, "--keep", "1")
@@ -174,6 +210,7 @@ def test_the_documents_of_the_verbs_that_change_a_repository(call, tmp_path):
     assert pruned == {
         **here,
         "no_answer_from": [],
+        "kept": {},
         "deleted": ["mood/1", "mood/2", "mood_onnx/1", "mood_onnx/2"],
     }
     assert [version["number"] for version in done("versions", NAME)] == [3]

@@ -21,12 +21,16 @@ from tidegate.app.canary_verdict import (
     Arm,
     arms,
     interval,
+    more_requests,
     probe_of,
     routed_canary,
+    uncomparable,
     verdict,
+    weight_of,
 )
 from tidegate.app.key_store import KeyStore
 from tidegate.app.top import Look
+from tidegate.commands.canary import _print_verdict
 
 BOUNDS = (0.1, 0.25)
 RUNS, REQUESTS, STEP = 200, 3000, 50
@@ -176,6 +180,61 @@ def test_what_was_counted_with_another_weight_or_version_beside_it_is_left_out(o
     policy = _policy(m={"per": "request", "m.v2": 10.0})
     assert arms("m", "m.v2", policy, _look(**counts))[1] == Arm(0, 900, {})
     assert arms("m", "m.v2", policy, _look(**counts, **other)) == (Arm(0, 0, {}), Arm(0, 0, {}))
+
+
+def test_what_is_left_out_is_counted():
+    counts = {"m_v2__a": ("canary", "5xx", 900, 0), "m_v2__b": ("stable", "2xx", 70, 70)}
+    policy = _policy(m={"per": "request", "m.v2": 10.0})
+    assert uncomparable("m", "m.v2", policy, _look(**counts)) == 0
+    assert uncomparable("m", "m.v2", policy, _look(**counts, weight="50")) == 970
+    assert weight_of("m", "m.v2", policy) == 10.0
+
+
+def test_about_how_many_more_requests_decide():
+    """As many more as it says do decide, and half of them do not."""
+    stable, canary = _even(900, errors=9, slow=90), _even(300, errors=3, slow=30)
+    more = more_requests(stable, canary)
+    assert more and more > 1200
+    factor = 1 + more / 1200
+    assert verdict(stable.times(factor), canary.times(factor)).verdict == "promote"
+    half = 1 + more / 2400
+    assert verdict(stable.times(half), canary.times(half)).verdict == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("stable", "canary"),
+    [
+        (_even(0), _even(0)),
+        (_even(100), _even(0)),
+        (_even(10**4), Arm(10**4, 0, {0.1: 0}, refused=10**4)),  # held back for ever
+        (_even(10**4), _even(10**4)),  # decided
+    ],
+    ids=["nothing", "one version", "refused", "decided"],
+)
+def test_no_number_of_requests_is_named_where_none_decides(stable, canary):
+    assert more_requests(stable, canary) is None
+
+
+@pytest.mark.parametrize(
+    ("weight", "left_out", "expected"),
+    [
+        (10.0, 0, []),
+        (100.0, 0, ["with 100 % nothing is left to compare with: tidegate canary m --weight 50"]),
+        (10.0, 970, ["970 requests are left out: the weight or the active version was another"]),
+    ],
+    ids=["plain", "all", "left out"],
+)
+def test_the_verdict_is_printed_as_a_table(capsys, weight, left_out, expected):
+    more = more_requests(_even(300), _even(200))
+    _print_verdict("m", "m.v2", weight, left_out, verdict(_even(300), _even(200)), more)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0].startswith("m.v2: undecided: it may be worse by ")
+    assert lines[1] == f"weight {weight:g} %: 200 requests to the canary, 300 to the active version"
+    assert lines[2].startswith(f"about {more:,} more requests decide")
+    assert lines[3:-5] == expected
+    assert lines[-5].startswith("shares of the requests")
+    assert lines[-4].split() == ["check", "canary", "active", "margin", "verdict"]
+    assert [line.split("%  ")[-1].strip() for line in lines[-3:]] == ["open", "open", "no worse"]
 
 
 def _policy(**routes):

@@ -3,7 +3,7 @@ pipeline of its own, and ``[routes]`` in the ``gateway.toml`` of each stack that
 repository, which decides who is sent to it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,10 @@ def companion_models(repository: ModelRepository, policy: Path, names: Sequence[
     return models
 
 
+def _silent(line: str) -> None:
+    """A ``Progress`` for whoever only reads."""
+
+
 @dataclass(frozen=True)
 class Canaries:
     """The canaries of the pipeline ``name``; ``policies`` are the files that route to them."""
@@ -60,6 +64,7 @@ class Canaries:
     repository: ModelRepository
     name: str
     policies: Sequence[Path]
+    report: Progress = _silent
 
     def route(self) -> Route:
         """The route that all the files agree on; ServingError if they differ."""
@@ -106,6 +111,7 @@ class Canaries:
             )
         removed = self._clear(deployment, set(self.loaded()) - {canary})
         was_loaded = canary in self.loaded()
+        self.report(f"{canary}: loading it beside {self.name}, and asking its golden sample")
         start(deployment, self.name, version)
         try:
             self._put({canary: percent}, per or route.per)
@@ -136,6 +142,19 @@ class Canaries:
             {*self._clear(deployment, ending - shadows), *set(route.weights) - set(remaining)}
         )
 
+    def shares(self) -> list[dict[str, Any]]:
+        """The loaded canaries: name, version, percent and per of each."""
+        route = self.route()
+        return [
+            {
+                "name": name,
+                "version": number,
+                "percent": route.routed.get(name, 0),
+                "per": route.per,
+            }
+            for name, number in self.loaded().items()
+        ]
+
     def routed_version(self, version: int | None) -> int:
         """The version of the one canary that gets traffic; PublishFailed unless there is exactly
         one."""
@@ -143,13 +162,13 @@ class Canaries:
         if version is not None:
             if version not in routed.values():
                 raise PublishFailed(
-                    f"{self._what_runs()}: version {version} is not a running canary"
+                    f"{self.what_runs()}: version {version} is not a running canary"
                 )
             return version
         if len(routed) == 1:
             return next(iter(routed.values()))
         if routed:
-            raise PublishFailed(f"{self._what_runs()}: choose one with --version")
+            raise PublishFailed(f"{self.what_runs()}: choose one with --version")
         raise PublishFailed(self._none())
 
     def _is_stale(self, model: str) -> bool:
@@ -160,6 +179,7 @@ class Canaries:
     def _clear(self, deployment: "Deployment", names: set[str]) -> list[str]:
         loaded = self.loaded()
         for name in sorted(names & set(loaded)):
+            self.report(f"{name}: waiting until nobody is routed there, and unloading it")
             stop(deployment, self.name, loaded[name])
         return sorted({*(names & set(loaded)), *unload_left(deployment, self.name)})
 
@@ -168,6 +188,7 @@ class Canaries:
             set_weights(path, self.name, weights, per)
 
     def _wait(self) -> None:
+        self.report(f"{self.name}: waiting until every gateway has applied the new weights")
         for path in self.policies:
             wait_until_taken(path)
 
@@ -183,7 +204,8 @@ class Canaries:
             f"{self.name} --weight 0 ends it"
         )
 
-    def _what_runs(self) -> str:
+    def what_runs(self) -> str:
+        """Which canary gets traffic, or how to start one."""
         route = self.route()
         shares = [
             f"{canary} gets {share_of(route.routed[canary], route.per, self.name)}"
@@ -285,7 +307,7 @@ def set_canary(
     repository, version = ModelRepository(paths.repository), options.version
     with rollout.deployment(paths, repository, report, grace_s, addresses) as deployment:
         servers = rollout.running(paths, repository)
-        canaries = Canaries(repository, options.name, policies(paths, servers))
+        canaries = Canaries(repository, options.name, policies(paths, servers), report)
         if options.percent == 0:
             names = None if version is None else {canary_name(options.name, version)}
             if names and not names & set(canaries.loaded()):
@@ -297,25 +319,32 @@ def set_canary(
         else:
             started = version or default_version(canaries)
             removed = canaries.begin(deployment, started, options.percent, options.per)
-        route = canaries.route()
-        running = [
-            {
-                "name": name,
-                "version": number,
-                "percent": route.routed.get(name, 0),
-                "per": route.per,
-            }
-            for name, number in canaries.loaded().items()
-        ]
         return CanaryChange(
             options,
             repository.path,
             started,
-            running,
+            canaries.shares(),
             removed,
             [replica.address for replica in deployment.replicas],
             list(deployment.silent),
         )
+
+
+@dataclass(frozen=True)
+class RunningCanaries:
+    """The canaries of a pipeline, as ``Canaries.shares``, and in words."""
+
+    canaries: Sequence[dict[str, Any]]
+    line: str
+
+
+def running_canaries(name: str, paths: "Paths") -> RunningCanaries:
+    """What runs now. ServingError if there is no such pipeline."""
+    repository = ModelRepository(paths.repository)
+    repository.require_published(name)
+    files = policies(paths, rollout.running(paths, repository))
+    canaries = Canaries(repository, name, files)
+    return RunningCanaries(canaries.shares(), canaries.what_runs())
 
 
 def promote_canary(
@@ -331,11 +360,14 @@ def promote_canary(
     repository = ModelRepository(paths.repository)
     repository.require_published(name)
     with rollout.deployment(paths, repository, report, grace_s, addresses) as deployment:
-        canaries = Canaries(repository, name, policies(paths, rollout.running(paths, repository)))
-        number = canaries.routed_version(version)
+        files = policies(paths, rollout.running(paths, repository))
+        canaries = Canaries(repository, name, files, report)
+        number, before = canaries.routed_version(version), repository.active_version(name)
+        report(f"{name}: making version {number} the active one")
         promote(deployment, name, number)
         canaries.end(deployment)
-        return rollout.Outcome.of(deployment, paths, name, number)
+        outcome = rollout.Outcome.of(deployment, paths, name, number)
+        return replace(outcome, before=before if before != number else 0)
 
 
 def default_version(canaries: Canaries) -> int:

@@ -26,6 +26,7 @@ from tidegate.app.top import Look
 ALPHA = 0.01  # probability of a wrong verdict, however often it is asked
 ERROR_MARGIN, LATENCY_MARGIN = 0.01, 0.05  # by how much a share may be higher
 LEAST_REQUESTS = 100  # of each
+LONGEST = 1000.0  # how many times as many requests are looked ahead to
 _PRIOR = 0.5  # of the mixture: Jeffreys'
 _STEPS = 40  # of a bisection
 METRIC = "tidegate_canary_seconds"
@@ -51,6 +52,14 @@ class Arm:
     def sent(self) -> int:
         return self.requests + self.refused
 
+    def times(self, factor: float) -> "Arm":
+        """What it had done after so many times as many requests like these."""
+        slower = {bound: round(count * factor) for bound, count in self.slower.items()}
+        answered, errors, refused = (
+            round(count * factor) for count in (self.answered, self.errors, self.refused)
+        )
+        return Arm(answered, errors, slower, refused)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -71,6 +80,13 @@ class Comparison:
     def is_no_worse(self) -> bool:
         return self.canary[1] - self.stable[0] <= self.margin
 
+    @property
+    def verdict(self) -> Literal["no worse", "worse", "open"]:
+        return "no worse" if self.is_no_worse else "worse" if self.is_worse else "open"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "verdict": self.verdict}
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -81,7 +97,8 @@ class Verdict:
     comparisons: list[Comparison]
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        comparisons = [comparison.as_dict() for comparison in self.comparisons]
+        return {**asdict(self), "comparisons": comparisons}
 
 
 def verdict(
@@ -95,6 +112,16 @@ def verdict(
 ) -> Verdict:
     """The verdict on what was counted so far; the counts only ever grow. A canary whose golden
     answer is wrong now is not promoted: ``probe`` is what is wrong with it, or ''."""
+    comparisons = _comparisons(stable, canary, alpha, error_margin, latency_margin)
+    decision, reason = _decide(stable, canary, comparisons, least_requests)
+    if probe and decision == "promote":
+        decision, reason = "undecided", f"its golden answer is not right: {probe}"
+    return Verdict(decision, reason, stable.requests, canary.requests, comparisons)
+
+
+def _comparisons(
+    stable: Arm, canary: Arm, alpha: float, error_margin: float, latency_margin: float
+) -> list[Comparison]:
     bounds = sorted(stable.slower.keys() & canary.slower.keys())
     # A third of alpha each for errors, refusals and all latencies; half of each for either arm.
     comparisons = [
@@ -122,10 +149,28 @@ def verdict(
                 interval(canary.slower[bound], canary.answered, bound_alpha),
             )
         )
-    decision, reason = _decide(stable, canary, comparisons, least_requests)
-    if probe and decision == "promote":
-        decision, reason = "undecided", f"its golden answer is not right: {probe}"
-    return Verdict(decision, reason, stable.requests, canary.requests, comparisons)
+    return comparisons
+
+
+def more_requests(stable: Arm, canary: Arm) -> int | None:
+    """About how many more requests, of both versions, are needed for a decision if the shares stay
+    what they are; None if it is decided, or even ``LONGEST`` times as many decide nothing."""
+    if not stable.requests or not canary.requests:
+        return None
+
+    def decides(factor: float) -> bool:
+        return verdict(stable.times(factor), canary.times(factor)).verdict != "undecided"
+
+    if decides(1.0) or not decides(LONGEST):
+        return None
+    too_few, enough = 1.0, LONGEST
+    while enough / too_few > 1.1:
+        middle = (too_few * enough) ** 0.5
+        if decides(middle):
+            enough = middle
+        else:
+            too_few = middle
+    return round((enough - 1) * (stable.requests + canary.requests))
 
 
 def _decide(
@@ -133,21 +178,24 @@ def _decide(
 ) -> tuple[Decision, str]:
     fewest = min(stable.requests, canary.requests)
     if fewest < least_requests:
-        return "undecided", f"{fewest} requests of one version: at least {least_requests} of each"
+        fewer = "the canary" if canary.requests == fewest else "the active version"
+        return "undecided", (
+            f"{fewer} has answered {fewest} requests, and each of the two needs {least_requests}"
+        )
     unknown = [comparison for comparison in comparisons if not comparison.is_no_worse]
     if not unknown:
-        return "promote", "in nothing is it worse by more than the margin"
+        return "promote", "in no check is it worse by more than the margin"
     worse = [comparison for comparison in unknown if comparison.is_worse]
     if worse:
         first = worse[0]
         return "roll back", (
-            f"at least {first.canary[0]:.2%} {first.what}, of the others at most "
-            f"{first.stable[1]:.2%}"
+            f"at least {first.canary[0]:.2%} of its requests {first.what}, and at most "
+            f"{first.stable[1]:.2%} of the active version's"
         )
     first = max(unknown, key=lambda comparison: comparison.canary[1] - comparison.stable[0])
     return "undecided", (
-        f"{first.canary[0]:.2%} to {first.canary[1]:.2%} {first.what}, of the others "
-        f"{first.stable[0]:.2%} to {first.stable[1]:.2%}: more requests will tell"
+        f"it may be worse by {first.canary[1] - first.stable[0]:.2%} of the requests that "
+        f"{first.what}, and the margin is {first.margin:.0%}"
     )
 
 
@@ -209,6 +257,21 @@ def routed_canary(pipeline: str, policy: Mapping[str, Any], version: int | None 
     return routed[0]
 
 
+def weight_of(pipeline: str, canary: str, policy: Mapping[str, Any]) -> float:
+    """The percentage that the policy in force gives the canary."""
+    return float(policy["rules"]["routes"][pipeline][canary])
+
+
+def uncomparable(pipeline: str, canary: str, policy: Mapping[str, Any], look: Look) -> int:
+    """How many requests were counted for this canary and beside it that ``arms`` leaves out."""
+    counted = sum(
+        int(value)
+        for labels, value in look.samples.get(f"{METRIC}_count", ())
+        if labels["canary"] == canary
+    )
+    return counted - sum(arm.sent for arm in arms(pipeline, canary, policy, look))
+
+
 def arms(pipeline: str, canary: str, policy: Mapping[str, Any], look: Look) -> tuple[Arm, Arm]:
     """What the pipeline did beside this canary, and what the canary did, with the weight that the
     policy in force gives it and beside the version that is active now. What was counted with
@@ -218,7 +281,7 @@ def arms(pipeline: str, canary: str, policy: Mapping[str, Any], look: Look) -> t
     selected = {
         "canary": canary,
         "beside": ",".join(versions),
-        "weight": f"{policy['rules']['routes'][pipeline][canary]:g}",
+        "weight": f"{weight_of(pipeline, canary, policy):g}",
     }
 
     def samples(suffix: str) -> Iterator[tuple[Mapping[str, str], float]]:

@@ -58,16 +58,23 @@ def deployment(
 def running(
     paths: Paths, repository: "ModelRepository", addresses: Sequence[str] = ()
 ) -> list["Server"]:
-    """The servers that run on the repository, and those at ``addresses``."""
+    """The servers that run on the repository, the first replica first, and those at
+    ``addresses``."""
     from serving.triton.servers import Server, servers_of
 
-    registered = servers_of(paths.state, repository.path)
+    registered = sorted(servers_of(paths.state, repository.path), key=_place)
     registered_addresses = {server.address for server in registered}
     key = os.environ.get("TIDEGATE_TRITON_KEY_FILE", str(paths.triton_key))
     others = [
         address for address in dict.fromkeys(addresses) if address not in registered_addresses
     ]
     return [*registered, *(Server(str(repository), address, key) for address in others)]
+
+
+def _place(server: "Server") -> tuple[str, int]:
+    """For sorting: the port as a number, since 8011 comes after 8001 and before 18001."""
+    host, _, port = server.address.rpartition(":")
+    return host, int(port) if port.isdecimal() else 0
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,7 @@ class Outcome:
     served_by: Sequence[str]
     silent: Sequence[str]
     shown_as: str  # the repository, as a user writes it
+    before: int = 0  # the version that was active before; 0 if it is not known, or the same
 
     @classmethod
     def of(cls, deployment: "Deployment", paths: Paths, name: str, version: int) -> "Outcome":

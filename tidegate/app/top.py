@@ -210,6 +210,7 @@ def compare(gateway: str, first: Look, second: Look) -> View:
     asked_here = _changes(first, second, REQUESTS, ("action",)).get(("admin",), 0.0)
     canaries = _changes(first, second, f"{CANARY_SECONDS}_count", ("canary", "arm", "status"))
     tokens = _changes(first, second, TOKENS, ("gen_ai_request_model", "gen_ai_token_type"))
+    all_tokens = _totals(second, TOKENS, ("gen_ai_request_model", "gen_ai_token_type"))
     asked = {model for (model, _), count in requests.items() if count} - set(NOT_MODELS)
     models = []
     for name in sorted(public | asked):
@@ -225,7 +226,8 @@ def compare(gateway: str, first: Look, second: Look) -> View:
             took = _buckets(first, second, f"{CANARY_SECONDS}_bucket", arm)
         total = sum(counts.values())
         first_token = _buckets(first, second, FIRST_TOKEN, {"gen_ai_request_model": name})
-        written = tokens.get((name, "output"))
+        # An embedding model reads tokens and writes none.
+        written = tokens[name, "output"] if all_tokens.get((name, "output")) else None
         models.append(
             Model(
                 name,

@@ -110,7 +110,7 @@ def versions_report(paths: Paths, name: str, addresses: Sequence[str]) -> Versio
                 f"{name} was never converted into {repository.path}: tidegate convert {name}"
             )
     published = repository.published_versions(name)
-    servers = sorted(rollout.running(paths, repository, addresses), key=_place)
+    servers = rollout.running(paths, repository, addresses)
     canaries = Canaries(repository, name, policies(paths, servers))
     route, fault = _route(canaries)
     return VersionsReport(
@@ -122,12 +122,6 @@ def versions_report(paths: Paths, name: str, addresses: Sequence[str]) -> Versio
         fault,
         tuned_line(repository, name),
     )
-
-
-def _place(server: "Server") -> tuple[str, int]:
-    """Where the server is listed: replicas in their order, not 18011 before 18001."""
-    host, _, port = server.address.rpartition(":")
-    return host, int(port)
 
 
 def _line(version: "Version") -> str:

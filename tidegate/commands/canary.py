@@ -16,9 +16,10 @@ from tidegate.commands.options import (
     repository_option,
     servers_option,
 )
-from tidegate.commands.output import print_json, progress
+from tidegate.commands.output import print_json, print_table, progress
 
 if TYPE_CHECKING:
+    from tidegate.app.canary_verdict import Verdict
     from tidegate.app.routes_file import Per
 
 
@@ -69,28 +70,31 @@ def command(
 
     The version is served beside NAME as NAME.v7 and its golden sample is checked; then its weight
     is written to the gateway.toml of each stack that serves the repository. One canary runs at a
-    time. `tidegate promote NAME` ends it by moving everyone to it.
+    time. `tidegate promote NAME` ends it by moving everyone to it. Without --weight or --verdict:
+    which one runs, with its weight.
 
     --verdict compares the requests that the canary answered with those of the version beside it,
     as the gateway counted them since its start: failures (5xx), latencies, and refusals (4xx, and
-    callers that gave up), which can only hold it back. It may be asked at any time and as often as
-    you like, and is wrong with a probability of at most 1 %, if neither the weight nor the active
-    version changes meanwhile: all counts since the gateway's start are taken together. Exit codes:
-    0 promote, 1 roll back and nothing else, 2 wrong usage, 3 undecided, also where no verdict was
-    possible.
+    callers that gave up), which can only hold it back. It prints each share as its confidence
+    interval. It may be asked at any time and as often as you like, and is wrong with a probability
+    of at most 1 %. Requests with another weight, or beside another active version, do not count.
+    Exit codes: 0 promote, 1 roll back and nothing else, 2 wrong usage, 3 undecided, also where no
+    verdict was possible.
 
     --json: pipeline, repository, canaries (name, version, percent, per), gone, served_by and
-    no_answer_from. With --verdict: canary, verdict, reason, stable_requests, canary_requests and
-    comparisons.
+    no_answer_from. With --verdict: canary, weight, verdict, reason, stable_requests,
+    canary_requests, more_requests (about how many would decide, or null), left_out (requests with
+    another weight, or beside another version) and comparisons.
 
     \b
+    tidegate canary text_embedding
     tidegate canary text_embedding --weight 10
     tidegate canary text_embedding --weight 10 --per request
     tidegate canary text_embedding --verdict
     tidegate canary text_embedding --weight 0
     """
     from serving.errors import ServingError
-    from tidegate.app.canaries import CanaryOptions, set_canary
+    from tidegate.app.canaries import CanaryOptions, running_canaries, set_canary
     from tidegate.app.errors import UsageError
 
     interrupt_on_sigterm()
@@ -107,7 +111,14 @@ def command(
             decided = ExitCode.NOTHING
         sys.exit(decided)
     if weight is None:
-        raise click.UsageError("give --weight, or --verdict")
+        if version or per:
+            raise click.UsageError("--version and --per need --weight")
+        running = running_canaries(name, Paths.current())
+        if as_json:
+            print_json({"pipeline": name, "canaries": running.canaries})
+        else:
+            click.echo(running.line)
+        return
     options = CanaryOptions(name, weight, version, per)
     with progress(err=as_json) as report:
         change = set_canary(options, Paths.current(), report, grace_s, addresses)
@@ -119,7 +130,15 @@ def command(
 
 
 def _verdict(name: str, url: str | None, version: int | None, *, as_json: bool) -> ExitCode:
-    from tidegate.app.canary_verdict import arms, probe_of, routed_canary, verdict
+    from tidegate.app.canary_verdict import (
+        arms,
+        more_requests,
+        probe_of,
+        routed_canary,
+        uncomparable,
+        verdict,
+        weight_of,
+    )
     from tidegate.app.top import Gateway
 
     gateway = Gateway.of(Paths.current(), url)
@@ -127,12 +146,54 @@ def _verdict(name: str, url: str | None, version: int | None, *, as_json: bool) 
     canary, look = routed_canary(name, policy, version), gateway.look()
     stable, own = arms(name, canary, policy, look)
     result = verdict(stable, own, probe=probe_of(canary, look))
+    weight, left_out = weight_of(name, canary, policy), uncomparable(name, canary, policy, look)
+    more = more_requests(stable, own)
     if as_json:
-        print_json({"canary": canary, **result.as_dict()})
+        counted = {"weight": weight, "left_out": left_out, "more_requests": more}
+        print_json({"canary": canary, **counted, **result.as_dict()})
     else:
-        colour = {"promote": "green", "roll back": "red"}.get(result.verdict, "yellow")
-        click.echo(f"{canary}: {click.style(result.verdict, fg=colour)}: {result.reason}")
-        requests = f"{result.canary_requests:,} requests, {result.stable_requests:,} beside it"
-        click.echo(f"  {requests}")
+        _print_verdict(name, canary, weight, left_out, result, more)
     codes = {"promote": ExitCode.DONE, "roll back": ExitCode.FAILED}
     return codes.get(result.verdict, ExitCode.NOTHING)
+
+
+_COLOURS = {"promote": "green", "roll back": "red", "no worse": "green", "worse": "red"}
+
+
+def _print_verdict(
+    name: str, canary: str, weight: float, left_out: int, result: "Verdict", more: int | None
+) -> None:
+    decision = click.style(result.verdict, fg=_COLOURS.get(result.verdict, "yellow"))
+    click.echo(f"{canary}: {decision}: {result.reason}")
+    click.echo(
+        f"  weight {weight:g} %: {result.canary_requests:,} requests to the canary, "
+        f"{result.stable_requests:,} to the active version"
+    )
+    if more:
+        click.echo(f"  about {more:,} more requests decide, if they are like these")
+    if weight >= 100:
+        click.secho(
+            f"  with 100 % nothing is left to compare with: tidegate canary {name} --weight 50",
+            fg="yellow",
+        )
+    if left_out:
+        click.secho(
+            f"  {left_out:,} requests are left out: the weight or the active version was another",
+            fg="yellow",
+        )
+    if not (result.canary_requests and result.stable_requests):
+        return
+    click.echo("  shares of the requests, as confidence intervals:")
+    print_table(
+        ("  check", "canary", "active", "margin", "verdict"),
+        (
+            (
+                f"  {comparison.what}",
+                "{:.2%} to {:.2%}".format(*comparison.canary),
+                "{:.2%} to {:.2%}".format(*comparison.stable),
+                f"{comparison.margin:.0%}",
+                click.style(comparison.verdict, fg=_COLOURS.get(comparison.verdict, "yellow")),
+            )
+            for comparison in result.comparisons
+        ),
+    )

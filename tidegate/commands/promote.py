@@ -33,7 +33,8 @@ def command(
 
     The canary is the version that callers are routed to now ([routes] in gateway.toml).
 
-    --json: its pipeline, version, repository, served_by, no_answer_from.
+    --json: its pipeline, version, repository, served_by, no_answer_from and before (the version
+    that was active, or null).
 
     \b
     tidegate promote text_embedding
@@ -44,8 +45,10 @@ def command(
     with progress(err=as_json) as report:
         outcome = promote_canary(Paths.current(), name, version, report, grace_s, addresses)
     if as_json:
-        print_json(outcome.as_dict())
+        print_json({**outcome.as_dict(), "before": outcome.before or None})
     elif outcome.served_by and not outcome.silent:
         click.echo(f"{name}: version {outcome.version} serves everyone")
     else:
         click.echo(outcome.line())
+    if outcome.before and not as_json:
+        click.echo(f"To undo: tidegate rollback {name} --to {outcome.before}")

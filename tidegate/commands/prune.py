@@ -28,13 +28,13 @@ def command(
     Never deleted: the active version, one that a running server serves, and a member's version
     that another pipeline pins.
 
-    --json: pipeline, repository, deleted (MODEL/VERSION each), freed_bytes,
-    no_answer_from.
+    --json: pipeline, repository, deleted (MODEL/VERSION each), freed_bytes, kept (the older
+    versions that stay, each with the reason), no_answer_from.
 
     \b
     tidegate prune text_embedding --keep 3
     """
-    from serving.publish.versions import prune
+    from serving.publish.versions import kept_longer, prune
     from serving.repository.model_repository import ModelRepository
     from tidegate.app.rollout import deployment as deployed
 
@@ -45,6 +45,7 @@ def command(
         deployed(paths, repository, report, addresses=addresses) as deployment,
     ):
         deleted, freed_bytes = prune(deployment, name, keep)
+        kept = kept_longer(deployment, name, keep)
     if as_json:
         print_json(
             {
@@ -52,11 +53,14 @@ def command(
                 "repository": str(repository),
                 "deleted": deleted,
                 "freed_bytes": freed_bytes,
+                "kept": {f"{name}/{number}": reason for number, reason in kept.items()},
                 "no_answer_from": list(deployment.silent),
             }
         )
         return
     click.echo(f"{name}: deleted {', '.join(deleted) or 'nothing'} ({freed_bytes / MIB:,.1f} MiB)")
+    for number, reason in kept.items():
+        click.echo(f"  version {number} stays: {reason}")
     if deployment.silent and deleted:
         click.echo(
             f"  {', '.join(deployment.silent)} did not answer: if it serves a deleted version, it "

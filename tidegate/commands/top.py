@@ -135,11 +135,18 @@ def _replicas(view: "View") -> "RenderableType":
 def _models(view: "View") -> "RenderableType":
     from rich.text import Text
 
+    has_streams = any(
+        value is not None
+        for model in view.models
+        for value in (model.first_token_p50_ms, model.tokens_per_s)
+    )
+    of_streams = ("first token p50 ms", "tokens/s") if has_streams else ()
     table = _table(
         *("model", "requests/s", "p50 ms", "p95 ms", "failed", "refused"),
-        *("first token p50 ms", "tokens/s", "golden sample"),
+        *(*of_streams, "golden sample"),
     )
     for model in view.models:
+        streams = (_number(model.first_token_p50_ms), _number(model.tokens_per_s))
         table.add_row(
             Text(model.name),
             Text(f"{model.requests_per_s:.1f}"),
@@ -147,8 +154,7 @@ def _models(view: "View") -> "RenderableType":
             _number(model.p95_ms),
             _percent(model.errors, "red"),
             _percent(model.refused, "yellow"),
-            _number(model.first_token_p50_ms),
-            _number(model.tokens_per_s),
+            *(streams if has_streams else ()),
             Text(model.probe or "right", style="red" if model.probe else "green"),
         )
     return table
