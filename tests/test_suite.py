@@ -36,7 +36,7 @@ def _run(folder: Path, tests: str, *arguments: str) -> tuple[int, str]:
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=280,
     )
     return result.returncode, result.stdout + result.stderr
 

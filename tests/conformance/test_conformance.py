@@ -48,7 +48,7 @@ def triton(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tri
     version.mkdir(parents=True)
     (version / "model.gguf").symlink_to(gguf)
     (version / "model.json").write_text(
-        '{"max_queue_requests": 4, "max_running": 8, "max_compile_s": 2}'
+        '{"max_queue_requests": 4, "max_running": 8, "max_compile_s": 6}'
     )
     (version.parent / "config.pbtxt").write_text(CONFIG)
     ports = Ports(*free_ports(3))
@@ -98,7 +98,7 @@ SLOW = {
         ({"grammar": "no grammar"}, "root"),
         ({"json": {"type": "string", "pattern": "a{5}b\\S+(?:"}}, "pattern"),
         ({"json": {"type": "array", "minItems": 1, "items": False}}, "cannot be compiled"),
-        ({"json": SLOW}, "more than 2 s"),
+        ({"json": SLOW}, "more than 6 s"),
     ],
 )
 def test_what_cannot_be_compiled_is_refused_and_its_neighbour_goes_on(triton, structure, reason):

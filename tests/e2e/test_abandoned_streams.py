@@ -19,7 +19,7 @@ def test_triton_survives_abandoned_streams(echo):
 
 def _inflight(echo) -> int:
     url = f"http://127.0.0.1:{echo.admin_port}/admin/replicas"
-    replicas = httpx.get(url, headers=echo.headers, timeout=10).json()["replicas"]
+    replicas = httpx.get(url, headers=echo.headers, timeout=30).json()["replicas"]
     return sum(replica["inflight"] for replica in replicas)
 
 

@@ -2,11 +2,13 @@
 second."""
 
 import json
-import time
 
 import httpx
 import numpy as np
 import pytest
+
+from gateway.background import ACCESS_CHECK_S
+from tests.running import wait_until
 
 INFER = "/v2/models/identity_fp32/infer"
 GOOD = {"name": "INPUT0", "shape": [1, 3], "datatype": "FP32", "data": [1.5, 2, 3]}
@@ -274,22 +276,14 @@ def test_no_valid_key(stack, authorization):
     assert {response.headers["www-authenticate"] for response in responses} == {"Bearer"}
 
 
-def test_a_revoked_key_is_refused_within_a_second(stack):
+def test_a_revoked_key_is_refused_once_the_keys_were_read_again(stack):
+    assert ACCESS_CHECK_S <= 1
     created = json.loads(stack.tidegate("keys", "create", "short-lived", "--json").stdout)
     headers = {"Authorization": f"Bearer {created['key']}"}
     url = f"{stack.url}/v1/models"
-    assert _within_a_second(lambda: httpx.get(url, headers=headers).status_code == 200)
+    wait_until(lambda: httpx.get(url, headers=headers).status_code == 200, 30, "it is known")
     assert stack.tidegate("keys", "revoke", created["id"]).returncode == 0
-    assert _within_a_second(lambda: httpx.get(url, headers=headers).status_code == 401)
-
-
-def _within_a_second(condition) -> bool:
-    deadline = time.monotonic() + 1
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
+    wait_until(lambda: httpx.get(url, headers=headers).status_code == 401, 30, "it is refused")
 
 
 def test_v2_output_that_json_cannot_carry(stack):

@@ -121,7 +121,7 @@ def test_a_signal_leaves_nothing_half_written(tmp_path, number, after):
             break
     time.sleep(0.4)
     process.send_signal(number)
-    process.communicate(timeout=40)
+    process.communicate(timeout=120)
     assert process.returncode != 0
     leftovers = [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "scratch.log"]
     assert [p.name for p in leftovers if p.name != "triton.key"] == []

@@ -8,8 +8,8 @@ from tests.back_to_back import PAUSE_S, Calls, back_to_back
 from tests.running import QUICK, RunningStack, launch, stop, wait_ready, wait_until
 
 # A request may wait for a restart, but it never hangs.
-HANG_S = 30.0
-HEAL_S = 30.0
+HANG_S = 60.0
+HEAL_S = 120.0
 BODY = {"text": "Where is my parcel?"}
 STEPS = ("text_embedding_pre", "text_embedding_onnx")
 

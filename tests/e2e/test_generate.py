@@ -141,7 +141,7 @@ def test_the_requests_of_perf_analyzer_over_http(echo):
         tensor.set_data_from_numpy(np.ones((1, 16), dtype=np.float32))
         for _ in range(10):
             client.infer(model, [tensor], headers=headers)
-        assert count() == before + 10
+        wait_until(lambda: count() == before + 10, 30, "Triton has counted them")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 
 from serving.triton.ports import free_ports
 from tests.running import ROOT, RunningStack, environment, wait_until
+from tidegate.app.key_store import KeyStore
 
 NAMES = (
     "/v1/text_embedding",
@@ -126,12 +127,14 @@ def test_without_a_stack_it_says_make_up(stack, only):
 
 
 def test_a_key_revoked_in_the_middle_fails_the_run(stack):
-    key = stack.tidegate("keys", "create", "load-test").stdout.strip()
+    state = stack.home / ".tidegate"
+    store = KeyStore(state / "keys.toml", state / "pepper")
+    _, key = store.create("load-test")
     arguments = ("--headless", "--only=rest", "--users=2", "--run-time=6")
     with start(stack, *arguments, TIDEGATE_API_KEY=key) as process:
         line = next(line for line in process.stderr if "All users spawned" in line)
         time.sleep(1)  # some requests must be answered first
-        stack.tidegate("keys", "revoke", "load-test")
+        store.revoke("load-test")
         output, errors = process.communicate(timeout=300)
     assert process.returncode == 1, line + output + errors
     assert "HTTP 401: no valid API key" in output
@@ -148,7 +151,7 @@ class UI:
         self.process = start(stack, "--users=4", f"--ui-port={port}")
 
     def ask(self, path: str, **form: str) -> str:
-        with httpx.Client(base_url=self.url, timeout=10) as client:
+        with httpx.Client(base_url=self.url, timeout=30) as client:
             return (client.post(path, data=form) if form else client.get(path)).text
 
     def answers(self) -> bool:
@@ -177,7 +180,7 @@ def test_the_ui_runs_a_test_and_ctrl_c_ends_it_with_the_verdict(stack, ui):
     ui.ask("/swarm", user_count="4", spawn_rate="4", host=stack.url)
     wait_until(lambda: set(NAMES) <= set(ui.requests()), 30, "each route is asked")
     ui.process.send_signal(signal.SIGINT)
-    output, errors = ui.process.communicate(timeout=30)
+    output, errors = ui.process.communicate(timeout=120)
     assert ui.process.returncode == 0, output + errors
     assert "PASS: " in output
     assert "Traceback" not in errors
@@ -188,6 +191,6 @@ def test_the_ui_cannot_send_the_key_elsewhere(stack, ui):
     wait_until(lambda: ui.requests().get("ModelInfer text_embedding", 0) > 0, 30, "gRPC is asked")
     assert not any(name.startswith("/") for name in ui.requests())
     ui.process.send_signal(signal.SIGINT)
-    output, _ = ui.process.communicate(timeout=30)
+    output, _ = ui.process.communicate(timeout=120)
     assert ui.process.returncode == 1
     assert "the API key is not sent to" in output

@@ -83,7 +83,7 @@ def test_the_status_of_a_hung_stack_is_an_error(own_stack):
 def test_a_second_stack_in_the_same_home_is_refused_in_one_line(own_stack):
     before = own_stack.output
     second = launch(own_stack.home, "echo_llm")
-    code = second.process.wait(60)
+    code = second.process.wait(300)
     output = second.output
     (own_stack.home / "up.log").write_text(before)
     assert code == 1
@@ -215,7 +215,7 @@ def test_a_lint_error_ends_the_start_before_triton(tmp_path):
     add_models(tmp_path)
     (tmp_path / "model_repository" / "echo_llm" / "1" / "model.py").unlink()
     running = launch(tmp_path, "echo_llm")
-    assert running.process.wait(60) == 1
+    assert running.process.wait(300) == 1
     assert "echo_llm/1: " in running.output
     assert "looks for model.py, but there is nothing [file-missing]: put model.py" in running.output
     assert "--no-lint" in running.output

@@ -87,6 +87,12 @@ def _sleep(stack, seconds: float, **parameters) -> httpx.Response:
     return stack.post("/v2/models/sleeper/infer", content=_body(seconds, **parameters))
 
 
+def _inflight(stack) -> int:
+    admin = f"http://127.0.0.1:{stack.admin_port}/admin/replicas"
+    (replica,) = httpx.get(admin, headers=stack.headers, timeout=30).json()["replicas"]
+    return replica["inflight"]
+
+
 def _cancelled(stack) -> float:
     return _sleep(stack, 0).json()["outputs"][0]["data"][0]
 
@@ -117,6 +123,7 @@ def test_a_client_that_leaves_stops_the_work(own_stack):
     before = _cancelled(own_stack)
     connection = http.client.HTTPConnection("127.0.0.1", own_stack.gateway_port)
     connection.request("POST", "/v2/models/sleeper/infer", _body(10), own_stack.headers)
+    wait_until(lambda: _inflight(own_stack) == 1, 30, "it is under way")
     time.sleep(0.3)
     connection.close()
     wait_until(lambda: _cancelled(own_stack) == before + 1, 30, "the cancel in Triton")
@@ -124,7 +131,7 @@ def test_a_client_that_leaves_stops_the_work(own_stack):
 
 def test_the_requests_own_timeout_is_a_deadline(own_stack):
     before = _cancelled(own_stack)
-    response = _sleep(own_stack, 10, timeout=300_000)
+    response = _sleep(own_stack, 10, timeout=1_000_000)
     assert response.status_code == 504
     assert "did not answer in time" in response.json()["error"]
     wait_until(lambda: _cancelled(own_stack) == before + 1, 30, "the cancel in Triton")

@@ -231,7 +231,7 @@ def test_the_grpc_api_enforces_the_same_policy(governed):
         def ask(who):
             metadata = (("authorization", f"Bearer {governed.keys[who]}"),) if who else ()
             try:
-                return stub.ModelMetadata(request, metadata=metadata, timeout=10).name
+                return stub.ModelMetadata(request, metadata=metadata, timeout=30).name
             except grpc.RpcError as error:
                 return error.code().name
 
@@ -286,7 +286,7 @@ def test_a_gateway_does_not_start_with_an_invalid_policy(tmp_path):
         env={"TIDEGATE_POLICY_FILE": str(tmp_path / "gateway.toml"), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
     )
     assert run.returncode == 2
     assert "line 3" in run.stderr and "Traceback" not in run.stderr

@@ -67,7 +67,7 @@ def test_publish_versions_rollback_and_prune_under_load(own_stack, other):
 
 
 def test_a_canary_is_weighted_and_promoted_without_a_failed_request(own_stack, tmp_path):
-    quick = ("--grace", "1.5")  # the gateway rereads its file within a second
+    quick = ("--grace", "5")  # the gateway rereads its file within a second
     other, policy = stage(tmp_path / "elsewhere", 20), own_stack.home / ".tidegate" / "gateway.toml"
     accept = ("--accept-no-manifest", "a test")
     assert own_stack.tidegate("publish", str(other), *accept, "--grace", "0").returncode == 0

@@ -16,6 +16,7 @@ from serving.repository.model_repository import ModelRepository
 from serving.triton.launch import TritonServer
 from serving.triton.ports import Ports, free_ports
 from serving.triton.servers import servers_of
+from tests.running import wait_until
 from tests.serving.small_pipeline import MODELS, NAME, stage
 from tests.serving.small_server import online, serving_small_pipeline, under_load
 
@@ -44,6 +45,7 @@ def test_both_servers_are_registered(first, second):
 def test_a_publication_rolls_over_both_and_loses_no_request(first, second):
     with under_load(first) as one, under_load(second) as two, online(first, count=2) as deployment:
         publish(ModelRepository(stage(deployment.repository.path, 10)), MODELS, deployment)
+        wait_until(lambda: one.counts[10] and two.counts[10], 30, "both answer so")
     assert set(one.counts) == {0, 10}
     assert set(two.counts) == {0, 10}
 
@@ -70,7 +72,9 @@ def test_a_failing_server_stops_the_rollout_which_can_be_finished_or_undone(firs
         assert (
             switch_to(deployment, NAME, before + 1) == before + 1
         )  # what `tidegate publish NAME` does
+        wait_until(lambda: one.counts[20] and two.counts[20], 30, "both answer so")
         assert switch_to(deployment, NAME, before) == before
+        wait_until(lambda: one.counts[10] and two.counts[10], 30, "both answer so again")
     assert set(one.counts) == {20, 10}
     assert set(two.counts) == {20, 10}
 
@@ -97,6 +101,7 @@ def test_a_pipeline_travels_to_another_repository_with_its_manifest(first, tmp_p
     with serving_small_pipeline(tmp_path / "other") as server, under_load(server) as calls:
         with online(server) as deployment:
             assert import_pipeline(folder, deployment) == (NAME, 2)
+        wait_until(lambda: calls.counts[10] > 0, 30, "the new version's answers")
         assert set(calls.counts) == {0, 10}
         pinned = ModelRepository(folder).pinned_members(NAME)["mood_onnx"]
         (folder / "mood_onnx" / str(pinned) / "model.py").write_text("")

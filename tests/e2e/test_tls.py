@@ -59,7 +59,7 @@ class Secured:
         credentials = grpc.ssl_channel_credentials(*files)
         with InferenceServerClient(f"localhost:{port}", creds=credentials, ssl=True) as client:
             try:
-                return client.get_server_metadata(headers=headers, client_timeout=5).name
+                return client.get_server_metadata(headers=headers, client_timeout=20).name
             except Exception as error:
                 return error.status().removeprefix("StatusCode.")
 
@@ -94,7 +94,7 @@ def secured(tmp_path_factory):
         yield gateway
     finally:
         process.terminate()
-        ended = process.wait(15)
+        ended = process.wait(60)
     assert ended in (0, -signal.SIGTERM), (folder / "log").read_text()
 
 
@@ -176,7 +176,7 @@ def test_a_certificates_rights_are_enforced_by_both_apis(secured):
 @pytest.mark.parametrize("port", ["http", "admin", "grpc", "certificate"])
 def test_plain_text_is_refused(secured, port):
     with pytest.raises(httpx.TransportError):
-        httpx.get(f"http://127.0.0.1:{getattr(secured, port)}/healthz", timeout=5)
+        httpx.get(f"http://127.0.0.1:{getattr(secured, port)}/healthz", timeout=20)
 
 
 def test_a_header_names_nobody(secured):
@@ -250,7 +250,7 @@ def test_a_start_with_bad_files_is_one_line(faulty, tmp_path, module):
     }
     command = [sys.executable, "-m", module, *(["up"] if module == "tidegate" else [])]
     run = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=30, check=False
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert run.returncode != 0
     lines = run.stderr.strip().splitlines()

@@ -298,7 +298,7 @@ def _call_a_hundred_times(api) -> None:
     tensor.set_data_from_numpy(np.array([1], np.float32))
     with InferenceServerClient(api.address) as client:
         for _ in range(100):
-            client.infer("zeros", [tensor], headers=api.headers("some"), client_timeout=10)
+            client.infer("zeros", [tensor], headers=api.headers("some"), client_timeout=30)
 
 
 @contextlib.asynccontextmanager
@@ -324,9 +324,9 @@ def test_unfinished_messages_are_bounded_by_what_a_caller_may_hold(api, non_read
             return code is grpc.StatusCode.DEADLINE_EXCEEDED
 
         wait_until(is_late, 30, "my messages wait")
-        call(_request(4), metadata=other, timeout=10)
+        call(_request(4), metadata=other, timeout=30)
         non_reader.close()
-        call(_request(4), metadata=mine, timeout=10)
+        call(_request(4), metadata=mine, timeout=30)
 
 
 def test_reflection_reads_a_few_streams_of_a_caller_at_a_time(api, non_reader, monkeypatch):

@@ -64,5 +64,5 @@ def under_load(server, clients: int = 3, may_fail: bool = False) -> Iterator[Cal
     with back_to_back(
         ask, lambda: grpc.InferenceServerClient(address), clients, PAUSE_S, may_fail
     ) as calls:
-        calls.more(20, 20)
+        calls.more(20)
         yield calls

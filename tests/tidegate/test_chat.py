@@ -172,7 +172,7 @@ def test_a_talk_goes_on_after_a_refusal_and_begins_afresh(gateway, tmp_path):
         os.write(master, b"three\n")
         assert "way." in _until(master, "> ")
         os.write(master, b"\x04")
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     os.close(master)
     assert "tiny" in seen
     assert [len(body["messages"]) for _, body in gateway.asked] == [1, 3, 1]

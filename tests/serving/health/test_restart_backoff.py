@@ -112,4 +112,4 @@ def test_a_process_is_recognized_after_the_clock_is_set(monkeypatch):
         monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 0.0)
         assert stub_of(psutil.Process(process.pid)) == before
         before.end()
-        assert process.wait(20) == -signal.SIGKILL
+        assert process.wait(60) == -signal.SIGKILL
