@@ -17,10 +17,12 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from gateway.errors import UpstreamError
 from gateway.upstream.balancing import Health
+from gateway.upstream.grpc_streams import GrpcStreams
 from gateway.upstream.stream_call import BOUND_S, EMPTY_FINAL, FINAL, StreamCall, StreamEnds
 from gateway.upstream.trace_context import upstream_metadata
 from gateway.upstream.triton_errors import to_gateway_error, translate, translated
 from gateway.upstream.unary_call import UnaryCalls
+from modelspec.address import host_and_port
 from modelspec.elements import encode
 
 KEY_HEADER = "triton-grpc-protocol-tidegate-triton-key"
@@ -61,7 +63,8 @@ class Upstream:
             service_pb2.ModelInferRequest, service_pb2.ModelInferResponse
         ](self.stub.ModelInfer)
         self._raw_calls = UnaryCalls[bytes, bytes](self.channel.unary_unary(_MODEL_INFER))
-        self.stream_ends = StreamEnds(self.stub)
+        self.streams = GrpcStreams(*host_and_port(address))
+        self.stream_ends = StreamEnds(self.streams)
         self.http_upstream = (
             _http_upstream(address, int(http_port), self.channel) if http_port else None
         )
@@ -94,13 +97,13 @@ class Upstream:
         """The same with a serialized request and response, which are not parsed here."""
         return await self._raw_calls.infer(request, timeout_s)
 
-    def open_stream(self, timeout_s: float) -> StreamCall:
-        """Open a ModelStreamInfer. Whatever happens, call ``end_stream`` on it, ``timeout_s`` from
-        now at the latest. A gRPC deadline would be a cancel amid responses: it is set much later,
-        for what has not ended by then."""
-        timeout_s += BOUND_S
-        call = self.stub.ModelStreamInfer(timeout=timeout_s, metadata=upstream_metadata.get())
-        return StreamCall(self.stream_ends, call)
+    def open_stream(self, timeout_s: float | None = None) -> StreamCall:
+        """Open a ModelStreamInfer. Whatever happens, await its ``end``, ``timeout_s`` from now at
+        the latest. A gRPC deadline would be a cancel amid responses: it is set much later, for
+        what has not ended by then."""
+        bound_s = None if timeout_s is None else timeout_s + BOUND_S
+        stream = self.streams.open(upstream_metadata.get(), bound_s)
+        return StreamCall(self.stream_ends, stream)
 
     async def stream(
         self,
@@ -124,14 +127,14 @@ class Upstream:
             request.id = uuid.uuid4().hex
             call.cancel_message = _cancel_message(request, cancel)
         try:
-            await call.write(request)
+            await call.write(request.SerializeToString())
             await call.done_writing()
             final = False
             wait_s = idle_s if first_s is None else first_s
             while not final:
-                message = await call.read(min(clock() + wait_s, until))
+                message = _parsed(await call.read(min(clock() + wait_s, until)))
                 wait_s = idle_s
-                final = _is_final(message)
+                final = bool(message.infer_response.parameters[FINAL].bool_param)
                 if final:
                     call.cancel_message = None
                 if message.infer_response.outputs:
@@ -139,7 +142,7 @@ class Upstream:
         except (grpc.aio.AioRpcError, TimeoutError) as error:
             raise to_gateway_error(error) from error
         finally:
-            await end_stream(call)
+            await call.end()
 
     async def describe(self, method: str, model: str = "", version: str = "") -> Any:
         """Triton's response to a ModelReady, ModelMetadata, ModelConfig or ModelStatistics request.
@@ -177,18 +180,8 @@ class Upstream:
         await self.unary_calls.close()
         await self._raw_calls.close()
         await self.stream_ends.close()
+        self.streams.close()
         await self.channel.close(None)
-
-
-async def end_stream(call: grpc.aio.Call) -> None:
-    """End a stream whose responses nobody wants any more; Triton stops working on it.
-
-    A StreamCall is ended when that is safe (see ``stream_call``); a bare call is cancelled.
-    """
-    if isinstance(call, StreamCall):
-        await call.end()
-    else:
-        call.cancel()
 
 
 def _cancel_message(
@@ -203,13 +196,14 @@ def _cancel_message(
     return message
 
 
-def _is_final(message: service_pb2.ModelStreamInferResponse) -> bool:
-    """Whether a stream's message is its last. Raises UpstreamError for an error or an early end."""
-    if message is grpc.aio.EOF:
+def _parsed(data: bytes | None) -> service_pb2.ModelStreamInferResponse:
+    """A stream's message. Raises UpstreamError for an error or an early end."""
+    if data is None:
         raise UpstreamError("the model stopped in the middle of its response: try again")
+    message = service_pb2.ModelStreamInferResponse.FromString(data)
     if message.error_message:
         raise translate(grpc.StatusCode.UNKNOWN, message.error_message)
-    return bool(message.infer_response.parameters[FINAL].bool_param)
+    return message
 
 
 def _http_upstream(address: str, port: int, channel: object) -> "HttpUpstream":

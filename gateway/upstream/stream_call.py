@@ -20,7 +20,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
-from gateway.lazy_timer import LazyTimer
+from gateway.upstream.grpc_streams import GrpcStream, GrpcStreams
 from modelspec.parameters import NO_MODEL
 
 QUIET_S = 0.005  # if a model that pauses sends nothing for this long, no response is being written
@@ -33,14 +33,13 @@ PROOF_S = 2.0
 CLOSE_S = 2.0  # for streams that are ending when the gateway shuts down
 # Makes Triton say when each stream has ended, even if it ends without another output.
 EMPTY_FINAL, FINAL = "triton_enable_empty_final_response", "triton_final_response"
-_FAILED = (grpc.RpcError, asyncio.InvalidStateError)
 
 
 class StreamEnds:
     """Ends one Triton's streams, with one cancel at a time."""
 
-    def __init__(self, stub: Any) -> None:
-        self._stub = stub
+    def __init__(self, streams: GrpcStreams) -> None:
+        self._streams = streams
         self._turn = asyncio.Lock()
         self._under_way: set[asyncio.Task[None]] = set()
 
@@ -61,17 +60,17 @@ class StreamEnds:
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=CLOSE_S)
 
-    async def cancel(self, call: Any, reading: "asyncio.Task[Any]", is_busy: bool) -> bool:
-        """Cancel the call if it stays quiet (or was busy too long), and return whether it was."""
+    async def cancel(self, stream: GrpcStream, is_busy: bool) -> bool:
+        """Cancel the stream if it stays quiet (or was busy too long), and return whether it was."""
         async with self._turn:
-            if reading.done() and not is_busy:
+            if stream.is_readable() and not is_busy:
                 return False
             # The thread handles everything in order: once it has answered this, everything before
             # is done, earlier cancels included.
             await self.respond()
-            if reading.done() and not is_busy:
+            if stream.is_readable() and not is_busy:
                 return False
-            call.cancel()
+            stream.cancel()
         return True
 
     async def respond(self) -> bool:
@@ -80,80 +79,36 @@ class StreamEnds:
 
     async def ask(self, message: service_pb2.ModelInferRequest) -> bool:
         """Send a message whose answer does not matter; whether there was one in ``PROOF_S``."""
-        call = self._stub.ModelStreamInfer(timeout=PROOF_S)
-        with contextlib.suppress(*_FAILED):
-            await call.write(message)
-            await call.done_writing()
-            while await call.read() is not grpc.aio.EOF:
-                pass
+        stream = self._streams.open(timeout_s=PROOF_S)
+        with contextlib.suppress(grpc.RpcError, TimeoutError):
+            async with asyncio.timeout(PROOF_S):
+                await stream.write(message.SerializeToString())
+                await stream.done_writing()
+                while await stream.read() is not None:
+                    pass
             return True
         return False
 
 
 class StreamCall:
-    """A bidirectional call, used by one reader and one writer.
+    """A ModelStreamInfer, used by one reader and one writer, both of serialised messages.
 
-    Cancelling a task that waits in ``read`` or ``write`` leaves the call as it is (``grpc.aio``
-    would cancel it immediately): ``end`` ends it, and must always be awaited.
+    ``end`` ends it, and must always be awaited.
     """
 
-    def __init__(self, ends: StreamEnds, call: Any) -> None:
-        self._ends, self._call = ends, call
-        self._loop = asyncio.get_running_loop()
-        self._reading: asyncio.Task[Any] | None = None
-        self._reader: asyncio.Future[None] | None = None  # waits in ``read``
-        self._patience = LazyTimer(self._loop, self._give_up)
-        self._writing: asyncio.Task[Any] | None = None
+    def __init__(self, ends: StreamEnds, stream: GrpcStream) -> None:
+        self._ends, self._stream = ends, stream
         self._ending: asyncio.Task[None] | None = None
-        self._has_half_closed = False
         # Asks the model itself to give up the request, which ends the stream without a cancel.
         self.cancel_message: service_pb2.ModelInferRequest | None = None
-
-    async def write(self, message: Any) -> None:
-        """Raises grpc.RpcError or InvalidStateError if the call has ended."""
-        self._writing = asyncio.ensure_future(self._call.write(message))
-        await asyncio.shield(self._writing)
-        self._writing = None
-
-    async def done_writing(self) -> None:
-        self._has_half_closed = True
-        self._writing = asyncio.ensure_future(self._call.done_writing())
-        await asyncio.shield(self._writing)
-        self._writing = None
-
-    async def read(self, until: float | None = None) -> Any:
-        """The next message, or grpc.aio.EOF. Raises AioRpcError, and TimeoutError if there is none
-        by ``until`` (on the loop's clock)."""
-        reading = self._reading
-        if reading is None:
-            reading = self._reading = self._loop.create_task(self._call.read())
-        if not reading.done():
-            # Not asyncio.shield and asyncio.timeout: they were a tenth of what a piece costs.
-            self._reader = self._loop.create_future()
-            reading.add_done_callback(self._wake)
-            if until is not None:
-                self._patience.set(until)
-            try:
-                await self._reader
-            finally:
-                self._reader = None
-                self._patience.clear()
-                reading.remove_done_callback(self._wake)
-        self._reading = None
-        return reading.result()
-
-    def _wake(self, _: "asyncio.Task[Any]") -> None:
-        if self._reader and not self._reader.done():
-            self._reader.set_result(None)
-
-    def _give_up(self) -> None:
-        if self._reader and not self._reader.done():
-            self._reader.set_exception(TimeoutError())
+        # Raise AioRpcError once the call has ended; ``read`` as GrpcStream's does.
+        self.write = stream.write
+        self.done_writing = stream.done_writing
+        self.read = stream.read
 
     async def end(self) -> None:
         """Returns when Triton has finished or was told to stop. Raises only if it is cancelled
         itself, in which case the end continues in the background."""
-        self._patience.close()
         if self._ending is None:
             self._ending = self._ends.begin(self._end_or_cancel())
         await asyncio.shield(self._ending)
@@ -161,44 +116,30 @@ class StreamCall:
     async def _end_or_cancel(self) -> None:
         try:
             await self._end()
-        except BaseException as error:
-            self._call.cancel()  # no effect if the call is already over
-            if not isinstance(error, _FAILED):
-                raise
+        except grpc.RpcError:
+            pass
         finally:
-            for task in (self._reading, self._writing):
-                if task:
-                    task.add_done_callback(_retrieve_error)
+            self._stream.cancel()  # no effect if it is over
 
     async def _end(self) -> None:
-        if self._call.done():
+        stream = self._stream
+        if stream.is_over():
             return
-        if self._writing:
-            await asyncio.wait([self._writing], timeout=PROOF_S)
-        if not self._has_half_closed:
-            await self._call.done_writing()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PROOF_S):
+                await stream.done_writing()
         asked = self.cancel_message is not None and await self._ends.ask(self.cancel_message)
         loop = asyncio.get_running_loop()
         last = loop.time()
         deadline, gaps = last + BOUND_S, deque[float](maxlen=GAPS)
         while True:
-            if self._reading is None:
-                self._reading = asyncio.ensure_future(self._call.read())
-            await asyncio.wait(
-                [self._reading], timeout=PROOF_S if asked else self._ends.pause_s(gaps)
-            )
+            with contextlib.suppress(TimeoutError):
+                await stream.wait(loop.time() + (PROOF_S if asked else self._ends.pause_s(gaps)))
             is_busy = loop.time() > deadline
-            if self._reading.done() and not is_busy:
-                if self._reading.result() is grpc.aio.EOF:
+            if stream.is_readable() and not is_busy:
+                if await stream.read() is None:
                     return
-                self._reading = None
                 gaps.append(loop.time() - last)
                 last = loop.time()
-            elif await self._ends.cancel(self._call, self._reading, is_busy):
+            elif await self._ends.cancel(stream, is_busy):
                 return
-
-
-def _retrieve_error(task: "asyncio.Task[Any]") -> None:
-    """Retrieve the error of a call that was ended, so that asyncio does not complain about it."""
-    if not task.cancelled():
-        task.exception()

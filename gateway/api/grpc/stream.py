@@ -55,9 +55,8 @@ from gateway.models.metering import Meter
 from gateway.render import CLIENT_LEFT, Api, status_of
 from gateway.upstream.admission import Turn
 from gateway.upstream.affinity import TextWork
-from gateway.upstream.server import Upstream, end_stream
+from gateway.upstream.server import Upstream
 from gateway.upstream.stream_call import EMPTY_FINAL, FINAL, StreamCall
-from gateway.upstream.trace_context import upstream_metadata
 from gateway.upstream.triton_errors import translate
 
 log = logging.getLogger("gateway")
@@ -66,7 +65,6 @@ log = logging.getLogger("gateway")
 STRICT = b"triton_grpc_error"
 WINDOW = 32
 VERSION_BYTES = 1024  # of a response: they have the model's name and version
-METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 _SLOW_S = 1.0  # a client that reads nothing for so long is more than slow
 _LAST_S = 1.0  # for Triton to end a stream on which it has answered everything
 
@@ -285,7 +283,7 @@ class InferStream:
         self._set_timer(message)
         admission.started()
         # The task that reads the responses learns of an error here from the call.
-        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+        with contextlib.suppress(grpc.RpcError):
             await call.write(parts.message())
 
     def _permit(
@@ -307,9 +305,7 @@ class InferStream:
             await self._leave_upstream()
         if self._call is None:
             self._upstream, self._is_decoupled = upstream, decoupled
-            open_stream = upstream.channel.stream_stream(METHOD)
-            opened = open_stream(metadata=upstream_metadata.get())
-            self._call = StreamCall(upstream.stream_ends, opened)
+            self._call = upstream.open_stream()
             self._reader = asyncio.create_task(self._read(self._call))
         return self._call
 
@@ -317,13 +313,13 @@ class InferStream:
         """Read Triton's responses to their end; messages in flight then fail."""
         fault: GatewayError = UpstreamError("the server ended the stream: try again")
         try:
-            while (response := await call.read()) is not grpc.aio.EOF:
+            while (response := await call.read()) is not None:
                 if not self._is_closing:
                     await self._pass_on(response)
         except grpc.aio.AioRpcError as error:
             fault = translate(error.code(), error.details() or "")
-        except (asyncio.CancelledError, grpc.RpcError, asyncio.InvalidStateError):
-            pass  # cancelled by us
+        except asyncio.CancelledError:
+            pass  # by us
         if self._call is call:
             self._call = None
             if self._in_flight:
@@ -530,11 +526,11 @@ class InferStream:
         self._call = self._reader = None
         if call is None or reader is None:
             return
-        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+        with contextlib.suppress(grpc.RpcError):
             await call.done_writing()
         await asyncio.wait({reader}, timeout=_LAST_S)
         reader.cancel()
-        await end_stream(call)
+        await call.end()
 
     async def _close(self) -> None:
         """Give up the messages in flight, after ending the stream to Triton."""
@@ -545,7 +541,7 @@ class InferStream:
                 call, self._call = self._call, None
                 if self._reader:
                     self._reader.cancel()
-                await end_stream(call)
+                await call.end()
             else:
                 await self._leave_upstream()
         finally:

@@ -1,0 +1,436 @@
+"""ModelStreamInfer calls to one Triton, as gRPC over HTTP/2 by the ``h2`` library.
+
+A message of a stream takes a sixth of the processor time that it takes with ``grpc.aio``, which
+hands each one over from a thread of its own (docs/performance.md, "The streams of a language
+model"). A unary call would gain nothing: there the headers are the most of it, which ``h2`` reads
+in Python.
+
+Errors are ``grpc.aio.AioRpcError``, as they are with ``grpc.aio``.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import grpc
+import h2.connection
+import h2.events
+import h2.exceptions
+import h2.settings
+from h2.config import H2Configuration
+from h2.errors import ErrorCodes
+from hyperframe.frame import Frame, GoAwayFrame
+
+from gateway.lazy_timer import LazyTimer
+from gateway.upstream.trace_context import Metadata
+from modelspec.address import joined
+
+METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
+CONNECT_S = 5.0
+# What Triton may send ahead on a stream that is not read.
+STREAM_BYTES = 65_535
+# All streams together: each is held back by its own window, none by another one's.
+CONNECTION_BYTES = 2**30
+CREDIT_BYTES = STREAM_BYTES // 4  # so much is read before Triton is told that it may send more
+# A connection whose other end has vanished without a word: after so many seconds it is lost.
+VANISHED_S = 20
+_PREFIX = 5  # bytes before each message: whether it is compressed, and its length
+_UNAVAILABLE, _UNKNOWN = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN
+_STATUSES = {str(status.value[0]).encode(): status for status in grpc.StatusCode}
+# https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md
+_OF_HTTP = {b"429": _UNAVAILABLE, b"502": _UNAVAILABLE, b"503": _UNAVAILABLE, b"504": _UNAVAILABLE}
+# https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#errors
+_OF_RESET: dict[int, grpc.StatusCode] = {
+    ErrorCodes.REFUSED_STREAM: _UNAVAILABLE,
+    ErrorCodes.CANCEL: grpc.StatusCode.CANCELLED,
+    ErrorCodes.ENHANCE_YOUR_CALM: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+
+
+def _failed(status: grpc.StatusCode, details: str) -> grpc.aio.AioRpcError:
+    nothing = grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(status, nothing, nothing, details)
+
+
+class GrpcStreams:
+    """Opens streams to the server at ``host`` and ``port``, over as few connections as it allows;
+    the first is made when a stream needs it."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host, self._port = host, port
+        self._connections: set[_Connection] = set()
+        self._connecting = asyncio.Lock()
+
+    def open(
+        self, metadata: Metadata | None = None, timeout_s: float | None = None
+    ) -> "GrpcStream":
+        """A stream that begins with its first ``write``; Triton cancels it after ``timeout_s``."""
+        headers = [
+            (b":method", b"POST"),
+            (b":scheme", b"http"),
+            (b":path", METHOD.encode()),
+            (b":authority", joined(self._host, self._port).encode()),
+            (b"te", b"trailers"),
+            (b"content-type", b"application/grpc"),
+        ]
+        if timeout_s is not None:
+            headers.append((b"grpc-timeout", b"%dS" % max(1, timeout_s)))
+        headers += [(name.encode(), value.encode()) for name, value in metadata or ()]
+        return GrpcStream(self._connected, headers)
+
+    async def _connected(self) -> "_Connection":
+        """A connection that takes another stream. Raises AioRpcError if there is none."""
+        async with self._connecting:
+            for connection in self._connections:
+                if connection.has_room():
+                    return connection
+            try:
+                async with asyncio.timeout(CONNECT_S):
+                    _, connection = await asyncio.get_running_loop().create_connection(
+                        lambda: _Connection(self._connections.discard), self._host, self._port
+                    )
+            except OSError as error:  # TimeoutError among them
+                # gRPC's own words, by which callers know that nothing was sent.
+                text = f"failed to connect to all addresses: {error or 'no answer in time'}"
+                raise _failed(_UNAVAILABLE, text) from error
+            self._connections.add(connection)
+            return connection
+
+    def close(self) -> None:
+        """Streams under way fail as UNAVAILABLE."""
+        for connection in tuple(self._connections):
+            connection.fail("the connection was closed")
+
+
+class GrpcStream:
+    """One ModelStreamInfer, of serialised messages in both directions, for one reader and one
+    writer. A task that is cancelled while it waits here leaves the stream as it is."""
+
+    def __init__(
+        self,
+        connected: "Callable[[], Awaitable[_Connection]]",
+        headers: Sequence[tuple[bytes, bytes]],
+    ) -> None:
+        self._connected, self._headers = connected, headers
+        self._connection: _Connection | None = None
+        self.number = 0  # HTTP/2's, once it has begun
+        self._loop = asyncio.get_running_loop()
+        # What is to be sent. A large message is cut at what the server allows at a time.
+        self.outgoing: deque[memoryview] = deque()
+        self.ends_outgoing = self.has_ended_outgoing = False
+        self._sent: asyncio.Future[None] | None = None
+        # What has arrived: whole messages, and the beginning of the next one.
+        self._messages: deque[bytes] = deque()
+        self._partial = bytearray()
+        self._credited = 0  # bytes of that beginning which the server may already send again
+        self._credit = 0  # bytes that were read since it was last told
+        self._reader: asyncio.Future[None] | None = None
+        self._patience = LazyTimer(self._loop, self._lose_patience)
+        self._is_over = False
+        self._error: grpc.aio.AioRpcError | None = None
+
+    def is_over(self) -> bool:
+        """Whether nothing more will arrive."""
+        return self._is_over
+
+    def is_readable(self) -> bool:
+        """Whether ``read`` returns or raises at once."""
+        return bool(self._messages) or self._is_over
+
+    async def write(self, message: bytes) -> None:
+        """Return when the message is on its way. Raises AioRpcError if the stream has ended."""
+        connection = self._connection or await self._connected()
+        if self._is_over:
+            raise self._error or _failed(grpc.StatusCode.CANCELLED, "the stream has ended")
+        if self._connection is None:
+            self._connection = connection
+            connection.begin(self, self._headers)
+        self.outgoing.append(memoryview(b"\0" + len(message).to_bytes(4, "big") + message))
+        await self._send(connection)
+
+    async def done_writing(self) -> None:
+        """No message follows."""
+        if self._connection and not self.ends_outgoing and not self._is_over:
+            self.ends_outgoing = True
+            await self._send(self._connection)
+
+    async def _send(self, connection: "_Connection") -> None:
+        connection.send(self)
+        while self.outgoing and not self._is_over:
+            self._sent = self._loop.create_future()
+            await self._sent
+
+    def sent(self) -> None:
+        """Everything outgoing is on its way, or never will be."""
+        if self._sent and not self._sent.done():
+            self._sent.set_result(None)
+
+    async def read(self, until: float | None = None) -> bytes | None:
+        """The next message; None after the last one. Raises AioRpcError, and TimeoutError if there
+        is none by ``until`` (on the loop's clock)."""
+        if not self.is_readable():
+            await self.wait(until)
+        if self._messages:
+            message = self._messages.popleft()
+            self._credit += _PREFIX + len(message)
+            self._give_credit()
+            return message
+        if self._error:
+            raise self._error
+        return None
+
+    async def wait(self, until: float | None = None) -> None:
+        """Return when it is readable. Raises TimeoutError if it is not by ``until``."""
+        while not self.is_readable():
+            # Not asyncio.timeout: that was a tenth of what a piece costs.
+            self._reader = self._loop.create_future()
+            if until is not None:
+                self._patience.set(until)
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+                self._patience.clear()
+
+    def cancel(self) -> None:
+        """Tell the server to stop, unless the stream is over."""
+        if self._connection and not self._is_over:
+            self._connection.reset(self)
+        self.finish(_failed(grpc.StatusCode.CANCELLED, "it was cancelled by the gateway"))
+
+    def _lose_patience(self) -> None:
+        if self._reader and not self._reader.done():
+            self._reader.set_exception(TimeoutError())
+
+    def _wake(self) -> None:
+        if self._reader and not self._reader.done():
+            self._reader.set_result(None)
+
+    def feed(self, data: bytes) -> None:
+        """Called by the connection. Raises ValueError for what gRPC does not allow."""
+        partial = self._partial
+        partial += data
+        begin, end = 0, len(partial)
+        while end - begin >= _PREFIX:
+            length = int.from_bytes(partial[begin + 1 : begin + _PREFIX], "big")
+            if partial[begin]:
+                raise ValueError("a compressed message, which was not asked for")
+            if end - begin < _PREFIX + length:
+                break
+            self._messages.append(bytes(partial[begin + _PREFIX : begin + _PREFIX + length]))
+            begin += _PREFIX + length
+        if begin:
+            del partial[:begin]
+            self._credit -= self._credited  # those bytes count again when the message is read
+            self._credited = 0
+        if self._messages:
+            self._wake()
+        else:
+            self._give_credit()
+
+    def _give_credit(self) -> None:
+        """Let the server send as much again as was read."""
+        if not self._messages:  # the reader waits for the rest, which may be more than the window
+            self._credit += len(self._partial) - self._credited
+            self._credited = len(self._partial)
+        if self._credit >= CREDIT_BYTES and self._connection and not self._is_over:
+            self._connection.allow(self, self._credit)
+            self._credit = 0
+
+    def finish(self, error: grpc.aio.AioRpcError | None = None) -> None:
+        """Called once nothing more will arrive; what has arrived can still be read."""
+        if self._is_over:
+            return
+        self._is_over, self._error = True, error
+        self.outgoing.clear()
+        self._patience.close()
+        self.sent()
+        self._wake()
+
+
+class _Client(h2.connection.H2Connection):
+    """h2 ends a connection at a GOAWAY; gRPC's servers send one to say that they take no more
+    streams, and finish those under way (python-hyper/h2 #1181)."""
+
+    def __init__(self) -> None:
+        super().__init__(H2Configuration(client_side=True, header_encoding=None))
+        self.last_stream: int | None = None  # that the server finishes, once it takes no more
+        self._frame_dispatch_table[GoAwayFrame] = self._note_goaway
+
+    def _note_goaway(self, frame: GoAwayFrame) -> tuple[list[Frame], list[h2.events.Event]]:
+        self.last_stream = frame.last_stream_id
+        return [], [h2.events.ConnectionTerminated()]
+
+
+class _Connection(asyncio.Protocol):
+    """One connection and its streams; ``forget`` is called when it takes no more."""
+
+    _transport: asyncio.Transport
+
+    def __init__(self, forget: Callable[["_Connection"], object]) -> None:
+        self._forget = forget
+        self._h2 = _Client()
+        self._streams: dict[int, GrpcStream] = {}
+        self._blocked: set[GrpcStream] = set()  # have more to send than was allowed
+        self._is_paused = self._is_lost = False
+        self._received = 0  # bytes of messages since the server was last allowed more
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        peer = transport.get_extra_info("socket")
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, VANISHED_S // 2)
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, VANISHED_S // 4)
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED_S * 1000)
+        self._h2.local_settings = h2.settings.Settings(
+            client=True,
+            initial_values={
+                h2.settings.SettingCodes.ENABLE_PUSH: 0,
+                h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: STREAM_BYTES,
+                h2.settings.SettingCodes.MAX_HEADER_LIST_SIZE: 65_536,
+            },
+        )
+        self._h2.initiate_connection()
+        self._h2.increment_flow_control_window(CONNECTION_BYTES)
+        self._flush()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.fail(f"the connection was lost: {error}" if error else "the server closed it")
+
+    def pause_writing(self) -> None:
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+        self._unblock()
+
+    def has_room(self) -> bool:
+        """Whether it takes another stream."""
+        most = self._h2.remote_settings.max_concurrent_streams
+        return not self._is_lost and self._h2.last_stream is None and len(self._streams) < most
+
+    def begin(self, stream: GrpcStream, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        stream.number = self._h2.get_next_available_stream_id()
+        self._streams[stream.number] = stream
+        self._h2.send_headers(stream.number, headers)
+
+    def send(self, stream: GrpcStream) -> None:
+        """What the stream has to send, as far as the server allows now."""
+        number, outgoing = stream.number, stream.outgoing
+        while outgoing and not self._is_paused:
+            room = min(self._h2.local_flow_control_window(number), self._h2.max_outbound_frame_size)
+            if room <= 0:
+                break
+            part = outgoing[0][:room]
+            if len(part) == len(outgoing[0]):
+                outgoing.popleft()
+            else:
+                outgoing[0] = outgoing[0][room:]
+            self._h2.send_data(number, part)
+            if len(part) == room:
+                self._flush()  # so that the transport can say when it has enough
+        if outgoing:
+            self._blocked.add(stream)
+        else:
+            self._blocked.discard(stream)
+            if stream.ends_outgoing and not stream.has_ended_outgoing:
+                stream.has_ended_outgoing = True
+                self._h2.end_stream(number)
+            stream.sent()
+        self._flush()
+
+    def allow(self, stream: GrpcStream, size: int) -> None:
+        """The server may send so many bytes more on the stream."""
+        self._h2.increment_flow_control_window(size, stream.number)
+        self._flush()
+
+    def reset(self, stream: GrpcStream) -> None:
+        del self._streams[stream.number]
+        self._blocked.discard(stream)
+        self._h2.reset_stream(stream.number, ErrorCodes.CANCEL)
+        self._flush()
+        self._close_if_unused()
+
+    def fail(self, reason: str) -> None:
+        """End the connection; its streams fail as UNAVAILABLE."""
+        self._is_lost = True
+        self._forget(self)
+        self._transport.abort()
+        streams, self._streams = self._streams, {}
+        self._blocked.clear()
+        for stream in streams.values():
+            stream.finish(_failed(_UNAVAILABLE, reason))
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for event in self._h2.receive_data(data):
+                self._handle(event)
+        except (h2.exceptions.ProtocolError, ValueError) as error:
+            self.fail(f"what the server sent is not gRPC: {error}")
+            return
+        self._flush()
+
+    def _handle(self, event: h2.events.Event) -> None:
+        if isinstance(event, h2.events.DataReceived):
+            self._received += event.flow_controlled_length
+            if self._received > CONNECTION_BYTES // 2:
+                self._h2.increment_flow_control_window(self._received)
+                self._received = 0
+            if stream := self._streams.get(event.stream_id):
+                stream.feed(event.data)
+        elif isinstance(event, h2.events.ResponseReceived | h2.events.TrailersReceived):
+            self._read_headers(event.stream_id, dict(event.headers))
+        elif isinstance(event, h2.events.StreamEnded):
+            self._finish(event.stream_id, _failed(_UNKNOWN, "the stream ended without a status"))
+        elif isinstance(event, h2.events.StreamReset):
+            status = _OF_RESET.get(event.error_code or 0, grpc.StatusCode.INTERNAL)
+            self._finish(event.stream_id, _failed(status, "the server gave up the stream"))
+        elif isinstance(event, h2.events.WindowUpdated | h2.events.RemoteSettingsChanged):
+            self._unblock()
+        elif isinstance(event, h2.events.ConnectionTerminated):
+            self._forget(self)
+            for number in [one for one in self._streams if one > (self._h2.last_stream or 0)]:
+                self._finish(number, _failed(_UNAVAILABLE, "the server takes no more streams"))
+            self._close_if_unused()
+
+    def _read_headers(self, number: int, headers: dict[bytes, bytes]) -> None:
+        http = headers.get(b":status", b"200")
+        if http != b"200":
+            status = _OF_HTTP.get(http, _UNKNOWN)
+            self._finish(number, _failed(status, f"HTTP status {http.decode('latin-1')}"))
+        elif (code := headers.get(b"grpc-status")) is not None:
+            if code == b"0":
+                self._finish(number, None)
+                return
+            details = unquote_to_bytes(headers.get(b"grpc-message", b"")).decode("utf-8", "replace")
+            self._finish(number, _failed(_STATUSES.get(code, _UNKNOWN), details))
+
+    def _finish(self, number: int, error: grpc.aio.AioRpcError | None) -> None:
+        stream = self._streams.pop(number, None)
+        if stream is None:
+            return
+        self._blocked.discard(stream)
+        if not stream.has_ended_outgoing:
+            with contextlib.suppress(h2.exceptions.ProtocolError):  # the server has reset it
+                self._h2.reset_stream(number, ErrorCodes.NO_ERROR)
+        stream.finish(error)
+        self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        """A connection that takes no more streams ends with its last one."""
+        if self._h2.last_stream is not None and not self._streams:
+            self._is_lost = True
+            self._transport.close()
+
+    def _unblock(self) -> None:
+        for stream in tuple(self._blocked):
+            self.send(stream)
+
+    def _flush(self) -> None:
+        data = self._h2.data_to_send()
+        if data and not self._is_lost:
+            self._transport.write(data)
