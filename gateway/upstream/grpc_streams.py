@@ -142,8 +142,13 @@ class GrpcStream:
         return bool(self._messages) or self._is_over
 
     async def write(self, message: bytes) -> None:
-        """Return when the message is on its way. Raises AioRpcError if the stream has ended."""
-        connection = self._connection or await self._connected()
+        """Return when the message is on its way. Raises AioRpcError if the stream has ended, as it
+        does if there is no connection."""
+        try:
+            connection = self._connection or await self._connected()
+        except grpc.aio.AioRpcError as error:
+            self.finish(error)
+            raise
         if self._is_over:
             raise self._error or _failed(grpc.StatusCode.CANCELLED, "the stream has ended")
         if self._connection is None:
