@@ -143,9 +143,11 @@ async def test_the_server_sends_no_more_ahead_than_a_window_and_others_go_on():
         await _until(lambda: echo.sent > 10)
         await quick.write(b"a")
         assert await quick.read() == b"a"
-        held_back, _ = echo.sent, await asyncio.sleep(0.3)
-        # Its own window, and what its sockets and gRPC hold.
-        assert echo.sent == held_back < 1000
+        before = 0
+        while before != echo.sent:
+            before = echo.sent
+            await asyncio.sleep(0.3)
+        assert echo.sent < 200  # its own window, and what gRPC holds
         for number in range(5000):
             assert (await slow.read()).startswith(b"%d" % number)
         for stream in (slow, quick):
