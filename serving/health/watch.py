@@ -181,10 +181,6 @@ class Watcher:
         self._record("triton_died", "", reason)
         self._start_again()
 
-    def _is_asked_to_restart(self) -> bool:
-        server = self._server
-        return take(server.options.work_dir, server.control.address, server.pid)
-
     def _start_again(self) -> None:
         """Stop what is left of the server, start it, and load its models."""
         self._server.restart()
