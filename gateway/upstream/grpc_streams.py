@@ -27,10 +27,11 @@ from hyperframe.frame import Frame, GoAwayFrame
 
 from gateway.lazy_timer import LazyTimer
 from gateway.upstream.trace_context import Metadata
+from gateway.upstream.triton_errors import NOT_CONNECTED
 from modelspec.address import joined
 
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
-CONNECT_S = 5.0
+CONNECT_S = 2.0  # until the server has said something; machines are busy
 # What Triton may send ahead on a stream that is not read.
 STREAM_BYTES = 65_535
 # All streams together: each is held back by its own window, none by another one's.
@@ -45,7 +46,6 @@ _STATUSES = {str(status.value[0]).encode(): status for status in grpc.StatusCode
 _OF_HTTP = {b"429": _UNAVAILABLE, b"502": _UNAVAILABLE, b"503": _UNAVAILABLE, b"504": _UNAVAILABLE}
 # https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#errors
 _OF_RESET: dict[int, grpc.StatusCode] = {
-    ErrorCodes.REFUSED_STREAM: _UNAVAILABLE,
     ErrorCodes.CANCEL: grpc.StatusCode.CANCELLED,
     ErrorCodes.ENHANCE_YOUR_CALM: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
@@ -56,14 +56,20 @@ def _failed(status: grpc.StatusCode, details: str) -> grpc.aio.AioRpcError:
     return grpc.aio.AioRpcError(status, nothing, nothing, details)
 
 
+def _not_sent(reason: str) -> grpc.aio.AioRpcError:
+    """The server has seen nothing of the stream: any other one may be asked."""
+    return _failed(_UNAVAILABLE, f"{NOT_CONNECTED}: {reason}")
+
+
 class GrpcStreams:
     """Opens streams to the server at ``host`` and ``port``, over as few connections as it allows;
     the first is made when a stream needs it."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
-        self._connections: set[_Connection] = set()
-        self._connecting = asyncio.Lock()
+        self._connections: set[_Connection] = set()  # those that are not lost
+        self._attempt: asyncio.Task[_Connection] | None = None
+        self._is_closed = False
 
     def open(
         self, metadata: Metadata | None = None, timeout_s: float | None = None
@@ -84,24 +90,40 @@ class GrpcStreams:
 
     async def _connected(self) -> "_Connection":
         """A connection that takes another stream. Raises AioRpcError if there is none."""
-        async with self._connecting:
+        while not self._is_closed:
             for connection in self._connections:
                 if connection.has_room():
                     return connection
-            try:
-                async with asyncio.timeout(CONNECT_S):
-                    _, connection = await asyncio.get_running_loop().create_connection(
-                        lambda: _Connection(self._connections.discard), self._host, self._port
-                    )
-            except OSError as error:  # TimeoutError among them
-                # gRPC's own words, by which callers know that nothing was sent.
-                text = f"failed to connect to all addresses: {error or 'no answer in time'}"
-                raise _failed(_UNAVAILABLE, text) from error
-            self._connections.add(connection)
-            return connection
+            if self._attempt is None:
+                self._attempt = asyncio.create_task(self._connect())
+                self._attempt.add_done_callback(self._attempted)
+            attempt = self._attempt  # for all who wait: it goes on when one of them leaves
+            await asyncio.wait({attempt})
+            if not attempt.cancelled() and not attempt.result().takes_streams():
+                break
+        raise _not_sent("the server takes no streams")
+
+    async def _connect(self) -> "_Connection":
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    lambda: _Connection(self._connections), self._host, self._port
+                )
+                await connection.until_ready()
+        except (OSError, UnicodeError) as error:  # TimeoutError among them
+            raise _not_sent(str(error) or "no answer in time") from error
+        return connection
+
+    def _attempted(self, attempt: "asyncio.Task[_Connection]") -> None:
+        self._attempt = None
+        if not attempt.cancelled():
+            attempt.exception()  # retrieved: who waited for it may have left
 
     def close(self) -> None:
-        """Streams under way fail as UNAVAILABLE."""
+        """Streams under way fail as UNAVAILABLE, and so do new ones."""
+        self._is_closed = True
+        if self._attempt:
+            self._attempt.cancel()
         for connection in tuple(self._connections):
             connection.fail("the connection was closed")
 
@@ -133,6 +155,10 @@ class GrpcStream:
         self._is_over = False
         self._error: grpc.aio.AioRpcError | None = None
 
+    def has_begun(self) -> bool:
+        """Whether the server knows of it."""
+        return self._connection is not None
+
     def is_over(self) -> bool:
         """Whether nothing more will arrive."""
         return self._is_over
@@ -144,18 +170,27 @@ class GrpcStream:
     async def write(self, message: bytes) -> None:
         """Return when the message is on its way. Raises AioRpcError if the stream has ended, as it
         does if there is no connection."""
+        connection = self._connection or await self._begun()
+        if self._is_over:
+            raise self._error or _failed(grpc.StatusCode.CANCELLED, "the stream has ended")
+        self.outgoing.append(memoryview(b"\0" + len(message).to_bytes(4, "big") + message))
+        await self._send(connection)
+
+    async def _begun(self) -> "_Connection":
+        """The connection on which the stream now is, unless it was ended meanwhile."""
         try:
-            connection = self._connection or await self._connected()
+            connection = await self._connected()
+            if not self._is_over:
+                connection.begin(self, self._headers)
+                self._connection = connection
         except grpc.aio.AioRpcError as error:
             self.finish(error)
             raise
-        if self._is_over:
-            raise self._error or _failed(grpc.StatusCode.CANCELLED, "the stream has ended")
-        if self._connection is None:
-            self._connection = connection
-            connection.begin(self, self._headers)
-        self.outgoing.append(memoryview(b"\0" + len(message).to_bytes(4, "big") + message))
-        await self._send(connection)
+        except h2.exceptions.ProtocolError as error:
+            failure = _not_sent(str(error))
+            self.finish(failure)
+            raise failure from error
+        return connection
 
     async def done_writing(self) -> None:
         """No message follows."""
@@ -215,8 +250,10 @@ class GrpcStream:
         if self._reader and not self._reader.done():
             self._reader.set_result(None)
 
-    def feed(self, data: bytes) -> None:
-        """Called by the connection. Raises ValueError for what gRPC does not allow."""
+    def feed(self, data: bytes, size: int) -> None:
+        """Called by the connection: ``size`` bytes came, padding among them. Raises ValueError for
+        what gRPC does not allow."""
+        self._credit += size - len(data)
         partial = self._partial
         partial += data
         begin, end = 0, len(partial)
@@ -250,6 +287,8 @@ class GrpcStream:
         """Called once nothing more will arrive; what has arrived can still be read."""
         if self._is_over:
             return
+        if error is None and self._partial:
+            error = _failed(grpc.StatusCode.INTERNAL, "the server ended the stream amid a message")
         self._is_over, self._error = True, error
         self.outgoing.clear()
         self._patience.close()
@@ -263,21 +302,34 @@ class _Client(h2.connection.H2Connection):
 
     def __init__(self) -> None:
         super().__init__(H2Configuration(client_side=True, header_encoding=None))
-        self.last_stream: int | None = None  # that the server finishes, once it takes no more
+        self.goaway: GoAwayFrame | None = None
         self._frame_dispatch_table[GoAwayFrame] = self._note_goaway
 
     def _note_goaway(self, frame: GoAwayFrame) -> tuple[list[Frame], list[h2.events.Event]]:
-        self.last_stream = frame.last_stream_id
+        self.goaway = frame
         return [], [h2.events.ConnectionTerminated()]
+
+    def takes_streams(self) -> bool:
+        """Whether the server takes another stream at all, now or once one has ended."""
+        has_numbers = self.highest_outbound_stream_id < self.HIGHEST_ALLOWED_STREAM_ID - 2
+        return (
+            self.goaway is None and has_numbers and self.remote_settings.max_concurrent_streams > 0
+        )
 
 
 class _Connection(asyncio.Protocol):
-    """One connection and its streams; ``forget`` is called when it takes no more."""
+    """One connection and its streams. It adds itself to ``connections`` when it can be used, and
+    leaves them when it is lost.
+
+    h2 handles everything that was read at once before we see the first event of it: a stream that
+    an event is about may be closed already, by what the next events will say.
+    """
 
     _transport: asyncio.Transport
 
-    def __init__(self, forget: Callable[["_Connection"], object]) -> None:
-        self._forget = forget
+    def __init__(self, connections: "set[_Connection]") -> None:
+        self._connections = connections
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._h2 = _Client()
         self._streams: dict[int, GrpcStream] = {}
         self._blocked: set[GrpcStream] = set()  # have more to send than was allowed
@@ -303,8 +355,20 @@ class _Connection(asyncio.Protocol):
         self._h2.increment_flow_control_window(CONNECTION_BYTES)
         self._flush()
 
+    async def until_ready(self) -> None:
+        """Return once the server has sent its settings: a stopped one takes connections too.
+        Raises AioRpcError if it is lost before; one that is not waited for is given up."""
+        try:
+            await self._ready
+        except BaseException:
+            self.fail("it was given up")
+            raise
+
     def connection_lost(self, error: Exception | None) -> None:
         self.fail(f"the connection was lost: {error}" if error else "the server closed it")
+
+    def eof_received(self) -> None:
+        self.fail("the server closed it")
 
     def pause_writing(self) -> None:
         self._is_paused = True
@@ -313,23 +377,40 @@ class _Connection(asyncio.Protocol):
         self._is_paused = False
         self._unblock()
 
+    def takes_streams(self) -> bool:
+        """Whether it takes another stream, now or once one has ended."""
+        return not self._is_lost and self._h2.takes_streams()
+
     def has_room(self) -> bool:
-        """Whether it takes another stream."""
+        """Whether it takes another stream now."""
         most = self._h2.remote_settings.max_concurrent_streams
-        return not self._is_lost and self._h2.last_stream is None and len(self._streams) < most
+        return self.takes_streams() and len(self._streams) < most
 
     def begin(self, stream: GrpcStream, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Raises ProtocolError if the server allows no other one."""
         stream.number = self._h2.get_next_available_stream_id()
-        self._streams[stream.number] = stream
         self._h2.send_headers(stream.number, headers)
+        self._streams[stream.number] = stream
 
     def send(self, stream: GrpcStream) -> None:
         """What the stream has to send, as far as the server allows now."""
+        try:
+            is_sent = self._send(stream)
+        except h2.exceptions.NoSuchStreamError:
+            is_sent = False  # it is closed, and will learn why
+        if is_sent:
+            self._blocked.discard(stream)
+            stream.sent()
+        elif stream.number in self._streams:
+            self._blocked.add(stream)
+        self._flush()
+
+    def _send(self, stream: GrpcStream) -> bool:
         number, outgoing = stream.number, stream.outgoing
-        while outgoing and not self._is_paused:
+        while outgoing:
             room = min(self._h2.local_flow_control_window(number), self._h2.max_outbound_frame_size)
-            if room <= 0:
-                break
+            if room <= 0 or self._is_paused:
+                return False
             part = outgoing[0][:room]
             if len(part) == len(outgoing[0]):
                 outgoing.popleft()
@@ -338,33 +419,33 @@ class _Connection(asyncio.Protocol):
             self._h2.send_data(number, part)
             if len(part) == room:
                 self._flush()  # so that the transport can say when it has enough
-        if outgoing:
-            self._blocked.add(stream)
-        else:
-            self._blocked.discard(stream)
-            if stream.ends_outgoing and not stream.has_ended_outgoing:
-                stream.has_ended_outgoing = True
-                self._h2.end_stream(number)
-            stream.sent()
-        self._flush()
+        if stream.ends_outgoing and not stream.has_ended_outgoing:
+            stream.has_ended_outgoing = True
+            self._h2.end_stream(number)
+        return True
 
     def allow(self, stream: GrpcStream, size: int) -> None:
         """The server may send so many bytes more on the stream."""
-        self._h2.increment_flow_control_window(size, stream.number)
+        with contextlib.suppress(h2.exceptions.NoSuchStreamError, KeyError):  # it is closed
+            self._h2.increment_flow_control_window(size, stream.number)
         self._flush()
 
     def reset(self, stream: GrpcStream) -> None:
-        del self._streams[stream.number]
-        self._blocked.discard(stream)
-        self._h2.reset_stream(stream.number, ErrorCodes.CANCEL)
+        self._forget(stream, ErrorCodes.CANCEL)
         self._flush()
         self._close_if_unused()
 
     def fail(self, reason: str) -> None:
         """End the connection; its streams fail as UNAVAILABLE."""
+        if self._is_lost:
+            return
         self._is_lost = True
-        self._forget(self)
+        self._connections.discard(self)
         self._transport.abort()
+        if self._h2.goaway and (text := self._h2.goaway.additional_data):
+            reason += f" ({text.decode('utf-8', 'replace')})"
+        if not self._ready.done():
+            self._ready.set_exception(_not_sent(reason))
         streams, self._streams = self._streams, {}
         self._blocked.clear()
         for stream in streams.values():
@@ -374,62 +455,80 @@ class _Connection(asyncio.Protocol):
         try:
             for event in self._h2.receive_data(data):
                 self._handle(event)
-        except (h2.exceptions.ProtocolError, ValueError) as error:
+        except h2.exceptions.ProtocolError as error:
             self.fail(f"what the server sent is not gRPC: {error}")
             return
         self._flush()
+        self._close_if_unused()
 
     def _handle(self, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.DataReceived):
-            self._received += event.flow_controlled_length
-            if self._received > CONNECTION_BYTES // 2:
-                self._h2.increment_flow_control_window(self._received)
-                self._received = 0
-            if stream := self._streams.get(event.stream_id):
-                stream.feed(event.data)
+            self._read_data(event)
         elif isinstance(event, h2.events.ResponseReceived | h2.events.TrailersReceived):
-            self._read_headers(event.stream_id, dict(event.headers))
+            if stream := self._streams.get(event.stream_id):
+                self._read_headers(stream, dict(event.headers), has_ended=bool(event.stream_ended))
         elif isinstance(event, h2.events.StreamEnded):
-            self._finish(event.stream_id, _failed(_UNKNOWN, "the stream ended without a status"))
+            if stream := self._streams.get(event.stream_id):
+                self._forget(stream, None if stream.has_ended_outgoing else ErrorCodes.NO_ERROR)
+                stream.finish(_failed(_UNKNOWN, "the stream ended without a status"))
         elif isinstance(event, h2.events.StreamReset):
-            status = _OF_RESET.get(event.error_code or 0, grpc.StatusCode.INTERNAL)
-            self._finish(event.stream_id, _failed(status, "the server gave up the stream"))
-        elif isinstance(event, h2.events.WindowUpdated | h2.events.RemoteSettingsChanged):
+            if stream := self._streams.get(event.stream_id):
+                self._forget(stream)
+                stream.finish(_of_reset(event.error_code))
+        elif isinstance(event, h2.events.RemoteSettingsChanged):
+            if not self._ready.done():
+                self._ready.set_result(None)
+                self._connections.add(self)
             self._unblock()
-        elif isinstance(event, h2.events.ConnectionTerminated):
-            self._forget(self)
-            for number in [one for one in self._streams if one > (self._h2.last_stream or 0)]:
-                self._finish(number, _failed(_UNAVAILABLE, "the server takes no more streams"))
-            self._close_if_unused()
+        elif isinstance(event, h2.events.WindowUpdated):
+            self._unblock()
+        elif isinstance(event, h2.events.ConnectionTerminated) and self._h2.goaway:
+            last = self._h2.goaway.last_stream_id
+            for stream in [one for number, one in self._streams.items() if number > last]:
+                self._forget(stream)
+                stream.finish(_not_sent("the server takes no more streams"))
 
-    def _read_headers(self, number: int, headers: dict[bytes, bytes]) -> None:
-        http = headers.get(b":status", b"200")
-        if http != b"200":
-            status = _OF_HTTP.get(http, _UNKNOWN)
-            self._finish(number, _failed(status, f"HTTP status {http.decode('latin-1')}"))
-        elif (code := headers.get(b"grpc-status")) is not None:
-            if code == b"0":
-                self._finish(number, None)
-                return
-            details = unquote_to_bytes(headers.get(b"grpc-message", b"")).decode("utf-8", "replace")
-            self._finish(number, _failed(_STATUSES.get(code, _UNKNOWN), details))
+    def _read_data(self, event: h2.events.DataReceived) -> None:
+        self._received += event.flow_controlled_length
+        if self._received > CONNECTION_BYTES // 2:
+            self._h2.increment_flow_control_window(self._received)
+            self._received = 0
+        if stream := self._streams.get(event.stream_id):
+            try:
+                stream.feed(event.data, event.flow_controlled_length)
+            except ValueError as error:
+                self._forget(stream, ErrorCodes.CANCEL)
+                stream.finish(_failed(grpc.StatusCode.INTERNAL, str(error)))
 
-    def _finish(self, number: int, error: grpc.aio.AioRpcError | None) -> None:
-        stream = self._streams.pop(number, None)
-        if stream is None:
+    def _read_headers(
+        self, stream: GrpcStream, headers: dict[bytes, bytes], *, has_ended: bool
+    ) -> None:
+        """``has_ended``: the server sends nothing more."""
+        http, code = headers.get(b":status", b"200"), headers.get(b"grpc-status")
+        if http == b"200" and code is None:
             return
-        self._blocked.discard(stream)
-        if not stream.has_ended_outgoing:
-            with contextlib.suppress(h2.exceptions.ProtocolError):  # the server has reset it
-                self._h2.reset_stream(number, ErrorCodes.NO_ERROR)
+        error = None
+        if http != b"200":
+            error = _failed(_OF_HTTP.get(http, _UNKNOWN), f"HTTP status {http.decode('latin-1')}")
+        elif code != b"0":
+            details = unquote_to_bytes(headers.get(b"grpc-message", b""))
+            status = _STATUSES.get(code or b"", _UNKNOWN)
+            error = _failed(status, details.decode("utf-8", "replace"))
+        is_closed = has_ended and stream.has_ended_outgoing
+        self._forget(stream, None if is_closed else ErrorCodes.NO_ERROR)
         stream.finish(error)
-        self._close_if_unused()
+
+    def _forget(self, stream: GrpcStream, told: ErrorCodes | None = None) -> None:
+        """``told``: what the server is told, unless the stream is closed."""
+        self._blocked.discard(stream)
+        if self._streams.pop(stream.number, None) and told is not None:
+            with contextlib.suppress(h2.exceptions.ProtocolError):  # the server has closed it
+                self._h2.reset_stream(stream.number, told)
 
     def _close_if_unused(self) -> None:
         """A connection that takes no more streams ends with its last one."""
-        if self._h2.last_stream is not None and not self._streams:
-            self._is_lost = True
-            self._transport.close()
+        if not self._streams and self._ready.done() and not self.takes_streams():
+            self.fail("the server takes no more streams")
 
     def _unblock(self) -> None:
         for stream in tuple(self._blocked):
@@ -439,3 +538,9 @@ class _Connection(asyncio.Protocol):
         data = self._h2.data_to_send()
         if data and not self._is_lost:
             self._transport.write(data)
+
+
+def _of_reset(code: int | None) -> grpc.aio.AioRpcError:
+    if code == ErrorCodes.REFUSED_STREAM:
+        return _not_sent("the server refused the stream")
+    return _failed(_OF_RESET.get(code or 0, grpc.StatusCode.INTERNAL), "the server gave it up")

@@ -127,18 +127,19 @@ class Upstream:
             request.id = uuid.uuid4().hex
             call.cancel_message = _cancel_message(request, cancel)
         try:
-            await call.write(request.SerializeToString())
-            await call.done_writing()
+            wait_until = min(clock() + (idle_s if first_s is None else first_s), until)
+            async with asyncio.timeout_at(wait_until):
+                await call.write(request.SerializeToString())
+                await call.done_writing()
             final = False
-            wait_s = idle_s if first_s is None else first_s
             while not final:
-                message = _parsed(await call.read(min(clock() + wait_s, until)))
-                wait_s = idle_s
+                message = _parsed(await call.read(wait_until))
                 final = bool(message.infer_response.parameters[FINAL].bool_param)
                 if final:
                     call.cancel_message = None
                 if message.infer_response.outputs:
                     yield message.infer_response
+                wait_until = min(clock() + idle_s, until)
         except (grpc.aio.AioRpcError, TimeoutError) as error:
             raise to_gateway_error(error) from error
         finally:

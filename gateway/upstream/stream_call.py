@@ -87,6 +87,7 @@ class StreamEnds:
                 while await stream.read() is not None:
                     pass
             return True
+        stream.cancel()
         return False
 
 
@@ -123,7 +124,7 @@ class StreamCall:
 
     async def _end(self) -> None:
         stream = self._stream
-        if stream.is_over():
+        if stream.is_over() or not stream.has_begun():
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PROOF_S):

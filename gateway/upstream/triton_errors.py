@@ -35,7 +35,7 @@ _RETRY_AFTER = re.compile(re.escape(NO_CAPACITY) + r" retry after (\d{1,4}) s\b"
 NOT_BEGUN = "must specify the START flag"
 # gRPC's words for a connection that was never made (our HTTP client leaves that to gRPC). The text
 # begins with them: a model's own error may speak of a connection that *it* could not make.
-_NOT_CONNECTED = "failed to connect to all addresses"
+NOT_CONNECTED = "failed to connect to all addresses"
 # Triton's words for a model that it does not have; a model's own NOT_FOUND is about something else.
 _NO_MODEL = re.compile("(?i)(request for )?unknown model")
 log = logging.getLogger("gateway")
@@ -142,7 +142,7 @@ def translate(status: grpc.StatusCode, details: str = "", whose: str = "") -> Ga
         return ReplicaLost("the model is not being served now: try again shortly", retry_after_s=1)
     if status is grpc.StatusCode.UNAVAILABLE:
         lost = ReplicaLost("no server can take this now: try again shortly", retry_after_s=1)
-        lost.was_sent = not details.startswith(_NOT_CONNECTED)
+        lost.was_sent = not details.startswith(NOT_CONNECTED)
         return lost
     if status is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return TooLarge("the tensors are larger than the server accepts: send fewer rows")
