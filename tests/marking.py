@@ -114,6 +114,7 @@ LISTED = {
         "test_layers",
         "test_suite",
         "tidegate/test_canary_verdict",
+        "tidegate/test_making",
         "tidegate/test_top",
         "tidegate/test_vllm_model",
         "training/test_entities",

@@ -45,6 +45,7 @@ from tidegate.app.direct import direct_opener
 from tidegate.app.faults import require_loadable
 from tidegate.app.gateway_watch import GatewayWatch
 from tidegate.app.log_keeper import LogKeeper
+from tidegate.app.making import Job, Making
 from tidegate.app.paths import Paths
 from tidegate.app.pipelines import is_current
 from tidegate.app.progress import PHASE_FILE, noted_phase
@@ -60,14 +61,21 @@ GATEWAY_PAUSE_S = 1.0  # before it is started again
 DEV_KEY_NAME = "dev"
 POLL_S = 0.3
 STOP_WATCHING_S = 5.0  # for a check of a replica to end by itself
-PHASE_S = 1.0  # how often a conversion is asked for its step
 FAILED_S = 5.0  # the pause after a check that could not be made
 
 
 KNOWLEDGE_BASE = "smart_reply"  # which is built, not converted
-# What a start without names makes if it is missing: besides the models that need no training, the
-# text services that are ready in a minute or two.
-DEFAULT_PIPELINES = (*KNOWN, "topic_classification", KNOWLEDGE_BASE)
+SERVICES = (
+    "topic_classification",
+    "sentiment",
+    "entity_recognition",
+    "text_classification",
+    KNOWLEDGE_BASE,
+    "customer_service",
+)
+# What a start without names makes if it is missing: the models that need no training, and the
+# whole customer service.
+DEFAULT_PIPELINES = (*KNOWN, *SERVICES)
 # How what is missing is made: what that is called while it runs, and the command.
 _COMMANDS = {
     **{name: ("converting", ("convert", name)) for name in KNOWN},
@@ -154,7 +162,8 @@ class Stack:
         self._gateway_watch = GatewayWatch(
             self._gateway_pid, options.workers, self._on_gateway_event
         )
-        self._converter: subprocess.Popen[bytes] | None = None
+        self._making = Making(self._start_making, self._look_at_making, self.report)
+        self._making_steps: dict[str, str] = {}  # pipeline -> the step of the start that makes it
         self._claim: Claim | None = None
         self._log_keeper: LogKeeper | None = None
         self._deadline_s = 0.0  # of a request to the gateway
@@ -198,7 +207,7 @@ class Stack:
             require_loadable(
                 repository, ready, automatic() if options.config == AUTO else options.config
             )
-        self._convert(missing)
+        self._make(missing)
         self._make_dev_key()
         config = config_name(repository, options.config, self.report)
         self._servers = [
@@ -368,7 +377,7 @@ class Stack:
         self._gateway_watch.stop()
         for watcher in self._watchers:
             watcher.close()
-        for child in (self._converter, self._gateway):
+        for child in (*self._making.processes, self._gateway):
             if child:
                 end(child, self._drain_s + GATEWAY_STOP_S)
         if self._gateway:
@@ -524,27 +533,39 @@ class Stack:
             return composed_is_current(name, repository)
         return is_current(name, repository) if name in KNOWN else repository.is_published(name)
 
-    def _convert(self, names: Sequence[str]) -> None:
-        """Convert each in its own process: torch's memory is released, and Ctrl-C ends it."""
-        phase_file = self.options.paths.state / "phase"
+    def _make(self, names: Sequence[str]) -> None:
+        """Make each in its own process: torch's memory is released, and Ctrl-C ends it."""
+        jobs = []
         for name in names:
             doing, command = _COMMANDS[name]
-            step = f"{doing} {name}"
-            self._begin_step(step)
-            phase_file.unlink(missing_ok=True)
-            # With --json, stdout holds one document.
-            log = os.fdopen(os.dup(sys.stderr.fileno()), "ab") if self.options.as_json else None
-            self._converter = start(
-                [sys.executable, "-m", "tidegate", *command],
-                environment={**os.environ, PHASE_FILE: str(phase_file)},
-                log=log,
-            )
-            while not _has_ended(self._converter, PHASE_S):
-                if phase := noted_phase(phase_file).removeprefix(f"{name}: "):
-                    self._record_phase(self._counted(f"{step} ({phase})"))
-            phase_file.unlink(missing_ok=True)
-            if self._converter.returncode != 0:
-                raise ServingError(f"{name} was not converted (see above); nothing was started")
+            embeds = ("text_embedding",) if name == KNOWLEDGE_BASE else ()
+            jobs.append(Job(name, f"{doing} {name}", command, {*made_first(name), *embeds}))
+        self._making.run(jobs)
+        for job in jobs:
+            self._phase_file(job).unlink(missing_ok=True)
+
+    def _start_making(self, job: Job, log: IO[bytes] | None) -> "subprocess.Popen[bytes]":
+        self._begin_step(job.doing)
+        self._making_steps[job.name] = self._counted(job.doing)
+        phase_file = self._phase_file(job)
+        phase_file.unlink(missing_ok=True)
+        if log is None and self.options.as_json:  # stdout holds one document
+            log = os.fdopen(os.dup(sys.stderr.fileno()), "ab")
+        environment = {**os.environ, PHASE_FILE: str(phase_file)}
+        command = [sys.executable, "-m", "tidegate", *job.command]
+        return start(command, environment=environment, log=log)
+
+    def _look_at_making(self, jobs: Sequence[Job]) -> None:
+        """Let ``tidegate status`` know what these do now."""
+        phases = []
+        for job in jobs:
+            phase = noted_phase(self._phase_file(job)).removeprefix(f"{job.name}: ")
+            phases.append(self._making_steps[job.name] + (f" ({phase})" if phase else ""))
+        if phases:
+            self._record_phase("; ".join(phases))
+
+    def _phase_file(self, job: Job) -> Path:
+        return self.options.paths.state / f"phase.{job.name}"
 
     def _make_dev_key(self) -> None:
         from gateway.policy.principal import ADMIN
@@ -672,14 +693,6 @@ def ask(url: str, certificate_file: str, key: str = "") -> tuple[bool, str]:
         return False, error.read().decode()
     except (OSError, http.client.HTTPException) as error:
         return False, f"{type(error).__name__}: {error}"
-
-
-def _has_ended(child: "subprocess.Popen[bytes]", timeout_s: float) -> bool:
-    """Wait for the child for at most so long."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        child.wait(timeout_s)
-        return True
-    return False
 
 
 def _check(stack: Stack) -> None:

@@ -143,8 +143,8 @@ def command(as_json: bool, **options: Any) -> None:
     """Convert missing pipelines, start Triton and the gateway, and serve until Ctrl-C.
 
     PIPELINES are the ones to serve; one that `tidegate train` knows is trained first. Default: the
-    known ones, topic_classification, smart_reply and every model in model_repository/. The small
-    model identity_fp32, which checks use, is served with them.
+    known ones, the whole customer service and every model in model_repository/. The small model
+    identity_fp32, which checks use, is served with them.
 
     --json: once everything is served, prints one line on stdout: the `running` object of
     `tidegate status --json`. Everything else goes to stderr.
