@@ -1,7 +1,8 @@
 """What brought other gateways down, on two real Tritons: one replica that errs, everywhere or at
 times, clients that make requests fail, and counters that are left behind.
 
-Each test says in its name whose incident it was; `docs/operating.md` says what ours does instead.
+Each test says whose incident it was, and prints how many requests were sent and failed (``pytest
+-s``); `docs/operating.md` says what ours does instead.
 """
 
 import collections
@@ -95,6 +96,7 @@ class Incidents:
             pause_s,
         ) as calls:
             yield calls.counts
+        report(calls.counts)
 
     def replica(self, index: int) -> dict:
         return self.gateway.replicas()[index]
@@ -104,6 +106,13 @@ class Incidents:
 
     def is_ejected(self, index: int, model="one") -> bool:
         return model in self.replica(index)["ejected"]
+
+
+def report(outcomes: collections.Counter[int]) -> None:
+    """Print how many requests were sent and failed, by what ``Incidents.ask`` returned."""
+    failed = {-outcome: count for outcome, count in outcomes.items() if outcome < 0}
+    details = f": {failed}" if failed else ""
+    sys.stdout.write(f"\n{outcomes.total()} sent, {sum(failed.values())} failed{details}\n")
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +171,7 @@ def test_idle_replicas_are_asked_alike_though_clients_leave(incidents):
                         timeout=0.01,
                     )
             counts[incidents.ask(client)] += 1
+    report(counts)
     assert counts.total() == 1000
     assert all(0.4 < share < 0.6 for share in _shares(counts, incidents)), counts
     wait_until(
@@ -174,12 +184,16 @@ def test_errors_disconnects_and_deadlines_leave_no_counter_behind(incidents):
     url = f"{incidents.gateway.client.base_url}/v2/models/one/infer"
     headers = incidents.gateway.headers()
 
+    outcomes: list[int] = []
+
     def send(x: float, patience_s: float = 20, **parameters: int) -> None:
         tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [x]}
         body = {"inputs": [tensor], "parameters": parameters}
         for _ in range(20):
+            status = 499  # it leaves
             with contextlib.suppress(httpx.TimeoutException):
-                httpx.post(url, json=body, headers=headers, timeout=patience_s)
+                status = httpx.post(url, json=body, headers=headers, timeout=patience_s).status_code
+            outcomes.append(-status)
 
     kinds = [
         lambda: send(-1),
@@ -191,6 +205,7 @@ def test_errors_disconnects_and_deadlines_leave_no_counter_behind(incidents):
         thread.start()
     for thread in threads:
         thread.join()
+    report(collections.Counter(outcomes))
     wait_until(
         lambda: [r["inflight"] for r in incidents.gateway.replicas()] == [0, 0], 30, "none is left"
     )
@@ -331,6 +346,9 @@ def test_a_killed_replica_loses_no_request_that_may_be_sent_again(incidents, kil
             wait_until(lambda: sum(calls.sent for calls in every) > before + 400, 60, "400 more")
     finally:
         incidents.pair.heal()
+    sent = sum(calls.sent for calls in every)
+    right = sum(calls.counts[True] for calls in every)
+    sys.stdout.write(f"\n{sent} sent, {sent - right} failed\n")
     assert [set(calls.counts) for calls in every] == [{True}] * 3, every
 
 
@@ -344,6 +362,7 @@ def test_a_replica_that_accepts_and_never_answers_holds_nobody_up(incidents):
             wait_until(running.is_ready, 30, "it is ready")
             began = time.monotonic()
             statuses = [running.ask(model="one").status_code for _ in range(100)]
+            report(collections.Counter(0 if status == 200 else -status for status in statuses))
             assert statuses == [200] * 100
             assert time.monotonic() - began < 100  # where each that waited would take 4 s
             assert running.replicas()[0]["health"] != "up"

@@ -209,7 +209,11 @@ def test_one_that_comes_back_under_load_gets_its_share_gradually(pair, gateway):
             return shares[-1] > 0.35
 
         wait_until(has_its_share, 60, "its share")
-    sys.stdout.write(f"its share, every two seconds: {[round(share, 2) for share in shares]}\n")
+    failed = sum(count for outcome, count in calls.counts.items() if outcome < 0)
+    sys.stdout.write(
+        f"\n{calls.sent} sent, {failed} failed; its share, every two seconds: "
+        f"{[round(share, 2) for share in shares]}\n"
+    )
     assert len(shares) > 1, "at once"
     assert all(count <= 0 for answer, count in (calls.counts - lost).items() if answer < 0)
 
