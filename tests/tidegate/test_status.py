@@ -2,18 +2,25 @@
 log, of drains and of gateway.toml."""
 
 import json
+import subprocess
+import sys
+import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from serving.errors import ServingError
 from serving.health.events import Event, Events, last_events
+from serving.triton.ports import Ports
+from tests.running import ROOT, wait_until
 from tidegate.app import demo
+from tidegate.app import stack as stack_module
 from tidegate.app.chat import ChatOptions, Conversation
-from tidegate.app.claim import Claim, Running, StillStarting
+from tidegate.app.claim import Claim, Running, StillStarting, running_in
 from tidegate.app.paths import Paths
 from tidegate.app.restart import RestartOptions, restart
 from tidegate.app.routes_file import Share, read_shares
+from tidegate.app.stack import Stack, StackOptions
 from tidegate.app.status import Report, Server, server_state, status
 from tidegate.app.top import Gateway
 from tidegate.app.versions import versions_report
@@ -63,6 +70,41 @@ def test_status_says_what_the_start_does_and_asks_nobody(starting):
     assert f"  now         {PHASE}" in lines
     assert not [line for line in lines if "not answer" in line or "make up" in line]
     assert not [line for line in lines if "events.jsonl" in line]  # there is none yet
+
+
+def test_the_step_of_a_conversion_is_shown_while_it_lasts(home, monkeypatch):
+    """The child is not `tidegate convert`, but says its step as that does, and waits."""
+    go = home.home / "go"
+    child = (
+        "import pathlib, time\n"
+        "from tidegate.app.progress import note_phase\n"
+        "note_phase('text_embedding: proving the graph')\n"
+        f"while not pathlib.Path({str(go)!r}).exists():\n"
+        "    time.sleep(0.02)\n"
+    )
+    monkeypatch.setattr(
+        stack_module,
+        "start",
+        lambda command, environment, log: subprocess.Popen(
+            [sys.executable, "-c", child], env=environment, cwd=ROOT
+        ),
+    )
+    monkeypatch.setattr(stack_module, "PHASE_S", 0.02)
+    ports = {"gateway_port": 1, "grpc_port": 2, "admin_port": 3, "triton": Ports(), "workers": 1}
+    options = StackOptions(home, "127.0.0.1", pipelines=("text_embedding",), **ports)
+    stack = Stack(options, lambda line: None)
+    stack._claim, stack._steps = Claim(home.state, stack._running()), 3
+    converting = threading.Thread(target=stack._convert, args=(["text_embedding"],))
+    try:
+        converting.start()
+        wait_until(lambda: running_in(home.state).phase == PHASE, 60, "its step")
+        assert status(home).state == "starting"
+    finally:
+        go.touch()
+        converting.join(60)
+        stack.stop()
+    assert not converting.is_alive()
+    assert not (home.state / "phase").exists()
 
 
 @pytest.mark.parametrize(
