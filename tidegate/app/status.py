@@ -44,7 +44,7 @@ class Server:
         return {
             "serving": "answers",
             "starting": NOT_STARTED,
-            "drained": "is drained: the gateway sends it no new requests",
+            "drained": "is drained: it gets no new requests while others can take them",
             "restarting": f"is being restarted since {since}, as somebody asked",
             "died": f"died at {since}{detail}, and is being started again",
             "unhealthy": self.detail,
