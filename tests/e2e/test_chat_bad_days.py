@@ -164,7 +164,7 @@ def test_a_flood_of_one_tenant_is_hardly_felt_by_another_on_the_real_engine(clie
             return client.post(CHAT, json=clients.body("x", stream=False)).status_code
 
         with connect(quiet) as client:
-            wait_until(lambda: client.get("/v1/models").status_code == 200, 20, "the keys")
+            wait_until(lambda: client.get("/v1/models").status_code == 200, 30, "the keys")
             idle = [_first_text_s(client, clients) for _ in range(10)]
             with back_to_back(flood, connect, FLOOD) as calls:
                 calls.more(FLOOD, 120)

@@ -100,7 +100,7 @@ async def test_when_the_first_is_cancelled_one_other_takes_over(cache):
 
 async def test_a_wait_for_one_that_gave_up_is_the_queues_and_not_the_models(cache):
     """Else queue and upstream together would be more than the whole."""
-    shared, leader = _context(), asyncio.create_task(_ask(cache, Work(0.2)))
+    shared, leader = _context(), asyncio.create_task(_ask(cache, Work(60)))
     await asyncio.sleep(0.02)
     context, work = _context(), Work(0)
     follower = asyncio.create_task(_ask(cache, work, context))
@@ -108,7 +108,7 @@ async def test_a_wait_for_one_that_gave_up_is_the_queues_and_not_the_models(cach
     leader.cancel()
     await follower
     assert (context.cache, context.upstream_s) == ("miss", 0.0)
-    leader = asyncio.create_task(_ask(cache, Work(0.2), keys=[b"other"]))
+    leader = asyncio.create_task(_ask(cache, Work(1), keys=[b"other"]))
     await asyncio.sleep(0.02)
     await _ask(cache, Work(0), shared, keys=[b"other"])
     await leader
