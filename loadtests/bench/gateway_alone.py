@@ -65,7 +65,7 @@ def gateway_alone(
                 "the instant Triton", instant, {"PYTHONPATH": str(ROOT)}, home / "triton.log"
             ).stop
         )
-        key = _write_keys(home, keys, tenants)
+        key = write_keys(home, keys, tenants)
         environment = {
             "PYTHONPATH": str(ROOT),
             "TIDEGATE_GATEWAY_PORT": str(gateway_port),
@@ -114,7 +114,7 @@ def _start_redis(port: int, home: Path) -> Server:
     return start("Redis", command, {}, home / "redis.log")
 
 
-def _write_keys(home: Path, keys: int, tenants: int) -> str:
+def write_keys(home: Path, keys: int = 1, tenants: int = 1) -> str:
     """``keys.toml``, the pepper, and a ``gateway.toml`` with a limit; returns the last key."""
     tables, key = [], ""
     for number in range(keys):

@@ -1,4 +1,5 @@
-"""A Triton that answers at once: ``python -m loadtests.bench.instant_triton PORT MODELS``.
+"""A Triton that answers at once: ``python -m loadtests.bench.instant_triton PORT MODELS``, or with
+a ``config.pbtxt`` instead of the number of models: its model alone.
 
 What costs the gateway time as its catalogue grows shows only if nothing behind it does. Each model
 ``m0``, ``m1``, ... returns its FP32 input; it speaks what the gateway asks over gRPC, and no more.
@@ -67,4 +68,7 @@ async def serve(port: int, servicer: InstantTriton) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1]), InstantTriton(int(sys.argv[2]))))
+    port, models = int(sys.argv[1]), sys.argv[2]
+    is_file = models.endswith(".pbtxt")
+    triton = InstantModel(Path(models)) if is_file else InstantTriton(int(models))
+    asyncio.run(serve(port, triton))
