@@ -190,14 +190,21 @@ class AccessControl:
 
     async def identify(self, context: RequestContext) -> None:
         """Put the caller into the request's context. Raises Unauthenticated."""
+        head = context.connection.known_head if context.connection else None
+        if head and head.holding and self.keys.still_holds(head.holding):
+            context.principal = head.holding.principal
+            return
         context.refuse_twice()
         scope, authorization = context.scope, context.authorization()
         try:
-            context.principal = await self.callers.identify(scope, authorization)
+            principal = await self.callers.identify(scope, authorization)
         except Unauthenticated:
             if authorization is None or not await self._has_read_new_keys():
                 raise
-            context.principal = await self.callers.identify(scope, authorization)
+            principal = await self.callers.identify(scope, authorization)
+        context.principal = principal
+        if head:
+            head.holding = self.keys.holding(principal)
 
     async def _has_read_new_keys(self) -> bool:
         """Whether the keys have changed since they were last read, and were read now: a key that

@@ -10,7 +10,7 @@ import fcntl
 import re
 import termios
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -35,6 +35,7 @@ from gateway.errors import (
 from gateway.http.connections import OPEN
 from gateway.http.request_context import ClientGone, new_request_id
 from gateway.http.round_robin import BULK_BYTES, ROUND_ROBIN
+from gateway.identity.keys import Holding
 from gateway.lazy_timer import LazyTimer
 from gateway.render import error_reply
 
@@ -46,7 +47,11 @@ DISCARD_LIMIT_BYTES, DISCARD_TIMEOUT_S = 64 * 1024 * 1024, 10.0
 # What arrives while a request is being served waits as bytes: as requests it would take fifty times
 # the memory. At most AHEAD_LIMIT_BYTES of it are read, and at least PARSED_BYTES parsed at a time.
 AHEAD_LIMIT_BYTES, PARSED_BYTES = 64 * 1024, 1024
-_HEAD_END = b"\r\n\r\n"
+_LINE_END, _HEAD_END = b"\r\n", b"\r\n\r\n"
+_LENGTH_HEADER = re.compile(rb"\r\ncontent-length: *(?=[0-9])", re.IGNORECASE)
+_LENGTH, _LENGTH_DIGITS = b"content-length", 12
+KNOWN_BYTES = 4 * 1024  # a longer head is not kept
+_OWN = frozenset({"connection", "headers", "state"})  # what a request's scope does not share
 # A chunked body is parsed this many bytes at a time: each chunk costs calls of Python, however
 # small it is. If there were more than MANY_PIECES chunks in them, the rest waits for its turn.
 CHUNKED_BYTES, MANY_PIECES = 16 * 1024, 256
@@ -64,6 +69,11 @@ class ServedRequest(RequestResponseCycle):
     """uvicorn's request, with shortcuts for what is whole: see ``request_context.Connection``."""
 
     when_gone: Callable[[], object] | None = None
+    known_head: "KnownHead | None" = None
+    disconnected = response_started = response_complete = False
+    more_body = True
+    chunked_encoding: bool | None = None
+    expected_content_length = 0
 
     def __init__(
         self,
@@ -82,14 +92,9 @@ class ServedRequest(RequestResponseCycle):
         self.default_headers = protocol.server_state.default_headers
         self.message_event = asyncio.Event()
         self.on_response = protocol.on_response_complete
-        self.disconnected = False
         self.keep_alive = keep_alive
         self.waiting_for_100_continue = protocol.expect_100_continue
         self.body = bytearray()
-        self.more_body = True
-        self.response_started = self.response_complete = False
-        self.chunked_encoding = None
-        self.expected_content_length = 0
 
     def arrived(self) -> bytes | None:
         if self.more_body or self.waiting_for_100_continue or self.response_complete:
@@ -130,6 +135,51 @@ class ServedRequest(RequestResponseCycle):
                 self.when_gone()
 
 
+@dataclass(slots=True)
+class KnownHead:
+    """The head of a connection's last request. Most clients send the same one again, but for the
+    length of the body: what was parsed and checked then holds for it."""
+
+    before: bytes  # up to the digits of the length
+    after: bytes  # from behind them up to the body
+    scope: Mapping[str, Any]  # but for the headers
+    headers: list[tuple[bytes, bytes]]
+    fields: Mapping[bytes, bytes]
+    holding: Holding | None = None
+
+    @staticmethod
+    def of(data: bytes, request: ServedRequest) -> "KnownHead | None":
+        """That of the request that was parsed from ``data``; None unless ``data`` is one whole
+        request with a length, and another may follow it."""
+        end = data.find(_HEAD_END, 0, KNOWN_BYTES)
+        line = _LENGTH_HEADER.search(data, 0, end) if end > 0 else None
+        if line is None or not request.keep_alive or request.waiting_for_100_continue:
+            return None
+        digits_end = data.index(_LINE_END, line.end())
+        scope: Any = request.scope
+        known = KnownHead(
+            before=data[: line.end()],
+            after=data[digits_end : end + len(_HEAD_END)],
+            scope={name: value for name, value in scope.items() if name not in _OWN},
+            headers=scope["headers"],
+            fields=request.fields,
+        )
+        is_as_parsed = known.split(data) == (request.fields[_LENGTH], bytes(request.body))
+        return known if is_as_parsed else None
+
+    def split(self, data: bytes) -> tuple[bytes, bytes] | None:
+        """The digits of the length and the body, if ``data`` is one whole request with this
+        head."""
+        if not data.startswith(self.before):
+            return None
+        begin = len(self.before)
+        end = data.find(_LINE_END, begin, begin + _LENGTH_DIGITS)
+        if end < 0 or not data.startswith(self.after, end):
+            return None
+        length, body = data[begin:end], data[end + len(self.after) :]
+        return (length, body) if length.isdigit() and int(length) == len(body) else None
+
+
 @dataclass(frozen=True)
 class ConnectionLimits:
     """An application's limits for its connections: its attribute ``connection_limits``."""
@@ -143,6 +193,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _in_head = _in_message = _is_refused = _is_upgrading = was_used = False
     flow: "_ResponseFlow"
+    cycle: ServedRequest
     _has_cycle = False  # whether the message being parsed has its own cycle
     _current: ServedRequest | None = None  # the one started last; others may be waiting
     _timer: asyncio.TimerHandle | None = None
@@ -152,6 +203,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _body_remaining = 0  # as far as content-length says
     _host: bytes | None = None  # the last valid one
     _final_response = b""  # a refusal that waits for the responses before it
+    _known_head: KnownHead | None = None
 
     def connection_made(self, transport: Any) -> None:
         transport = self._client_transport = _ClientTransport(transport, self.loop)
@@ -222,10 +274,39 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self._ahead or self._is_request_complete():
             self._buffer(data)
-        elif len(data) <= PARSED_BYTES:
+        elif self._in_message:
+            self._read(data)
+        elif not self._begin_known(data):
+            previous = self.cycle
+            self._read(data)
+            if self.cycle is not previous and self._is_request_complete() and not self._ahead:
+                self._known_head = self.cycle.known_head = KnownHead.of(data, self.cycle)
+
+    def _read(self, data: bytes) -> None:
+        if len(data) <= PARSED_BYTES:
             self._parse(data)
         else:
             self._feed(data)
+
+    def _begin_known(self, data: bytes) -> bool:
+        """Start the request that ``data`` is without parsing it, if it has the known head."""
+        known = self._known_head
+        parts = known.split(data) if known else None
+        if known is None or parts is None:
+            return False
+        length, body = parts
+        fields = {**known.fields, _LENGTH: length}
+        headers = known.headers
+        if length != known.fields[_LENGTH]:
+            headers = [
+                (name, fields[name] if name == _LENGTH else value) for name, value in headers
+            ]
+        self.scope = {**known.scope, "headers": headers, "state": self.app_state.copy()}  # type: ignore[typeddict-item]
+        self.was_used = True
+        self._serve(fields, keep_alive=True)
+        self._set_body(body)
+        self.cycle.more_body, self.cycle.known_head = False, known
+        return True
 
     def _is_request_complete(self) -> bool:
         """Whether the current request has arrived whole, so that new data belongs to the next."""
@@ -319,7 +400,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.headers = headers
         self.scope = {**self._scope, "headers": headers, "state": self.app_state.copy()}  # type: ignore[typeddict-item]
         self._in_head = self._in_message = True
-        self._has_cycle = False
+        self._has_cycle, self._known_head = False, None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name.lower(), value))
@@ -353,13 +434,13 @@ class BoundedProtocol(HttpToolsProtocol):
         path = url.path.decode("ascii")
         scope["path"] = urllib.parse.unquote(path) if "%" in path else path
         scope["raw_path"], scope["query_string"] = url.path, url.query or b""
-        previous = self.cycle
-        keep_alive = (
-            version == "1.1"
-            and self.parser.should_keep_alive()
-            and not OPEN.is_scarce
-            and not DRAIN.has_begun
-        )
+        self._serve(fields, keep_alive=version == "1.1" and self.parser.should_keep_alive())
+
+    def _serve(self, fields: dict[bytes, bytes], *, keep_alive: bool) -> None:
+        """Start the request of ``self.scope``, or queue it."""
+        previous, scope = self.cycle, self.scope
+        if OPEN.is_scarce or DRAIN.has_begun:
+            keep_alive = False
         self.cycle = served = ServedRequest(self, scope, fields, keep_alive=keep_alive)
         scope["connection"] = served  # type: ignore[typeddict-unknown-key]  # ASGI allows it
         if previous is None or previous.response_complete:
@@ -377,6 +458,11 @@ class BoundedProtocol(HttpToolsProtocol):
         if cycle.body:
             self._pieces.append(body)
             return
+        self._set_body(body)
+
+    def _set_body(self, body: bytes) -> None:
+        """The body's first piece, or all of it."""
+        cycle = self.cycle
         cycle.body = body  # type: ignore[assignment]  # bytes work too, and are not copied
         if len(body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import InitVar, dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from starlette.types import Receive, Scope
@@ -23,6 +23,7 @@ from gateway.errors import (
 from gateway.http.memory_budget import MemoryBudget
 from gateway.http.round_robin import BULK_BYTES, ROUND_ROBIN
 from gateway.identity.credentials import bearer
+from gateway.identity.keys import Holding
 from gateway.policy.access import Access
 from gateway.policy.principal import Principal
 
@@ -52,8 +53,16 @@ _SINGLE = frozenset(
 )
 
 
+class KnownHead(Protocol):
+    """The head of a request, which a client is likely to send again on the same connection."""
+
+    holding: Holding | None  # what its credential was verified as
+
+
 class Connection(Protocol):
     """What the protocol knows about a request that it serves, in the scope as ``connection``."""
+
+    known_head: KnownHead | None
 
     when_gone: Callable[[], object] | None  # called if the client leaves before the response ended
     fields: dict[bytes, bytes]  # the headers by name; of a repeated one the last
@@ -106,64 +115,68 @@ class ClientGone(Exception):
     """The client closed the connection: there is nobody to respond to."""
 
 
-@dataclass(slots=True, eq=False)
 class RequestContext:
-    """What the APIs need to know about a request; created by ``gateway.middleware``."""
+    """What the APIs need to know about a request; created by ``gateway.middleware``.
 
-    scope: Scope
-    receive: Receive
-    access: Access  # the rules in force when the request arrived apply to its end
-    body_limit_bytes: int
-    deadline_s: InitVar[float]
-    started: float = field(default_factory=time.perf_counter)
+    Most of it is never set for most requests: it is read from the class.
+    """
+
     principal: Principal | None = None
-    action: str = ""  # what the caller wants to do; '' until it is known, as for the model
-    model: str = ""
+    action = ""  # what the caller wants to do; '' until it is known, as for the model
+    model = ""
     fault: GatewayError | None = None  # the error that cut off a response that had started
     admission: "Admission | None" = None  # the latest one
     limit_headers: Sequence[tuple[bytes, bytes]] = ()
-    body_bytes: int = 0
+    body_bytes = 0
     # What metrics, the request log and traces say about it, each once it is known.
-    api: str = ""  # as ``render.api_name`` says; 'grpc' for the gRPC API
-    route: str = ""  # the template of the path, or the gRPC method
-    pipeline: str = ""  # what serves the model: itself or a canary
-    fallback: str = ""  # the pipeline that answers instead of the one that was asked for
-    fallback_of: str = ""  # which is that one
-    trial: str = ""  # the pipeline whose circuit breaker is on trial with this request
+    api = ""  # as ``render.api_name`` says; 'grpc' for the gRPC API
+    route = ""  # the template of the path, or the gRPC method
+    pipeline = ""  # what serves the model: itself or a canary
+    fallback = ""  # the pipeline that answers instead of the one that was asked for
+    fallback_of = ""  # which is that one
+    trial = ""  # the pipeline whose circuit breaker is on trial with this request
     # Those that it could have been sent to, with their percentages; and the version beside them.
-    canaries: Mapping[str, float] = field(default_factory=dict)
-    beside: str = ""
-    version: str = ""  # as the server says
-    replica: str = ""  # the address of the latest that it was sent to
-    sent_at: float = 0.0  # when it was first sent to a replica, as ``started``
-    first_response_at: float = 0.0  # when a streaming model's first response came
-    upstream_s: float = 0.0
-    cache: str = ""  # what the response cache had to do with it: hit, redis, shared, miss
+    canaries: Mapping[str, float] = MappingProxyType({})
+    beside = ""
+    version = ""  # as the server says
+    replica = ""  # the address of the latest that it was sent to
+    sent_at = 0.0  # when it was first sent to a replica, as ``started``
+    first_response_at = 0.0  # when a streaming model's first response came
+    upstream_s = 0.0
+    cache = ""  # what the response cache had to do with it: hit, redis, shared, miss
     shadow: ShadowedRequest | None = None  # it was drawn for a shadow
-    is_shadow_drawn: bool = False  # whether lots were drawn
+    is_shadow_drawn = False  # whether lots were drawn
     tokens: Tokens | None = None
-    trace_id: str = ""  # of the caller's trace, or of ours
+    trace_id = ""  # of the caller's trace, or of ours
     spans: Spans | None = None  # None: it is not traced
     # A gRPC stream: each of its messages is a request of its own, and counted as one.
-    is_stream: bool = False
-    body_timeout_s: float = 30.0  # the longest wait for the next bytes of the body
+    is_stream = False
+    body_timeout_s = 30.0  # the longest wait for the next bytes of the body
     memory_budget: MemoryBudget | None = None  # counts the bytes that this request holds
-    buffered_bytes: int = 0
+    buffered_bytes = 0
     entered: list[AbstractAsyncContextManager[object]] | None = None
-    _canary_key: str = field(default="", init=False)
-    path: str = field(init=False)
-    headers: dict[bytes, bytes] = field(init=False)
-    deadline: float = field(init=False)
-    request_id: str = field(init=False)
-    connection: Connection | None = field(init=False)  # None if another server serves it
+    _canary_key = ""
 
-    def __post_init__(self, deadline_s: float) -> None:
-        scope = self.scope
-        self.path = scope["path"]
-        self.connection = connection = scope.get("connection")
-        self.headers = headers = connection.fields if connection else dict(scope["headers"])
-        self.deadline = self.started + deadline_s
-        client_id = headers.get(b"x-request-id")
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        access: Access,
+        body_limit_bytes: int,
+        deadline_s: float,
+    ) -> None:
+        """``access``: the rules in force when the request arrived, which apply to its end."""
+        self.started = started = time.perf_counter()
+        self.scope, self.receive, self.access = scope, receive, access
+        self.body_limit_bytes, self.deadline = body_limit_bytes, started + deadline_s
+        self.path: str = scope["path"]
+        # None if another server serves it.
+        self.connection: Connection | None = scope.get("connection")
+        connection = self.connection
+        self.headers: dict[bytes, bytes] = (
+            connection.fields if connection else dict(scope["headers"])
+        )
+        client_id = self.headers.get(b"x-request-id")
         if client_id is not None and _REQUEST_ID.match(client_id):
             self.request_id = client_id.decode()
         else:
@@ -314,19 +327,22 @@ class RequestContext:
         """The whole body. Raises TooLarge, RequestTimeout, InvalidRequest for an encoded one, and
         ClientGone if the client disconnects; QuotaExceeded or NoCapacity as ``count_buffered``
         does."""
-        self._refuse_encoded()
-        declared = self.headers.get(b"content-length", b"")
-        if declared.isdigit() and int(declared) > self.body_limit_bytes:
-            raise self._too_large()
+        headers = self.headers
+        if b"transfer-encoding" in headers or b"content-encoding" in headers:
+            self._refuse_encoded()
         whole = self.connection.arrived() if self.connection else None
-        message = {"body": whole} if whole is not None else await self._message()
-        first: bytes = message.get("body", b"")
-        if not message.get("more_body"):
-            if len(first) > self.body_limit_bytes:
+        if whole is None:
+            declared = headers.get(b"content-length", b"")
+            if declared.isdigit() and int(declared) > self.body_limit_bytes:
                 raise self._too_large()
-            self.body_bytes = len(first)
-            return first
-        return await self._rest(first)
+            message = await self._message()
+            whole = message.get("body", b"")
+            if message.get("more_body"):
+                return await self._rest(whole)
+        if len(whole) > self.body_limit_bytes:
+            raise self._too_large()
+        self.body_bytes = len(whole)
+        return whole
 
     async def _rest(self, first: bytes) -> bytes:
         part, parts, received = first, [first], len(first)

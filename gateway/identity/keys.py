@@ -143,6 +143,13 @@ class _InForce(NamedTuple):
     mac: hmac.HMAC  # keyed with the pepper: a copy of it saves the half of each key's HMAC
 
 
+class Holding(NamedTuple):
+    """A key that was verified: its holder, and the keys that were in force then."""
+
+    principal: Principal
+    in_force: _InForce
+
+
 def _in_force(records: Mapping[str, KeyRecord], pepper: bytes) -> _InForce:
     return _InForce(records, pepper, hmac.new(pepper, digestmod="sha256"))
 
@@ -184,6 +191,17 @@ class KeyRing:
         if hmac.compare_digest(mac.hexdigest(), expected) and record:
             return record.principal
         raise refused()
+
+    def holding(self, principal: Principal) -> Holding | None:
+        """For ``still_holds``, of a principal that was verified just now; None if it is by another
+        credential than a key."""
+        in_force = self._in_force
+        record = in_force.records.get(principal.id)
+        return Holding(principal, in_force) if record and record.principal is principal else None
+
+    def still_holds(self, holding: Holding) -> bool:
+        """Whether the same key would be verified as the same principal now."""
+        return holding.in_force is self._in_force and holding.principal.ends > time.time()
 
     def is_valid(self, key_id: str) -> bool:
         record = self._in_force.records.get(key_id)

@@ -13,7 +13,7 @@ import pytest
 
 from gateway.errors import Unauthenticated
 from gateway.identity.keys import KEY_PATTERN, KeyRing, key_hash, parse_records
-from gateway.policy.principal import ADMIN, USER, Grant
+from gateway.policy.principal import ADMIN, USER, Grant, Principal
 from tidegate.app import key_store
 from tidegate.app.key_store import KeyStore, UnknownKey, generate_key, has_good_checksum, state_of
 
@@ -211,6 +211,25 @@ def test_a_field_of_another_type_is_refused(store, ring, tmp_path, before, after
     path.write_text(path.read_text().replace(before, after))
     with pytest.raises(ValueError, match="must be a"):
         ring.refresh()
+
+
+def test_what_was_verified_once_holds_as_long_as_it_would_be_again(store, ring, monkeypatch):
+    record, key = store.create("app", lifetime=timedelta(seconds=50))
+    ring.refresh()
+    holding = ring.holding(ring.verify(_bearer(key)))
+    assert ring.still_holds(holding)
+    assert ring.holding(Principal("jwt:corp:ann", "ann")) is None
+    assert ring.holding(Principal(record.key_id, "somebody of another issuer")) is None
+    with monkeypatch.context() as later:
+        later.setattr("time.time", lambda: record.ends)
+        assert not ring.still_holds(holding)
+    store.create("another")
+    ring.refresh()
+    assert not ring.still_holds(holding), "other keys are in force: it is verified again"
+    holding = ring.holding(ring.verify(_bearer(key)))
+    store.revoke("app")
+    ring.refresh()
+    assert not ring.still_holds(holding)
 
 
 def test_a_key_ends_by_itself(store, ring, monkeypatch):
