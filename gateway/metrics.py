@@ -10,7 +10,6 @@ import os
 import shutil
 import tempfile
 import time
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
 import prometheus_client as prometheus
 from prometheus_client import multiprocess
 from prometheus_client.registry import Collector
@@ -55,6 +55,7 @@ CHILDREN = 10_000  # kinds of requests of one worker; new ones beyond that are c
 LABEL_VALUES = 1_000  # models that have time series of their own; the rest are 'other'
 LATEST = 500  # requests to a model whose durations its latency is computed from
 OTHER = "other"
+TALLIED = 1024  # observations are passed on to a histogram at the latest when there are so many
 FEWEST = 20  # fewer say nothing of a percentile
 
 
@@ -74,22 +75,26 @@ class _Histogram(prometheus.Histogram):
 
 
 class _Tally:
-    """Observations that are passed on to a histogram when the registry is read: the histogram
-    itself takes two locks for each. Both happen on the event loop."""
+    """Observations that are passed on to a histogram together, when the registry is read: the
+    histogram itself takes two locks for each. Both happen on the event loop."""
 
-    __slots__ = ("_bounds", "_counts", "_histogram", "_total")
+    __slots__ = ("_histogram", "_values")
 
     def __init__(self, histogram: _Histogram) -> None:
-        self._histogram, self._bounds = histogram, SECONDS
-        self._counts, self._total = [0] * (len(SECONDS) + 1), 0.0
+        self._histogram = histogram
+        self._values: list[float] = []
 
     def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._total += value
+        self._values.append(value)
+        if len(self._values) == TALLIED:
+            self.flush()
 
     def flush(self) -> None:
-        self._histogram.add(self._counts, self._total)
-        self._counts, self._total = [0] * len(self._counts), 0.0
+        values = np.array(self._values)
+        self._values.clear()
+        buckets = np.searchsorted(SECONDS, values)
+        counts = np.bincount(buckets, minlength=len(SECONDS) + 1)
+        self._histogram.add(counts.tolist(), float(values.sum()))
 
 
 class _Child(NamedTuple):

@@ -41,7 +41,7 @@ def limit_headers(checks: Sequence[Check], outcome: Outcome) -> Headers:
     for limit, remaining, reset_s in nearest.values():
         of_limit, of_remaining, of_reset = _NAMES[limit.kind]
         headers += [
-            (of_limit, b"%d" % max(limit.amount, limit.capacity)),
+            (of_limit, limit.quota),
             (of_remaining, b"%d" % remaining),
             (of_reset, duration(reset_s).encode()),
         ]

@@ -85,6 +85,11 @@ class Limit(BaseModel):
         return f'"{self.name}";q={quota:.0f};w={window_s}{unit}'
 
     @cached_property
+    def quota(self) -> bytes:
+        """The most that the headers in OpenAI's format can say is left."""
+        return b"%d" % max(self.amount, self.capacity)
+
+    @cached_property
     def description(self) -> str:
         """For people: 'key limit of 10 requests in 1 s'."""
         if self.kind == "concurrency":

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tritonclient.grpc import model_config_pb2
 
@@ -79,6 +79,12 @@ class Model:
     def is_language_model(self) -> bool:
         """By the contract of Triton's vLLM backend: its engine has a queue of its own."""
         return self.decoupled and PROMPT in self.inputs
+
+    @cached_property
+    def known_requests(self) -> dict[tuple[str, bytes, bytes], Any]:
+        """V2 requests that were checked once, by the version that they ask for and the JSON text
+        around their elements (``gateway.api.v2.request``)."""
+        return {}
 
     @cached_property
     def tokens(self) -> TokenOutputs:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from tritonclient.grpc import service_pb2
@@ -15,10 +16,23 @@ CLASSIFICATION = "classification"
 DROPPED = frozenset({"priority", "timeout", "binary_data_output"})
 MAX_CLASSES = 2**31 - 1  # the most that is passed on to Triton
 
+# Model, version; of each tensor its name, dtype, shape and size in bytes; of each requested output
+# whether it shall be binary, and whether all outputs shall be.
+Form = tuple[
+    str,
+    str,
+    tuple[tuple[str, str, tuple[int, ...], int], ...],
+    tuple[tuple[str, bool], ...],
+    bool,
+]
 
-@dataclass(slots=True)
+
+@dataclass
 class V2Request:
-    """What passed the tensor firewall: everything that is sent to Triton is built from it."""
+    """What passed the tensor firewall: everything that is sent to Triton is built from it.
+
+    What follows from it is found once, also for requests that differ in their elements alone.
+    """
 
     model: str
     version: str
@@ -27,6 +41,36 @@ class V2Request:
     outputs: Mapping[str, Mapping[str, Any]]  # the requested ones -> their parameters
     parameters: Mapping[str, Any]
 
+    def without_elements(self) -> "V2Request":
+        """What equal requests but for the elements of their only tensor can be made of
+        (``with_elements``)."""
+        _ = self.form, self.size, self.is_plain, self.timeout_s, self.asks_little_json
+        return self.with_elements(b"")
+
+    def with_elements(self, raw: bytes) -> "V2Request":
+        """The same request with other elements, ``size`` bytes of them."""
+        [tensor] = self.tensors
+        request = object.__new__(V2Request)
+        request.__dict__.update(self.__dict__)  # with what has been found
+        request.tensors = [Tensor(tensor.name, tensor.dtype, tensor.shape, raw)]
+        return request
+
+    @cached_property
+    def size(self) -> int:
+        """Of all tensors together, in bytes."""
+        return sum([len(tensor.raw) for tensor in self.tensors])
+
+    @cached_property
+    def form(self) -> Form:
+        """All but the id and the elements."""
+        return (
+            self.model,
+            self.version,
+            tuple([(name, dtype, shape, len(raw)) for name, dtype, shape, raw in self.tensors]),
+            tuple([(name, self.wants_binary(name)) for name in self.outputs]),
+            self.all_binary,
+        )
+
     @property
     def all_binary(self) -> bool:
         return self.parameters.get("binary_data_output") is True
@@ -34,14 +78,14 @@ class V2Request:
     def wants_binary(self, output: str) -> bool:
         return self.outputs.get(output, {}).get("binary_data", self.all_binary) is True
 
-    @property
+    @cached_property
     def timeout_s(self) -> float | None:
         """V2's ``timeout``, which is in microseconds; the gateway enforces it, Triton does not
         receive it."""
         timeout_us = self.parameters.get("timeout")
         return timeout_us / 1e6 if type(timeout_us) is int and timeout_us > 0 else None
 
-    @property
+    @cached_property
     def is_plain(self) -> bool:
         """Whether Triton needs no more than tensors and an id."""
         if self.parameters and any(map(_is_forwarded, self.parameters)):
@@ -50,12 +94,11 @@ class V2Request:
             CLASSIFICATION in parameters for parameters in self.outputs.values()
         )
 
-    @property
+    @cached_property
     def asks_little_json(self) -> bool:
         """Whether a response as large as the request has little JSON in it. Triton writes JSON in
         the few threads that serve its HTTP connections: 40 MB hold up other callers for seconds."""
-        size = sum([len(tensor.raw) for tensor in self.tensors])
-        return size <= LARGE_BYTES or (
+        return self.size <= LARGE_BYTES or (
             all(map(self.wants_binary, self.outputs)) if self.outputs else self.all_binary
         )
 

@@ -361,10 +361,15 @@ class FairQueue(TurnQueue):
         if self.waiting or self.in_flight >= self.limit.value:
             return None
         self.in_flight += 1
-        self.peak = max(self.peak, self.in_flight)
+        if self.in_flight > self.peak:
+            self.peak = self.in_flight
         return Turn(self)
 
     def leave(self, waiter: Waiter | None = None) -> None:
+        if not self.waiting and waiter is None:  # nobody is held up: nothing to measure
+            self._left_at = 0.0
+            self.in_flight -= 1
+            return
         self._left()
         if waiter is not None:
             took_s = self._time() - waiter.granted_at

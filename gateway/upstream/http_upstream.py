@@ -16,7 +16,7 @@ import grpc
 import orjson
 
 from gateway.errors import GatewayError
-from gateway.models.v2_request import V2Request, not_finite
+from gateway.models.v2_request import Form, V2Request, not_finite
 from gateway.render import Reply
 from gateway.upstream.trace_context import Metadata, upstream_metadata
 from gateway.upstream.triton_errors import WORDS, to_gateway_error, translate
@@ -86,29 +86,21 @@ class HttpUpstream:
 
 def encode(request: V2Request) -> bytes:
     """The whole HTTP request; the request must be plain."""
-    tensors = request.tensors
-    described = tuple([(name, dtype, shape, len(raw)) for name, dtype, shape, raw in tensors])
-    outputs = tuple([(name, request.wants_binary(name)) for name in request.outputs])
     # An id is its client's own: what is kept would be of no use to the next request.
-    describe = _head.__wrapped__ if request.id else _head
-    head, header = describe(
-        (request.model, request.version, request.id), described, outputs, request.all_binary
-    )
+    head, header = _described(request.form, request.id) if request.id else _head(request.form)
     metadata = upstream_metadata.get()
     trace = _trace_headers(metadata) if metadata else b""
-    return b"".join([head, trace, b"\r\n", header, *[tensor.raw for tensor in tensors]])
+    return b"".join([head, trace, b"\r\n", header, *[tensor.raw for tensor in request.tensors]])
 
 
 @lru_cache(1024)
-def _head(
-    named: tuple[str, str, str],
-    tensors: tuple[tuple[str, str, tuple[int, ...], int], ...],
-    outputs: tuple[tuple[str, bool], ...],
-    all_binary: bool,
-) -> tuple[bytes, bytes]:
-    """The head of the HTTP request, without its last line, and V2's JSON header. ``named``: model,
-    version and id; of each tensor its size in bytes, of each output whether it shall be binary."""
-    model, version, identifier = named
+def _head(form: Form) -> tuple[bytes, bytes]:
+    return _described(form)
+
+
+def _described(form: Form, identifier: str = "") -> tuple[bytes, bytes]:
+    """The head of the HTTP request, without its last line, and V2's JSON header."""
+    model, version, tensors, outputs, all_binary = form
     inputs = [
         {
             "name": name,

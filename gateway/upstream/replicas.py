@@ -58,6 +58,7 @@ CHECK_S = 0.5  # how often ``ReplicaPool.check`` should be called
 CHECK_TIMEOUT_S = 1.0
 LATE_CHECKS = 2  # after this many in a row, with no response to anything else, it counts as hung
 RETIRED_S = 2 * CONTROL_TIMEOUT_S  # how long a removed replica's connection is kept
+RETIRING_S = 0.5  # how often a removed replica is looked at: it may still have requests
 # How long removed replicas wait at most, once a new one is up, for their models to be served.
 LEAVING_S = 30.0
 _DOWN = Health.DOWN
@@ -95,8 +96,6 @@ class Replica:
         self.inflight = 0
         self.aside = 0  # requests whose callers are not reading: not counted in ``inflight``
         self.texts = self.tokens = 0  # texts under way, of all models, and about how many tokens
-        self.idle = asyncio.Event()
-        self.idle.set()
         self.fault = ""  # what the last active check found
         self.versions: Mapping[str, tuple[str, ...]] | None = None  # its index; None: not read yet
         self.probes: dict[str, str] = {}  # pipeline -> '' or the fault that its probe found here
@@ -296,7 +295,6 @@ class Permit:
         if self.work:
             replica.texts += 1
             replica.tokens += self.work.tokens
-        replica.idle.clear()
         self._sent = time.monotonic()
         if self.is_trial:
             self._trial = replica.record(self.model)
@@ -309,8 +307,6 @@ class Permit:
         if self.work:
             replica.texts -= 1
             replica.tokens -= self.work.tokens
-        if not replica.inflight and not replica.aside:
-            replica.idle.set()
         if error is None:
             replica.record(self.model).answered(now - self._sent, now, by_lot=self.by_lot)
         else:
@@ -319,7 +315,7 @@ class Permit:
             self._trial.trials -= 1
             if error is None and self._trial.trials_left and self._trial.trial_passed(now):
                 log.info("replica %s gets requests for %s again", replica.address, self.model)
-        if error is not None and isinstance(error, UpstreamError):
+        if isinstance(error, UpstreamError):
             replica.on_failure(self)
         # Who has read enough of it closes the generator.
         if self.work and (error is None or isinstance(error, GeneratorExit)):
@@ -513,26 +509,31 @@ class ReplicaPool:
         none is healthy: at once, since a dead server would refuse and a hung one would hold the
         caller until its deadline.
         """
-        permit = self._first_permit(model, version, at, work)
+        replicas = self.replicas
+        permit = self._permit_at(at, model, version, work) if at is not None else None
+        if permit is None and len(replicas) == 1:  # nothing to choose from: most gateways' case
+            only = replicas[0]
+            if only.health and only.inflight < self._max_inflight and only.serves(model, version):
+                permit = Permit(only, model, work=work)
+        if permit is None:
+            permit = self._permit(replicas, model, version, work)
         self._retries = min(MOST_RETRIES, self._retries + RETRY_SHARE)
         return permit
 
-    def _first_permit(
-        self, model: str, version: str, at: Upstream | None, work: TextWork | None
-    ) -> Permit:
-        replica = self._replica_of(at) if at is not None else None
-        is_up = replica and replica.health is Health.UP and not replica.is_drained
-        if replica and is_up and replica.serves(model, version):
-            record = replica.records.get(model)
-            if record is None or not record.trials_left:
-                if replica.inflight >= self._max_inflight:
-                    raise NoCapacity(_BUSY, retry_after_s=1)
-                return replica.permit(model, work=work)
-        if len(self.replicas) == 1:  # nothing to choose from: the hot path of most gateways
-            only = self.replicas[0]
-            if only.health and only.inflight < self._max_inflight and only.serves(model, version):
-                return only.permit(model, work=work)
-        return self._permit(self.replicas, model, version, work)
+    def _permit_at(
+        self, at: Upstream, model: str, version: str, work: TextWork | None
+    ) -> Permit | None:
+        """For the replica ``at`` which a stream already is; None if it is not well enough. Raises
+        NoCapacity if it is full."""
+        replica = self._replica_of(at)
+        if replica is None or replica.health is not Health.UP or replica.is_drained:
+            return None
+        record = replica.records.get(model)
+        if not replica.serves(model, version) or (record is not None and record.trials_left):
+            return None
+        if replica.inflight >= self._max_inflight:
+            raise NoCapacity(_BUSY, retry_after_s=1)
+        return replica.permit(model, work=work)
 
     def unpermitted(self, model: str) -> Upstream:
         """Of the ``candidates`` that are up, the one with the fewest requests; for a request that
@@ -785,6 +786,7 @@ def lost() -> UpstreamError:
 async def _retire(replica: Replica) -> None:
     """Close the connection once its last request has been answered, and what the background asks
     it (its index, configs, a golden sample)."""
-    await replica.idle.wait()
+    while replica.inflight or replica.aside:  # noqa: ASYNC110 - each request would pay for an Event
+        await asyncio.sleep(RETIRING_S)
     await asyncio.sleep(RETIRED_S)
     await replica.upstream.close()

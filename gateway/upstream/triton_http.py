@@ -6,6 +6,7 @@ ValueError        what came back is not a valid response
 """
 
 import asyncio
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from gateway.http.round_robin import BULK_BYTES, ROUND_ROBIN
@@ -145,7 +146,7 @@ class _Connection(asyncio.Protocol):
                 self._head = data
                 return False
             end += len(_END)
-            self._read_head(data[: end - 2].lower())
+            self._status, self._json_length, self._missing = _read_head(data[:end])
             data = data[end:]
         self._body.append(data)
         self._missing -= len(data)
@@ -153,13 +154,16 @@ class _Connection(asyncio.Protocol):
             raise ValueError("more data than the response should have")
         return not self._missing
 
-    def _read_head(self, head: bytes) -> None:
-        length = _number(head, b"\r\ncontent-length:")
-        if not head.startswith(b"http/1.1 ") or length is None:
-            raise ValueError("not an HTTP response with a length")
-        self._status = int(head[9:12])
-        self._json_length = _number(head, b"\r\ninference-header-content-length:")
-        self._missing = length
+
+@lru_cache(256)  # they differ in their lengths alone
+def _read_head(head: bytes) -> tuple[int, int | None, int]:
+    """The status, the size of the JSON, and the size of the body. Raises ValueError if it is not a
+    valid head."""
+    head = head.lower()
+    length = _number(head, b"\r\ncontent-length:")
+    if not head.startswith(b"http/1.1 ") or length is None:
+        raise ValueError("not an HTTP response with a length")
+    return int(head[9:12]), _number(head, b"\r\ninference-header-content-length:"), length
 
 
 def _number(head: bytes, name: bytes) -> int | None:

@@ -1,13 +1,14 @@
 """The V2 body: every dtype survives a round trip, and any input is at worst an InvalidRequest."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.api.v2.request import parse
+from gateway.api.v2.request import MAX_KNOWN, parse
 from gateway.api.v2.response import json_data
 from gateway.errors import InvalidRequest
 from gateway.models.catalogue import Model, TensorMeta
@@ -36,6 +37,86 @@ def test_nested_and_flat_data_are_the_same():
     flat = _parse({"inputs": [{**GOOD, "data": [1, 2, 3, 4.5]}]}).message()
     assert nested == flat
     assert np.frombuffer(nested.raw_input_contents[0], np.float32).tolist() == [1, 2, 3, 4.5]
+
+
+# What is sent twice, and then with other text for its elements: mostly known by then.
+FLAT = {**GOOD, "data": [1, 2, 3, 4.5]}
+TEXTS = {
+    "known": json.dumps({"inputs": [FLAT]}),
+    "known without spaces": json.dumps({"inputs": [FLAT]}, separators=(",", ":")),
+    "with parameters": json.dumps({"inputs": [FLAT], "parameters": {"timeout": 2_000_000}}),
+    "with outputs": json.dumps({"inputs": [FLAT], "outputs": [{"name": "y"}]}),
+    "with an id": json.dumps({"id": "7", "inputs": [FLAT]}),
+    "nested": json.dumps({"inputs": [GOOD]}),
+    "with its data last": json.dumps({"inputs": [{**FLAT, "parameters": {}}]}),
+    "with data elsewhere": json.dumps({"parameters": {"data": [1, 2, 3, 4.5]}, "inputs": [FLAT]}),
+    "with data in a string": json.dumps({"inputs": [FLAT], "parameters": {"k": '"data": [1]'}}),
+    "with an escaped key": json.dumps({"inputs": [FLAT]}).replace('"data"', '"d\\u0061ta"'),
+    "with two tensors": json.dumps(
+        {
+            "inputs": [
+                FLAT,
+                {"name": "s", "shape": [2, 1], "datatype": "BYTES", "data": ["a", "b"]},
+            ]
+        }
+    ),
+}
+KNOWN = {
+    "known",
+    "known without spaces",
+    "with parameters",
+    "with outputs",
+    "with its data last",
+}
+ELEMENTS = [
+    "[1, 2, 3, 4.5]",
+    "[5, 6, 7.25, -8]",
+    "[1, 2, 3]",
+    "[1, 2, 3, 4, 5]",
+    "[[1, 2], [3, 4]]",
+    "[1, 2, 3, NaN]",
+    "[1, 2, 3, 1e60]",
+    "[1, 2, 3, true]",
+    '[1, 2, 3, "]"]',
+    '[1, 2, 3, {"a": 4}]',
+    "[1, 2, 3, 4.5",
+    "[]",
+    "null",
+    '[1, 2, 3, 4.5], "data": [1, 2, 3, 4.5]',
+]
+
+
+def _outcome(model, text):
+    """The message to Triton, or the error's."""
+    try:
+        return parse(model, "", text.encode(), None).message()
+    except InvalidRequest as error:
+        return error.message
+
+
+@pytest.mark.parametrize("name", sorted(TEXTS))
+def test_a_request_that_is_known_but_for_its_elements_is_as_one_that_is_not(name):
+    known = replace(MODEL)
+    text = TEXTS[name]
+    for _ in range(2):
+        _outcome(known, text)
+    assert bool(known.known_requests) == (name in KNOWN)
+    for elements in ELEMENTS:
+        for cut in ("[1, 2, 3, 4.5]", "[1,2,3,4.5]", "[[1, 2], [3, 4.5]]"):
+            changed = text.replace(cut, elements)
+            assert _outcome(known, changed) == _outcome(replace(MODEL), changed)
+
+
+def test_what_becomes_of_a_request_is_not_known_of_the_next_one():
+    model, text = replace(MODEL), TEXTS["known"].encode()
+    parse(model, "", text, None).tensors = []
+    request = parse(model, "", text, None)
+    assert len(request.tensors[0].raw) == 16
+    assert (request.size, request.version) == (16, "")
+    assert parse(model, "1", text, None).version == "1"
+    for number in range(200):
+        parse(model, "", text.replace(b'"inputs"', b'"more": %d, "inputs"' % number), None)
+    assert 0 < len(model.known_requests) <= MAX_KNOWN
 
 
 @pytest.mark.parametrize("dtype", sorted(set(NUMERIC_TYPES) - {"FP16"}))
