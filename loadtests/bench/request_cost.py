@@ -10,6 +10,7 @@ bare ASGI answer under uvicorn, asked in the same way, is what no gateway on it 
 import argparse
 import asyncio
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -155,6 +156,31 @@ async def served(app: Any, port: int, key: str = "", **options: Any) -> AsyncIte
     await serving
 
 
+def wait_listening(port: int) -> None:
+    """Raises OSError if nothing listens there in time."""
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+async def wait_ready(port: int) -> None:
+    """The gateway has read its catalogue. Raises TimeoutError."""
+    async with asyncio.timeout(START_S):
+        status = b""
+        while b" 200 " not in status:
+            await asyncio.sleep(0.1)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            status = await reader.readline()
+            writer.close()
+
+
 async def measure(home: Path, triton_port: int, n_passes: int, n_listed: int) -> None:
     gateway_port, bare_port, http_port = free_ports(3)
     loop = asyncio.get_running_loop()
@@ -182,6 +208,7 @@ async def measure(home: Path, triton_port: int, n_passes: int, n_listed: int) ->
             http="gateway.http.bounded:BoundedProtocol",
         ) as gateway_client,
     ):
+        await wait_ready(gateway_port)
         clients = {"gateway": gateway_client, "bare uvicorn": bare_client}
         lowest_us = dict.fromkeys(clients, float("inf"))
         for client in clients.values():
@@ -220,6 +247,7 @@ def main() -> None:
             "the instant Triton", [*command, str(CONFIG)], environment, home / "triton.log"
         )
         stack.callback(triton.stop)
+        wait_listening(triton_port)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(measure(home, triton_port, options.passes, options.calls))
 
