@@ -5,6 +5,7 @@ What OpenTelemetry's conventions for generative AI have a name for has that name
 spelling, with their buckets.
 """
 
+import array
 import contextlib
 import os
 import shutil
@@ -82,7 +83,7 @@ class _Tally:
 
     def __init__(self, histogram: _Histogram) -> None:
         self._histogram = histogram
-        self._values: list[float] = []
+        self._values = array.array("d")
 
     def observe(self, value: float) -> None:
         self._values.append(value)
@@ -91,7 +92,7 @@ class _Tally:
 
     def flush(self) -> None:
         values = np.array(self._values)
-        self._values.clear()
+        del self._values[:]
         buckets = np.searchsorted(SECONDS, values)
         counts = np.bincount(buckets, minlength=len(SECONDS) + 1)
         self._histogram.add(counts.tolist(), float(values.sum()))

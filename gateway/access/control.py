@@ -54,6 +54,7 @@ class AccessControl:
         supervisor.watch("policy_files", self)
         self.limiter = _limiter(settings, supervisor)
         self._next_early_look = 0.0  # time.monotonic
+        self._early_reading: asyncio.Task[object] | None = None
         self._streams = OpenStreams(self._caller, self.limiter, Access.checks)
 
     async def open(self) -> None:
@@ -196,29 +197,35 @@ class AccessControl:
             return
         context.refuse_twice()
         scope, authorization = context.scope, context.authorization()
+        generation = self.keys.generation
         try:
             principal = await self.callers.identify(scope, authorization)
         except Unauthenticated:
-            if authorization is None or not await self._has_read_new_keys():
+            if authorization is None or not await self._has_newer_keys(generation):
                 raise
             principal = await self.callers.identify(scope, authorization)
         context.principal = principal
         if head:
             head.holding = self.keys.holding(principal)
 
-    async def _has_read_new_keys(self) -> bool:
-        """Whether the keys have changed since they were last read, and were read now: a key that
-        was just created is valid at its first request. Asked for every refused credential, whether
-        its id is known or not, so that the time tells nothing of it; a flood of them makes it look
-        at the files every ``EARLY_LOOK_S`` at most."""
+    async def _has_newer_keys(self, generation: int) -> bool:
+        """Whether other keys are in force than those of the generation; if they have changed, they
+        are read now: a key that was just created is valid at its first request. Asked for every
+        refused credential, whether its id is known or not, so that the time tells nothing of it; a
+        flood of them makes it look at the files every ``EARLY_LOOK_S`` at most."""
         now = time.monotonic()
-        if now < self._next_early_look:
-            return False
-        self._next_early_look = now + EARLY_LOOK_S
-        if not self.keys.is_stale():
-            return False
-        await asyncio.to_thread(self._refresh_keys)
-        return True
+        if self._early_reading is None and now >= self._next_early_look:
+            self._next_early_look = now + EARLY_LOOK_S
+            if self.keys.is_stale():
+                reading = asyncio.to_thread(self._refresh_keys)
+                self._early_reading = asyncio.create_task(reading)
+                self._early_reading.add_done_callback(self._has_read)
+        if self._early_reading:
+            await asyncio.wait({self._early_reading})  # one for all who were refused meanwhile
+        return self.keys.generation != generation
+
+    def _has_read(self, _: "asyncio.Task[object]") -> None:
+        self._early_reading = None
 
     async def _caller(self, context: RequestContext) -> Principal:
         """Who is calling, as of now."""

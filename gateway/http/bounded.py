@@ -164,7 +164,7 @@ class KnownHead:
             headers=scope["headers"],
             fields=request.fields,
         )
-        is_as_parsed = known.split(data) == (request.fields[_LENGTH], bytes(request.body))
+        is_as_parsed = known.split(data) == (request.fields.get(_LENGTH), bytes(request.body))
         return known if is_as_parsed else None
 
     def split(self, data: bytes) -> tuple[bytes, bytes] | None:

@@ -141,17 +141,18 @@ class _InForce(NamedTuple):
     records: Mapping[str, KeyRecord]
     pepper: bytes
     mac: hmac.HMAC  # keyed with the pepper: a copy of it saves the half of each key's HMAC
+    mark: object  # is these keys' own
 
 
 class Holding(NamedTuple):
-    """A key that was verified: its holder, and the keys that were in force then."""
+    """A key that was verified: its holder, and the mark of the keys that were in force then."""
 
     principal: Principal
-    in_force: _InForce
+    mark: object
 
 
 def _in_force(records: Mapping[str, KeyRecord], pepper: bytes) -> _InForce:
-    return _InForce(records, pepper, hmac.new(pepper, digestmod="sha256"))
+    return _InForce(records, pepper, hmac.new(pepper, digestmod="sha256"), object())
 
 
 class KeyRing:
@@ -182,7 +183,7 @@ class KeyRing:
 
     def holder(self, key: str) -> Principal:
         """As ``verify``, of a bare key."""
-        records, _, keyed = self._in_force
+        records, _, keyed, _ = self._in_force
         match = KEY_PATTERN.match(key)
         record = records.get(match[1]) if match else None
         expected = record.hmac if record and record.ends > time.time() else _NO_HASH
@@ -197,11 +198,12 @@ class KeyRing:
         credential than a key."""
         in_force = self._in_force
         record = in_force.records.get(principal.id)
-        return Holding(principal, in_force) if record and record.principal is principal else None
+        is_holder = record is not None and record.principal is principal
+        return Holding(principal, in_force.mark) if is_holder else None
 
     def still_holds(self, holding: Holding) -> bool:
         """Whether the same key would be verified as the same principal now."""
-        return holding.in_force is self._in_force and holding.principal.ends > time.time()
+        return holding.mark is self._in_force.mark and holding.principal.ends > time.time()
 
     def is_valid(self, key_id: str) -> bool:
         record = self._in_force.records.get(key_id)
@@ -235,7 +237,7 @@ class KeyRing:
         except FileNotFoundError:
             self._save_last_good(None)
             changed = bool(self._in_force.records)
-            self._in_force = self._in_force._replace(records={})
+            self._in_force = self._in_force._replace(records={}, mark=object())
             self._seen, self.is_refused = None, False
             self.generation += changed
             return changed

@@ -1,6 +1,7 @@
 """The operator's API: metrics, the policy in force, replicas, models; and its own description."""
 
 import asyncio
+import contextlib
 from typing import Any, Literal
 
 from fastapi import APIRouter, Response
@@ -176,6 +177,8 @@ def admin_router(gateway: Gateway) -> APIRouter:
         seconds_left = _seconds(seconds)
         # In one place only: a gateway that lifts it cannot remove another one's file.
         if gateway.shared_drains and await gateway.shared_drains.set(address, seconds_left):
+            with contextlib.suppress(OSError):  # one that was set while Redis was away
+                await asyncio.to_thread(gateway.drains.lift, address)
             return Drain(replica=address, seconds=seconds_left, shared=True)
         try:
             await asyncio.to_thread(gateway.drains.set, address, seconds_left)

@@ -37,6 +37,14 @@ async def test_a_key_that_was_just_created_is_valid(running):
     assert context.principal.id == record.key_id
 
 
+async def test_it_is_valid_for_all_who_use_it_at_once(running):
+    access_control, store = running
+    _, key = store.create("new")
+    contexts = [_context(key) for _ in range(8)]
+    await asyncio.gather(*(access_control.identify(context) for context in contexts))
+    assert all(context.principal for context in contexts)
+
+
 async def test_a_flood_of_wrong_keys_looks_seldom_at_the_file(running, monkeypatch):
     access_control, store = running
     looks: list[float] = []

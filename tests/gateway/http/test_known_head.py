@@ -5,10 +5,11 @@ import json
 import socket
 import time
 from itertools import product
+from typing import BinaryIO
 
 import pytest
 
-from gateway.http.bounded import KNOWN_BYTES, BoundedProtocol, KnownHead
+from gateway.http.bounded import KNOWN_BYTES, PARSED_BYTES, BoundedProtocol, KnownHead
 from tests.gateway.served import served
 
 HEAD = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nX-Value: a\r\n\r\n"
@@ -83,17 +84,20 @@ def _responses(port: int, packets: list[bytes]) -> list[tuple[bytes, bytes]]:
         stream = connection.makefile("rb")
         for packet in packets:
             connection.sendall(packet)
-            status, length = stream.readline(), 0
-            if b" 100 " in status:
-                stream.readline()
-                status = stream.readline()
-            while (line := stream.readline()) not in (b"\r\n", b""):
-                if line.lower().startswith(b"content-length:"):
-                    length = int(line.split(b":")[1])
-            body = stream.read(length)
-            # The request's id is its own.
-            responses.append((status, body.partition(b'"request_id"')[0]))
+            responses.append(_response(stream))
     return responses
+
+
+def _response(stream: BinaryIO) -> tuple[bytes, bytes]:
+    status, length = stream.readline(), 0
+    if b" 100 " in status:
+        stream.readline()
+        status = stream.readline()
+    while (line := stream.readline()) not in (b"\r\n", b""):
+        if line.lower().startswith(b"content-length:"):
+            length = int(line.split(b":")[1])
+    # The request's id is its own.
+    return status, stream.read(length).partition(b'"request_id"')[0]
 
 
 @pytest.mark.parametrize("name", sorted(REQUESTS))
@@ -126,6 +130,18 @@ def test_one_that_comes_in_parts_or_with_the_next_one(port):
                         length = int(line.split(b":")[1])
                 bodies.append(stream.read(length))
         assert bodies[gap:] == [body for _, body in expected]
+
+
+@pytest.mark.parametrize("name", ["without a body", "in chunks"])
+def test_one_without_a_length_may_follow_in_the_same_packet(port, name):
+    short, other = REQUESTS["short"], REQUESTS[name]
+    assert len(short + other) <= PARSED_BYTES  # parsed at once
+    expected = [*_responses(port, [short]), *_responses(port, [other])]
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.settimeout(10)
+        connection.sendall(short + other)
+        stream = connection.makefile("rb")
+        assert [_response(stream) for _ in expected] == expected
 
 
 def test_what_came_between_in_parts_is_forgotten(port):
