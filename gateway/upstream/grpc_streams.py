@@ -484,9 +484,10 @@ class _Connection(asyncio.Protocol):
             self._unblock()
         elif isinstance(event, h2.events.ConnectionTerminated) and self._h2.goaway:
             last = self._h2.goaway.last_stream_id
-            for stream in [one for number, one in self._streams.items() if number > last]:
-                self._forget(stream)
-                stream.finish(_not_sent("the server takes no more streams"))
+            for number, stream in tuple(self._streams.items()):
+                if number > last:
+                    self._forget(stream)
+                    stream.finish(_not_sent("the server takes no more streams"))
 
     def _read_data(self, event: h2.events.DataReceived) -> None:
         self._received += event.flow_controlled_length
@@ -518,12 +519,12 @@ class _Connection(asyncio.Protocol):
         self._forget(stream, None if is_closed else ErrorCodes.NO_ERROR)
         stream.finish(error)
 
-    def _forget(self, stream: GrpcStream, told: ErrorCodes | None = None) -> None:
-        """``told``: what the server is told, unless the stream is closed."""
+    def _forget(self, stream: GrpcStream, code: ErrorCodes | None = None) -> None:
+        """``code``: with which the stream is reset; None if the server knows of its end."""
         self._blocked.discard(stream)
-        if self._streams.pop(stream.number, None) and told is not None:
+        if self._streams.pop(stream.number, None) and code is not None:
             with contextlib.suppress(h2.exceptions.ProtocolError):  # the server has closed it
-                self._h2.reset_stream(stream.number, told)
+                self._h2.reset_stream(stream.number, code)
 
     def _close_if_unused(self) -> None:
         """A connection that takes no more streams ends with its last one."""
