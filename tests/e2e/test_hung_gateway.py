@@ -112,7 +112,7 @@ def test_a_slow_model_under_ten_times_its_capacity_is_served_and_left_alone(two)
     assert set(statuses) == {200}
     assert {status for status, _ in looks} == {200}, set(looks)
     assert {stub.pid for stub in two.stubs("mood_onnx")} == engines
-    assert not (two.home / ".tidegate" / "logs" / "events.jsonl").exists()
+    assert _events(two) == ""
 
 
 def test_one_of_two_workers_that_is_stopped_is_replaced_and_the_other_goes_on(two):
