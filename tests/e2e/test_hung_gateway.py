@@ -15,11 +15,12 @@ from tests.running import ROOT, RunningStack, launch, stop, wait_ready, wait_unt
 from tests.serving.small_pipeline import publish_staged, stage
 
 HEAL_S = 120.0
-# The engine of ``mood``: the golden sample (1) takes 7 s, anything else 0.1 s. Two workers and the
-# watcher send one each: a request waits for 21 s behind them, and its deadline is 30 s.
+# The engine of ``mood``: the golden sample (1) takes 5.5 s, longer than the watcher's round of 5 s,
+# anything else 0.1 s. Two workers and the watcher send one each, now and then a second one: a
+# request waits behind them, and its deadline is 30 s.
 SLOW = (
     "self._number = lambda value, n=self._number: "
-    "(time.sleep(7 if value.item() == 1 else 0.1), n(value))[1]"
+    "(time.sleep(5.5 if value.item() == 1 else 0.1), n(value))[1]"
 )
 
 
