@@ -2,7 +2,6 @@
 gateway has: keys, policy, a limit, the audit log, the request log, metrics."""
 
 import asyncio
-import json
 import re
 import time
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from loadtests.bench.errors import BenchError
 from loadtests.bench.gateway_alone import gateway_alone
 from loadtests.bench.passes import Ratio
-from loadtests.bench.payloads import JSON, VALUES
+from loadtests.bench.payloads import IDENTITY_BODY, JSON
 from loadtests.bench.report import Floor, Section
 from loadtests.bench.settings import Effort
 from loadtests.bench.wrk import LoadTarget, run
@@ -56,11 +55,9 @@ def added(effort: Effort) -> Section:
         "m0",
         variables={"TIDEGATE_REQUEST_LOG": "{home}/requests.jsonl"},
     ) as alone:
-        tensor = {"name": "INPUT0", "shape": [1, 16], "datatype": "FP32", "data": VALUES}
-        body = json.dumps({"inputs": [tensor]}).encode()
         headers = JSON | {"Authorization": f"Bearer {alone.key}"}
         url = f"{alone.url}/v2/models/m0/infer"
-        target = LoadTarget("gateway", url, headers, [body], alone.processes)
+        target = LoadTarget("gateway", url, headers, [IDENTITY_BODY], alone.processes)
         run(target, CONNECTIONS, 2)  # warm
         rate = SHARE * run(target, CONNECTIONS, effort.seconds).rps
         table = []

@@ -1,7 +1,6 @@
 """What a request costs the gateway as catalogue, keys and tenants grow, and as workers are added:
 gateways in front of a Triton that answers at once."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from loadtests.bench.gateway_alone import gateway_alone
 from loadtests.bench.passes import alternate, wrk_pass
-from loadtests.bench.payloads import JSON, VALUES
+from loadtests.bench.payloads import IDENTITY_BODY, JSON
 from loadtests.bench.report import Floor, Section, rows
 from loadtests.bench.settings import Effort
 from loadtests.bench.wrk import LoadTarget, run
@@ -112,12 +111,11 @@ def _gateway(size: Size) -> Iterator[Gateway]:
         size.workers,
         with_redis=size.with_redis,
     ) as alone:
-        tensor = {"name": "INPUT0", "shape": [1, 16], "datatype": "FP32", "data": VALUES}
         target = LoadTarget(
             size.name,
             f"{alone.url}/v2/models/{model}/infer",
             JSON | {"Authorization": f"Bearer {alone.key}"},
-            [json.dumps({"inputs": [tensor]}).encode()],
+            [IDENTITY_BODY],
             alone.processes,
         )
         yield Gateway(target, alone.start_s)

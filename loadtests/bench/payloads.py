@@ -17,6 +17,8 @@ from loadtests.texts import endless, real_texts
 
 Through = Literal["gateway", "triton"]
 VALUES = tuple(float(number) for number in range(16))
+_TENSOR = {"name": "INPUT0", "shape": [1, 16], "datatype": "FP32", "data": VALUES}
+IDENTITY_BODY = json.dumps({"inputs": [_TENSOR]}).encode()  # V2 JSON of the values
 TEXTS = 512  # too many for a cache to help, and the same ones for every contender
 JSON = {"Content-Type": "application/json"}
 
@@ -29,9 +31,7 @@ def identity_json(
     name: str, stack: BenchStack, through: Through, model: str = IDENTITY
 ) -> LoadTarget:
     """Sixteen FP32 values, V2 JSON in both directions."""
-    tensor = {"name": "INPUT0", "shape": [1, 16], "datatype": "FP32", "data": VALUES}
-    body = json.dumps({"inputs": [tensor]}).encode()
-    return _v2(name, stack, through, model, JSON, [body])
+    return _v2(name, stack, through, model, JSON, [IDENTITY_BODY])
 
 
 def identity_binary(name: str, stack: BenchStack, through: Through) -> LoadTarget:

@@ -25,6 +25,7 @@ import uvicorn
 import uvloop
 
 from loadtests.bench.gateway_alone import write_keys
+from loadtests.bench.payloads import IDENTITY_BODY, VALUES
 from loadtests.bench.settings import ROOT
 from loadtests.own_stack.processes import free_ports, start
 
@@ -32,12 +33,7 @@ MODEL = "identity_fp32"
 CONFIG = ROOT / "model_repository" / MODEL / "config.pbtxt"
 START_S = 60.0
 WARM, COUNTED, TIMED = 500, 200, 500  # requests: before all, in the count, in each pass
-VALUES = [float(number) for number in range(16)]
 VALUES_TEXT = ",".join(map(str, VALUES))
-BODY = (
-    f'{{"inputs":[{{"name":"INPUT0","datatype":"FP32","shape":[1,{len(VALUES)}],'
-    f'"data":[{VALUES_TEXT}]}}]}}'
-).encode()
 RESPONSE = (
     f'{{"model_name":"{MODEL}","model_version":"1","outputs":[{{"name":"OUTPUT0","datatype":"FP32",'
     f'"shape":[1,{len(VALUES)}],"data":[{VALUES_TEXT}]}}]}}'
@@ -146,8 +142,8 @@ async def served(app: Any, port: int, key: str = "", **options: Any) -> AsyncIte
     request = (
         f"POST /v2/models/{MODEL}/infer HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
         f"Authorization: Bearer {key}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(BODY)}\r\n\r\n"
-    ).encode() + BODY
+        f"Content-Length: {len(IDENTITY_BODY)}\r\n\r\n"
+    ).encode() + IDENTITY_BODY
     loop = asyncio.get_running_loop()
     transport, client = await loop.create_connection(lambda: Client(request), "127.0.0.1", port)
     yield client

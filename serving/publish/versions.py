@@ -1,5 +1,7 @@
 """Switch a pipeline to another of its published versions, and delete old ones."""
 
+from collections.abc import Sequence
+
 from modelspec.files import size_bytes
 from serving.errors import PublishFailed
 from serving.publish.activation import activate, undone_on_failure
@@ -52,14 +54,9 @@ def prune(deployment: Deployment, name: str, keep: int) -> tuple[list[str], int]
     with repository.lock(f"prune {name}"):
         recover(deployment)
         published = repository.published_versions(name)
-        served = {number for replica in deployment.replicas for number in replica.served(name)}
-        obsolete = [
-            version
-            for version in published[: max(0, len(published) - keep)]
-            if not version.is_active
-            and version.number not in served
-            and not repository.is_published(f"{name}.v{version.number}")
-        ]
+        older = published[: max(0, len(published) - keep)]
+        needed = _needed(deployment, name, [version.number for version in older])
+        obsolete = [version for version in older if version.number not in needed]
         # A model that clients call is never pruned as a member.
         public = set(repository.public_models())
         touched = {model for version in obsolete for model in version.members} - public
@@ -91,17 +88,21 @@ def prune(deployment: Deployment, name: str, keep: int) -> tuple[list[str], int]
 
 def kept_longer(deployment: Deployment, name: str, keep: int) -> dict[int, str]:
     """The versions that ``prune`` leaves besides the ``keep`` newest: number -> why."""
+    return _needed(deployment, name, deployment.repository.versions(name)[:-keep])
+
+
+def _needed(deployment: Deployment, name: str, numbers: Sequence[int]) -> dict[int, str]:
+    """Those of the versions that may not be deleted: number -> why."""
     repository = deployment.repository
     active = repository.active_version(name)
-    kept: dict[int, str] = {}
-    for number in repository.versions(name)[:-keep]:
-        served_by = [
-            replica.address for replica in deployment.replicas if number in replica.served(name)
-        ]
+    served = {replica.address: replica.served(name) for replica in deployment.replicas}
+    needed: dict[int, str] = {}
+    for number in numbers:
+        served_by = [address for address, versions in served.items() if number in versions]
         if number == active:
-            kept[number] = "it is the active version"
+            needed[number] = "it is the active version"
         elif repository.is_published(f"{name}.v{number}"):
-            kept[number] = f"it is served as {name}.v{number}, a canary or shadow"
+            needed[number] = f"it is served as {name}.v{number}, a canary or shadow"
         elif served_by:
-            kept[number] = f"{', '.join(served_by)} still serves it"
-    return kept
+            needed[number] = f"{', '.join(served_by)} still serves it"
+    return needed

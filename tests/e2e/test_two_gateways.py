@@ -188,19 +188,22 @@ def _report(what: str, calls: Calls, *more: str) -> int:
     return failed
 
 
+def _seconds_until(fleet: Fleet, health: str, what: str) -> float:
+    """How long it takes until both gateways see replica 1 so."""
+    began = time.monotonic()
+    wait_until(lambda: fleet.health(1, health), HANG_S, what)
+    return time.monotonic() - began
+
+
 def test_a_replica_is_killed(fleet):
     with fleet.load("pure") as calls:
         calls.more(100)
         fleet.replicas.signal(1, signal.SIGKILL)
-        killed = time.monotonic()
-        wait_until(lambda: fleet.health(1, "down"), HANG_S, "both gateways know")
-        noticed_s = time.monotonic() - killed
+        noticed_s = _seconds_until(fleet, "down", "both gateways know")
         calls.more(100)
         fleet.replicas.stop(1)
         fleet.replicas.start(1)
-        back = time.monotonic()
-        wait_until(lambda: fleet.health(1, "up"), HANG_S, "both gateways ask it again")
-        healed_s = time.monotonic() - back
+        healed_s = _seconds_until(fleet, "up", "both gateways ask it again")
         calls.more(100)
     failed = _report(
         "kill -9 of one of three",
@@ -223,16 +226,12 @@ def test_a_replica_stops_and_goes_on(fleet):
     with back_to_back(ask, connect, CLIENTS, PAUSE_S) as calls:
         calls.more(100)
         fleet.replicas.signal(1, signal.SIGSTOP)
-        stopped = time.monotonic()
         try:
-            wait_until(lambda: fleet.health(1, "down"), HANG_S, "both gateways know")
-            noticed_s = time.monotonic() - stopped
+            noticed_s = _seconds_until(fleet, "down", "both gateways know")
             calls.more(200)
         finally:
             fleet.replicas.signal(1, signal.SIGCONT)
-        went_on = time.monotonic()
-        wait_until(lambda: fleet.health(1, "up"), HANG_S, "both gateways ask it again")
-        healed_s = time.monotonic() - went_on
+        healed_s = _seconds_until(fleet, "up", "both gateways ask it again")
         calls.more(100)
     failed = _report(
         "SIGSTOP of one of three",

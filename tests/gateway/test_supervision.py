@@ -7,6 +7,7 @@ import pytest
 
 from gateway import supervision
 from gateway.supervision import Supervisor, every
+from tests.gateway.eventually import until
 
 
 @pytest.fixture
@@ -19,12 +20,6 @@ async def watched(monkeypatch):
     supervisor.open()
     yield supervisor, restarts
     await supervisor.close()
-
-
-async def _until(condition, timeout_s=20):
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - nobody signals it
-            await asyncio.sleep(0.01)
 
 
 class Stop(BaseException):
@@ -49,8 +44,8 @@ async def test_a_task_that_ends_is_noticed_and_restarted(watched, error):
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert "loop" in supervisor.faults()  # until it runs again
-    await _until(lambda: len(rounds) == 3)
-    await _until(lambda: supervisor.faults() == {})
+    await until(lambda: len(rounds) == 3)
+    await until(lambda: supervisor.faults() == {})
     assert restarts == {"loop": 2}
 
 
@@ -65,7 +60,7 @@ async def test_a_task_that_cancels_itself_is_no_exception(watched):
         await asyncio.sleep(100)
 
     supervisor.run("loop", work)
-    await _until(lambda: restarts["loop"] == 1)
+    await until(lambda: restarts["loop"] == 1)
     await asyncio.sleep(0.1)
     assert len(rounds) == 2
 
@@ -85,8 +80,8 @@ async def test_a_task_that_stalls_is_cancelled_and_restarted(watched):
     task = supervisor.run("loop", loop, stall_s=1.0)
     await asyncio.sleep(0.1)
     assert supervisor.faults() == {}
-    await _until(lambda: restarts["loop"] == 1)
-    await _until(lambda: len(rounds) > 5)
+    await until(lambda: restarts["loop"] == 1)
+    await until(lambda: len(rounds) > 5)
     assert supervisor.faults() == {}
 
 
@@ -102,11 +97,11 @@ async def test_one_that_fails_every_round_is_reported_and_logged_once(watched, c
         return every(0.01, work, lambda: task.heartbeat(), lambda why: task.failed(why))
 
     task = supervisor.run("loop", loop, stall_s=5)
-    await _until(lambda: supervisor.faults() == {"loop": "fails: ValueError: no file"})
+    await until(lambda: supervisor.faults() == {"loop": "fails: ValueError: no file"})
     await asyncio.sleep(0.2)
     assert caplog.text.count("background work failed") == 1
     fails = False
-    await _until(lambda: supervisor.faults() == {})
+    await until(lambda: supervisor.faults() == {})
     assert restarts == {}  # it was neither cancelled nor restarted
 
 
@@ -118,7 +113,7 @@ async def test_one_that_ends_at_once_is_not_restarted_in_a_frenzy(watched, monke
         raise RuntimeError
 
     supervisor.run("loop", work)
-    await _until(lambda: restarts["loop"] == 1)
+    await until(lambda: restarts["loop"] == 1)
     await asyncio.sleep(0.3)
     assert restarts["loop"] == 1
     assert supervisor.faults() == {"loop": "has ended (RuntimeError)"}
@@ -142,7 +137,7 @@ async def test_something_else_is_watched_too(watched):
 
     supervisor.watch("audit", Thread())
     assert supervisor.faults() == {"audit": "its thread has ended"}
-    await _until(lambda: supervisor.faults() == {})
+    await until(lambda: supervisor.faults() == {})
     assert restarts == {"audit": 2}
 
 

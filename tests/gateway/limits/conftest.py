@@ -10,11 +10,8 @@ from tests.gateway.limits.redis_server import RedisServer
 
 @pytest.fixture
 def server() -> Iterator[RedisServer]:
-    running = RedisServer()
-    try:
+    with RedisServer() as running:
         yield running
-    finally:
-        running.kill()
 
 
 @pytest_asyncio.fixture

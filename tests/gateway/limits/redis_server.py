@@ -6,12 +6,14 @@ import signal
 import socket
 import subprocess
 import time
+from typing import Self
 
 import redis
 
 
 class RedisServer:
-    """Restarted after ``kill``, it has the same ``url`` and has forgotten everything."""
+    """Restarted after ``kill``, it has the same ``url`` and has forgotten everything. A ``with``
+    kills it at its end."""
 
     def __init__(self) -> None:
         with socket.socket() as listener:
@@ -19,6 +21,12 @@ class RedisServer:
             self.port: int = listener.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}"
         self.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
 
     def start(self) -> None:
         program = shutil.which("redis-server")

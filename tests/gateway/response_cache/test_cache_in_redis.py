@@ -21,11 +21,8 @@ SCOPE = CacheScope("default", "m", "1", "abc")
 
 @pytest.fixture
 def server():
-    running = RedisServer()
-    try:
+    with RedisServer() as running:
         yield running
-    finally:
-        running.kill()
 
 
 @pytest.fixture(autouse=True)

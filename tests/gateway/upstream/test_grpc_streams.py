@@ -19,6 +19,7 @@ from gateway.upstream import grpc_streams
 from gateway.upstream.grpc_streams import METHOD, GrpcStream, GrpcStreams
 from gateway.upstream.triton_errors import NOT_CONNECTED
 from serving.triton.ports import free_ports
+from tests.gateway.eventually import until
 
 CODE = grpc.StatusCode
 
@@ -90,12 +91,6 @@ async def _rest(stream) -> list[bytes]:
     return messages
 
 
-async def _until(condition) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - the server is another party
-            await asyncio.sleep(0.01)
-
-
 async def test_messages_go_both_ways_in_order_and_the_end_is_none():
     async with serving() as (echo, _, streams):
         stream = streams.open((("traceparent", "00-1-2-01"),), 30)
@@ -153,7 +148,7 @@ async def test_the_server_sends_no_more_ahead_than_a_window_and_others_go_on():
     async with serving() as (echo, _, streams):
         slow, quick = streams.open(), streams.open()
         await slow.write(b"many 5000 1000")
-        await _until(lambda: echo.sent > 10)
+        await until(lambda: echo.sent > 10)
         await quick.write(b"a")
         assert await quick.read() == b"a"
         before = 0
@@ -259,7 +254,7 @@ async def test_a_cancel_reaches_the_server_and_ends_the_reader():
     async with serving() as (echo, _, streams):
         stream = streams.open()
         await stream.write(b"wait 60")
-        await _until(lambda: echo.under_way)
+        await until(lambda: echo.under_way)
         reading = asyncio.create_task(stream.read())
         await asyncio.sleep(0)
         stream.cancel()
@@ -267,7 +262,7 @@ async def test_a_cancel_reaches_the_server_and_ends_the_reader():
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await reading
         assert refused.value.code() is CODE.CANCELLED
-        await _until(lambda: echo.cancelled == 1)
+        await until(lambda: echo.cancelled == 1)
         other = streams.open()
         await other.write(b"a")
         assert await other.read() == b"a"
@@ -291,7 +286,7 @@ async def test_the_deadline_is_the_servers_too():
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await stream.read()
         assert refused.value.code() is CODE.DEADLINE_EXCEEDED
-        await _until(lambda: not echo.under_way)
+        await until(lambda: not echo.under_way)
 
 
 async def test_a_server_that_takes_no_more_streams_finishes_those_under_way():
@@ -301,7 +296,7 @@ async def test_a_server_that_takes_no_more_streams_finishes_those_under_way():
         await stream.write(b"a")
         assert await stream.read() == b"a"
         stopping = asyncio.create_task(server.stop(20))
-        await _until(lambda: not any(one.has_room() for one in streams._connections))
+        await until(lambda: not any(one.has_room() for one in streams._connections))
         await stream.write(b"many 300 1000")
         for number in range(300):
             assert (await stream.read()).startswith(b"%d" % number)
@@ -352,7 +347,7 @@ async def test_a_long_response_that_is_read_together_with_its_end_arrives(half_c
         await stream.write(b"many 1 20000" if half_closed else b"last 20000")
         if half_closed:
             await stream.done_writing()
-        await _until(lambda: echo.sent)
+        await until(lambda: echo.sent)
         time.sleep(0.3)  # noqa: ASYNC251 - so that everything is read at once
         assert len(await stream.read()) > 20_000
         assert await stream.read() is None
@@ -410,7 +405,7 @@ async def test_a_connection_without_numbers_for_more_streams_is_followed_by_anot
         assert await old.read() == b"a"
         await old.done_writing()
         assert await old.read() is None
-        await _until(lambda: connection not in streams._connections)
+        await until(lambda: connection not in streams._connections)
         new.cancel()
 
 

@@ -19,6 +19,7 @@ from gateway.models.catalogue import Catalogue, read_model
 from gateway.settings import Settings
 from gateway.upstream.http_upstream import to_reply
 from gateway.upstream.triton_http import Response
+from tests.gateway.eventually import until
 from tests.gateway.request_contexts import context_of
 
 ANSWER = b'{"model_name":"m","model_version":"1","outputs":[]}'
@@ -319,7 +320,7 @@ async def test_an_invalid_response_is_the_upstream_s_fault(triton, gateway, resp
 async def test_an_answer_may_come_in_pieces(triton, gateway):
     triton.http = None
     task = asyncio.create_task(_infer(gateway))
-    await _until(lambda: triton.requests)
+    await until(lambda: triton.requests)
     for byte in _whole(ANSWER):
         triton.connections[0].write(bytes([byte]))
         await asyncio.sleep(0)
@@ -330,7 +331,7 @@ async def test_the_deadline_ends_the_request_and_its_connection(triton, gateway)
     triton.http = None
     with pytest.raises(DeadlineExceeded, match="did not answer in time"):
         await _infer(gateway, deadline_s=0.1)
-    await _until(lambda: triton.connections[0].is_closing())
+    await until(lambda: triton.connections[0].is_closing())
     triton.http = _whole(ANSWER)
     assert (await _infer(gateway)).body == ANSWER
 
@@ -352,12 +353,12 @@ async def test_connections_are_used_again(triton, gateway):
 async def test_a_cancelled_request_gives_back_its_permit_and_not_its_connection(triton, gateway):
     triton.http = None
     task = asyncio.create_task(_infer(gateway))
-    await _until(lambda: triton.requests)
+    await until(lambda: triton.requests)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert gateway.pool.permit().inflight == 0
-    await _until(lambda: triton.connections[0].is_closing())
+    await until(lambda: triton.connections[0].is_closing())
 
 
 async def test_without_an_http_api_grpc_is_used(triton, gateway):
@@ -368,7 +369,7 @@ async def test_without_an_http_api_grpc_is_used(triton, gateway):
 async def test_a_connection_that_breaks_is_no_capacity_now(triton, gateway):
     triton.http = None
     task = asyncio.create_task(_infer(gateway))
-    await _until(lambda: triton.requests)
+    await until(lambda: triton.requests)
     triton.connections[0].close()
     with pytest.raises(NoCapacity, match="try again shortly") as caught:
         await task
@@ -381,7 +382,7 @@ async def test_http_connections_end_when_grpc_s_does(triton, gateway):
     await _infer(gateway, parameters={"mine": 1})  # over gRPC, which is connected from here on
     triton.http = None
     task = asyncio.create_task(_infer(gateway, deadline_s=60))
-    await _until(lambda: triton.requests)
+    await until(lambda: triton.requests)
     await triton.stop_grpc()
     with pytest.raises(NoCapacity):
         await asyncio.wait_for(task, 20)
@@ -398,9 +399,3 @@ async def test_with_both_apis_closed_the_error_is_that_of_grpc(triton, gateway):
         await _infer(gateway)
     assert over_http.value.args == over_grpc.value.args
     assert over_http.value.code == over_grpc.value.code == "no_capacity"
-
-
-async def _until(condition, timeout_s: float = 20) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.01)

@@ -16,11 +16,8 @@ LISTED = frozenset(("a:1", "[2001:db8::1]:8001", "127.0.0.1:8001"))
 
 @pytest.fixture
 def server() -> Iterator[RedisServer]:
-    running = RedisServer()
-    try:
+    with RedisServer() as running:
         yield running
-    finally:
-        running.kill()
 
 
 @pytest_asyncio.fixture

@@ -201,9 +201,8 @@ def test_a_prune_that_was_killed_is_gone_on_with(repository, deployment, monkeyp
 def test_prune_keeps_what_a_server_still_serves(repository):
     """A server that a publication did not reach."""
     _publish(repository, 0, 10, 20)
-    deleted, _ = prune(
-        Deployment(ModelRepository(repository), [Mock(served=lambda model: [1])]), NAME, keep=1
-    )
+    server = Mock(served=lambda model: [1], address="127.0.0.1:1")
+    deleted, _ = prune(Deployment(ModelRepository(repository), [server]), NAME, keep=1)
     assert deleted == ["mood/2", "mood_onnx/2"]
     assert ModelRepository(repository).versions(NAME) == [1, 3]
 
