@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ensembles.steps import nearest_answers, route_text
 from ensembles.steps.nearest_answers import NearestAnswers, language_of
 
 ENTRIES = [
@@ -78,6 +79,7 @@ def test_what_is_not_known_is_said_in_the_language_of_the_message(answers):
         ("我的iPhone15坏了", "zh"),
         ("訂單什麼時候出貨", "zh"),
         ("I bought it in 北京 last week", "en"),
+        ("Hello\uff0c我想return这个order", "zh"),
         ("東京駅はどこですか", "en"),
         ("안녕하세요", "en"),
         ("👍", "en"),
@@ -87,6 +89,12 @@ def test_what_is_not_known_is_said_in_the_language_of_the_message(answers):
 )
 def test_the_language_of_a_message(text, language):
     assert language_of(text) == language
+
+
+def test_a_character_weighs_as_much_as_where_a_message_is_routed():
+    """A step imports no other one, so both have these constants."""
+    for name in ("HAN_WEIGHT", "GRAMMAR", "GRAMMAR_WEIGHT"):
+        assert getattr(nearest_answers, name) == getattr(route_text, name)
 
 
 def test_entries_that_say_the_same_are_one_passage(answers):

@@ -36,6 +36,9 @@ def _redacted(text: str, *names: tuple[int, int, str], read: int | None = None) 
         "(415) 555-2671",
         "415-555-2671",
         "020 7946 0958",
+        "07700900123",
+        "0049 30 901820",
+        "00 49 (30) 901820",
         "１３８００１３８０００",
         "138\u200b0013\u200b8000",
     ],
@@ -67,6 +70,7 @@ def test_mail_addresses(address):
         ("order 2026-11-27, 3 x 250 g, 19.99", []),
         ("2024年1月5日10:30", []),
         ("12345678", []),
+        ("order 20260315887, ref 0012345", []),
     ],
 )
 def test_card_and_identity_numbers_are_told_by_their_checksums(text, found):
