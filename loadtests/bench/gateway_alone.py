@@ -12,17 +12,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from loadtests.bench.errors import BenchError
 from loadtests.bench.settings import ROOT
 from loadtests.own_stack.cpu import ProcessTree, stack_process
 from loadtests.own_stack.processes import Server, free_ports, start
+from loadtests.own_stack.stack import NO_MORE
 
 START_S = 120.0
-NO_MORE: Mapping[str, str] = MappingProxyType({})
 PEPPER = b"p" * 32
-_LIMIT = """[[limits]]
+LIMIT = """[[limits]]
 scope = "tenant"
 kind = "requests"
 amount = 1000000
@@ -137,6 +136,6 @@ def write_keys(home: Path, keys: int = 1, tenants: int = 1) -> str:
     (home / "pepper").write_bytes(PEPPER)
     tables_of_tenants = (f'[tenants.tenant{number}]\nmodels = ["*"]\n' for number in range(tenants))
     (home / "gateway.toml").write_text(
-        _LIMIT + "".join(tables_of_tenants) + "# end\n", encoding="utf-8"
+        LIMIT + "".join(tables_of_tenants) + "# end\n", encoding="utf-8"
     )
     return key

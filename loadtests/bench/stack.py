@@ -1,4 +1,5 @@
-"""The stack for the duration of a benchmark.
+"""The stack for the duration of a benchmark, with everything on that a production gateway has: a
+key, a limit, the audit log, the request log.
 
 One model is added to the copy of the repository: a graph that returns its input, served by the
 ``onnxruntime`` backend, to compare that backend with ``identity_fp32``.
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from loadtests.bench.errors import BenchError
+from loadtests.bench.gateway_alone import LIMIT
 from loadtests.own_stack import stack as own_stack
 from loadtests.own_stack.stack import OwnStack
 from modelspec.names import Role, member_name
@@ -60,12 +62,16 @@ def running(
     text_embedding is optimized in the copy first."""
 
     def prepare(home: Path) -> None:
+        state = home / ".tidegate"
+        state.mkdir()
+        (state / "gateway.toml").write_text(LIMIT, encoding="utf-8")
         if IDENTITY_ONNX in models:
             _add_identity(home / "model_repository")
         if optimize_budget:
             _optimize(home, optimize_budget)
 
-    with own_stack.running(repository, models, prepare=prepare) as stack:
+    variables = {"TIDEGATE_REQUEST_LOG": "{home}/requests.jsonl"}
+    with own_stack.running(repository, models, prepare=prepare, variables=variables) as stack:
         yield BenchStack(**vars(stack))
 
 

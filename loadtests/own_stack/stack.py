@@ -3,15 +3,17 @@
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from loadtests.own_stack.cpu import ProcessTree, stack_process
 from loadtests.own_stack.processes import free_ports, start
 
 START_S = 600.0  # a cold machine converts the models first
+NO_MORE: Mapping[str, str] = MappingProxyType({})
 _FLAGS = (
     "gateway-port",
     "triton-http-port",
@@ -42,9 +44,11 @@ def running(
     models: Sequence[str],
     replicas: int = 1,
     prepare: Callable[[Path], None] = lambda home: None,
+    variables: Mapping[str, str] = NO_MORE,
 ) -> Iterator[OwnStack]:
     """The stack over a copy of ``repository``, with one gateway worker and so many Tritons; stopped
-    on exit. ``prepare`` is called with its home, in which the copy is, before it starts."""
+    on exit. ``prepare`` is called with its home, in which the copy is, before it starts.
+    ``variables``: more of its settings, with its home for ``{home}``."""
     with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as home_name:
         home = Path(home_name)
         copy = home / "model_repository"
@@ -52,7 +56,8 @@ def running(
         prepare(home)
         ports = free_ports(len(_FLAGS))
         command = _command(models, ports, replicas)
-        server = start("tidegate up", command, environment(home), home / "up.log")
+        more = {name: value.format(home=home) for name, value in variables.items()}
+        server = start("tidegate up", command, environment(home) | more, home / "up.log")
         try:
             server.wait_ready(f"http://127.0.0.1:{ports[0]}/readyz", START_S)
             key = (home / ".tidegate" / "dev.key").read_text(encoding="utf-8").strip()

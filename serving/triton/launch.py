@@ -37,6 +37,7 @@ RESTRICTED_GRPC = "model-repository,shared-memory,trace,logging"
 START_TIMEOUT_S = 60.0
 EXIT_TIMEOUT_S = 10
 STUBS_EXIT_S = 2.0
+_HUGE_PAGES = "glibc.malloc.hugetlb"
 # What a path may contain: Triton 2.51 starts Python processes with ``bash -c``, without quotes.
 PLAIN = re.compile(r"[A-Za-z0-9_@%+./-]+")
 
@@ -295,7 +296,21 @@ class TritonServer:
             "TOKENIZERS_PARALLELISM": "false",
             # Otherwise ONNX Runtime (1.31) keeps a device id in ~/.cache and sends telemetry.
             "ORT_DISABLE_TELEMETRY": "1",
+            "GLIBC_TUNABLES": with_huge_pages(os.environ.get("GLIBC_TUNABLES", "")),
         }
+
+
+def with_huge_pages(tunables: str) -> str:
+    """``GLIBC_TUNABLES`` with huge pages for what models allocate, unless it says how already.
+
+    A model reads all of its weights for each run, and finds them through a 512th of the page
+    table's entries: MiniLM on a CPU takes 8 to 10 % less (docs/performance.md). It needs glibc 2.35
+    and a kernel whose ``transparent_hugepage/enabled`` is ``madvise`` or ``always``; elsewhere it
+    does nothing.
+    """
+    if _HUGE_PAGES in tunables:
+        return tunables
+    return ":".join([*filter(None, [tunables]), f"{_HUGE_PAGES}=1"])
 
 
 def _restricted_key(path: Path) -> str:

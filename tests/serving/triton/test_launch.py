@@ -1,9 +1,11 @@
 """The key that a Triton gets, and ending what one leaves behind."""
 
+import os
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import psutil
 import pytest
@@ -51,3 +53,31 @@ def test_starts_at_the_same_time_agree_on_the_key(tmp_path, left):
     assert len(keys[0]) == 64
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("tunables", "expected"),
+    [
+        ("", "glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.arena_max=2", "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+    ],
+)
+def test_huge_pages_are_asked_for_unless_the_user_has_decided(tunables, expected):
+    assert launch.with_huge_pages(tunables) == expected
+
+
+def test_what_a_model_allocates_gets_huge_pages():
+    """Of 64 MiB; a kernel that gives none to anybody is told apart by what it says."""
+    script = (
+        "held = bytearray(b'x') * 2**26\n"
+        "lines = open('/proc/self/smaps').read().splitlines()\n"
+        "print(sum(int(line.split()[1]) for line in lines if line.startswith('AnonHugePages')))"
+    )
+    environment = {**os.environ, "GLIBC_TUNABLES": launch.with_huge_pages("")}
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    gives_none = not setting.exists() or "[never]" in setting.read_text()
+    kib = int(result.stdout)
+    assert kib == 0 if gives_none else kib >= 32 * 1024
