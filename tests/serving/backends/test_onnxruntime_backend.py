@@ -855,6 +855,18 @@ class TestSequences:
         np.testing.assert_array_equal(outputs["sum"], [[4], [0]])  # type: ignore[index]
         assert runs == [(2, 5)]
 
+    @pytest.mark.parametrize("length", [0, 1, 5, 16])
+    def test_a_row_alone_is_answered_as_beside_another(self, length: int) -> None:
+        model, runs = self.model()
+        text = self.texts(model, 16, length)
+        (alone,) = model.run([text])
+        beside, _ = model.run([text, self.texts(model, 16, length)])
+        assert runs == [(1, max(length, 1)), (2, max(length, 1))]
+        assert isinstance(alone, dict)
+        for name, array in alone.items():
+            np.testing.assert_array_equal(array, beside[name])  # type: ignore[index]
+        assert alone["both"].shape == (1, 16)
+
     def test_one_bad_request_fails_alone(self) -> None:
         model, _ = self.model()
         bad = job(model, ids=np.full((1, 4), 99), mask=np.ones((1, 4), np.int64))
