@@ -21,7 +21,7 @@ from gateway.supervision import STALL_S, every
 from gateway.upstream.admission import BATCH_SHARE, MEASURE_S, ONE_BY_ONE, Waiting
 from gateway.upstream.balancing import Health
 from gateway.upstream.replica_sources import LOOK_S
-from gateway.upstream.replicas import CHECK_S, Replica
+from gateway.upstream.replicas import CHECK_S, CHECK_TIMEOUT_S, ROUND_S, Replica
 from gateway.upstream.server import Upstream
 from gateway.upstream.triton_errors import request_id
 from gateway.upstream.triton_times import TritonTimes, for_each_request
@@ -80,7 +80,7 @@ class Background:
         self._repeat("rules", ACCESS_CHECK_S, self.refresh_access_control)
         self._repeat("rights", ACCESS_CHECK_S, access_control.check_streams)
         self._repeat("limits", HEARTBEAT_S, access_control.limiter.heartbeat)
-        self._repeat("replicas", CHECK_S, self.check_replicas)
+        self._repeat("replicas", CHECK_S, lambda: self.check_replicas(ROUND_S))
         self._repeat("sources", LOOK_S, self.gateway.sources.refresh)
         self._repeat("catalogue", settings.refresh_s, self.refresh_catalogue)
         self._repeat("turns", MEASURE_S, self.adjust_limits)
@@ -105,9 +105,9 @@ class Background:
         if await self.gateway.access_control.refresh_off_loop():
             self.gateway.follow_policy()
 
-    async def check_replicas(self) -> None:
-        """Check which replicas are up and which are drained. Call it once before the catalogue is
-        first read."""
+    async def check_replicas(self, within_s: float = CHECK_TIMEOUT_S) -> None:
+        """Check which replicas are up (``ReplicaPool.check``) and which are drained. Call it once
+        before the catalogue is first read."""
         gateway, pool = self.gateway, self.gateway.pool
         addresses = gateway.drains.current()
         if gateway.shared_drains:
@@ -115,7 +115,7 @@ class Background:
             addresses |= await gateway.shared_drains.current(listed)
         for replica in pool.drain(addresses):
             gateway.metrics.is_not_drained(replica)
-        await pool.check()
+        await pool.check(within_s)
         gateway.open_sequences.sweep()
         drained = [
             replica

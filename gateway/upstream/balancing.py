@@ -29,7 +29,7 @@ class ReplicaState(NamedTuple):
     ``latency_s``: how long it takes to answer one; 0.0 if that is not known. ``weight``: the part
     of its usual share that it gets, less than 1.0 while it is new. ``load``: the work under way
     there, in requests like the one to send; None: each of those in flight is as much as that.
-    ``is_drained``: an operator has drained it.
+    ``is_drained``: an operator has drained it. ``is_silent``: it may hang.
     """
 
     health: Health
@@ -42,6 +42,7 @@ class ReplicaState(NamedTuple):
     weight: float = 1.0
     load: float | None = None
     is_drained: bool = False
+    is_silent: bool = False
 
     @property
     def work(self) -> float:
@@ -52,8 +53,8 @@ class ReplicaState(NamedTuple):
 
 def candidates(states: Sequence[ReplicaState]) -> list[int]:
     """The indices of the replicas that may get the request: the healthiest that serve the model,
-    without those whose probe failed, ejected ones and drained ones, if there are others; [] if
-    there is none. So nothing is refused because everything is ejected.
+    without those whose probe failed, ejected ones, silent ones and drained ones, if there are
+    others; [] if there is none. So nothing is refused because everything is ejected.
 
     A drain is the least of these: an operator may wait, and a caller should not get a wrong answer
     meanwhile."""
@@ -62,8 +63,8 @@ def candidates(states: Sequence[ReplicaState]) -> list[int]:
     for index, state in enumerate(states):
         rank = 0
         if state.serves and state.health:
-            rank = 8 * state.health + 4 * state.is_right
-            rank += 2 * (not state.is_ejected) + (not state.is_drained)
+            rank = 16 * state.health + 8 * state.is_right + 4 * (not state.is_ejected)
+            rank += 2 * (not state.is_silent) + (not state.is_drained)
         if rank > best_rank:
             best_rank, indices = rank, [index]
         elif rank and rank == best_rank:

@@ -3,11 +3,12 @@
 ``balancing`` decides which one gets a request. The state comes from four sources. The state of the
 gRPC connection is read for every request: a server that was killed closes its connections, and gets
 no requests from then on. An active check twice a second detects a server that hangs, and one that
-is back. What a replica refused or did not answer counts as load for the model for a while. And one
-that fails far more of a model's requests than the others do is ejected for it (``outliers``).
+is back; while a check is late, the other servers come first. What a replica refused or did not
+answer counts as load for the model for a while. And one that fails far more of a model's requests
+than the others do is ejected for it (``outliers``).
 
-**Load is not death:** a server counts as hung after two checks in a row without a response, and
-only if it has answered no request since the first of them started.
+**Load is not death:** a server counts as hung after two checks one after the other without a
+response, and only if it has answered no request since the first of them started.
 """
 
 import asyncio
@@ -54,7 +55,8 @@ log = logging.getLogger("gateway")
 # A retry is sent only while retries are less than a fifth of all requests, and a few more: when
 # every replica fails, retries must not double the load.
 RETRY_SHARE, FEW_RETRIES, MOST_RETRIES = 0.2, 3.0, 50.0
-CHECK_S = 0.5  # how often ``ReplicaPool.check`` should be called
+CHECK_S = 0.5  # from the end of one round of checks to the next
+ROUND_S = 0.2  # how long a round waits for a check that is late: it goes on beside the next rounds
 CHECK_TIMEOUT_S = 1.0
 LATE_CHECKS = 2  # after this many in a row, with no response to anything else, it counts as hung
 RETIRED_S = 2 * CONTROL_TIMEOUT_S  # how long a removed replica's connection is kept
@@ -76,6 +78,7 @@ class Standing(NamedTuple):
     health: Health
     is_right: bool
     is_not_ejected: bool
+    is_not_silent: bool
     is_not_drained: bool
 
 
@@ -101,7 +104,9 @@ class Replica:
         self.probes: dict[str, str] = {}  # pipeline -> '' or the fault that its probe found here
         self.responded: dict[str, float] = {}  # model -> its last response, monotonic seconds
         self.last_response = 0.0  # the last response to anything, monotonic seconds
-        self._late_since, self._late = 0.0, 0
+        # When the check was sent that is late, monotonic seconds; -inf: none is.
+        self._late_since = -math.inf
+        self._check: asyncio.Task[None] | None = None
         self.records: dict[str, Record] = {}  # model -> what became of its requests here
         self.is_drained = False  # by an operator
         self.back_since = -math.inf  # when it was found alive again, monotonic seconds
@@ -133,6 +138,11 @@ class Replica:
             reason = "serves no model yet"
         return reason or ("is drained by an operator" if self.is_drained else "")
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether a check is late, and it has answered nothing else since that was sent."""
+        return self.last_response < self._late_since
+
     def serves(self, model: str, version: str = "") -> bool:
         """Whether it has the model (and version) ready; true without a name, and until its index
         has been read."""
@@ -155,6 +165,7 @@ class Replica:
                 weight=weight,
                 load=load,
                 is_drained=self.is_drained,
+                is_silent=self.is_silent,
             )
         return ReplicaState(
             *(self.health, self.inflight, record.refusals(now), serves, is_right),
@@ -163,6 +174,7 @@ class Replica:
             weight=min(weight, record.weight(now)),
             load=load,
             is_drained=self.is_drained,
+            is_silent=self.is_silent,
         )
 
     def ejected(self) -> dict[str, float]:
@@ -181,6 +193,7 @@ class Replica:
             self.health,
             is_right=not self.probes.get(model),
             is_not_ejected=record is None or not record.trials_left,
+            is_not_silent=not self.is_silent,
             is_not_drained=not self.is_drained,
         )
 
@@ -214,10 +227,23 @@ class Replica:
             for model in versions.keys() - known.keys():
                 self.record(model).back_since = now
 
+    def checked(self) -> asyncio.Task[None]:
+        """The check that is under way, or else a new one."""
+        if self._check is None or self._check.done():
+            self._check = asyncio.create_task(self.check())
+        return self._check
+
+    def give_up_check(self) -> None:
+        if self._check is not None:
+            self._check.cancel()
+
     async def check(self) -> None:
         """Check whether it is live, and log a change."""
         previous_fault = self.fault
-        fault = await self._find_fault(time.monotonic())
+        try:
+            fault = await self._find_fault()
+        finally:
+            self._late_since = -math.inf
         if previous_fault and not fault:
             fault = await self._read_versions()
         self.fault = fault
@@ -230,24 +256,26 @@ class Replica:
             reason = self.reason  # it is alive, and may load its models for a while
             log.info("replica %s %s", self.address, reason or "gets requests now")
 
-    async def _find_fault(self, started: float) -> str:
-        """'' or what is wrong with the server; ``started`` is in monotonic seconds."""
-        try:
-            is_live = await self.upstream.is_live(CHECK_TIMEOUT_S)
-        except DeadlineExceeded:
-            if not self._late:
-                self._late_since = started
-            self._late += 1
-            has_responded = self.last_response >= self._late_since
-            is_hung = self._late >= LATE_CHECKS and not has_responded
-            return "does not respond" if is_hung or self.fault else ""
-        except NoCapacity:
-            self._late = 0
-            return "cannot be reached"
-        except GatewayError:
-            is_live = True  # it does not support the call, but it responds
-        self._late = 0
-        return "" if is_live else "is shutting down"
+    async def _find_fault(self) -> str:
+        """'' or what is wrong with the server. A check that is late is followed by the next one at
+        once: what hangs is known to after ``LATE_CHECKS`` times ``CHECK_TIMEOUT_S``."""
+        began = time.monotonic()
+        for _ in range(LATE_CHECKS):
+            try:
+                is_live = await self.upstream.is_live(CHECK_TIMEOUT_S)
+            except DeadlineExceeded:
+                if self.fault:
+                    break
+                self._late_since = began
+                if not self.is_silent:
+                    return ""
+            except NoCapacity:
+                return "cannot be reached"
+            except GatewayError:
+                return ""  # it does not support the call, but it responds
+            else:
+                return "" if is_live else "is shutting down"
+        return "does not respond"
 
     async def _read_versions(self) -> str:
         """Read the index of a server that is back: it may have been restarted, and not have loaded
@@ -528,6 +556,8 @@ class ReplicaPool:
         replica = self._replica_of(at)
         if replica is None or replica.health is not Health.UP or replica.is_drained:
             return None
+        if replica.is_silent:
+            return None
         record = replica.records.get(model)
         if not replica.serves(model, version) or (record is not None and record.trials_left):
             return None
@@ -761,14 +791,20 @@ class ReplicaPool:
                 last_error = error
         raise last_error
 
-    async def check(self) -> None:
-        """Check all replicas concurrently; takes CHECK_TIMEOUT_S at most. Call it every CHECK_S."""
-        await asyncio.gather(*(replica.check() for replica in self.replicas))
+    async def check(self, within_s: float = CHECK_TIMEOUT_S) -> None:
+        """Check all replicas concurrently, ``CHECK_S`` after the last time. It returns after
+        ``within_s`` at the latest: a check that is late goes on, and delays those of no other."""
+        if checks := {replica.checked() for replica in self.replicas}:
+            done, _ = await asyncio.wait(checks, timeout=within_s)
+            for check in done:
+                check.result()
         self._let_leave()
 
     async def close(self) -> None:
         for task in self._retiring:
             task.cancel()
+        for replica in self.replicas:
+            replica.give_up_check()
         await asyncio.gather(*(replica.upstream.close() for replica in self.replicas))
 
 

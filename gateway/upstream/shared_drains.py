@@ -3,18 +3,27 @@
 A replica on a loopback address is another one on each machine and in each container, so its drain
 concerns only gateways in the same place (``_name``). While Redis is unavailable, what was read last
 goes on until its end, and nobody can set or lift a shared drain.
+
+**A Redis that has lost its data lifts nothing**: every gateway writes what it read last again. Each
+change has a number, so that an older copy of the data is noticed as well as none at all. What
+somebody has set or lifted since then counts: Redis remembers what was lifted as long as a gateway
+may know of a drain that was not.
 """
 
+import asyncio
 import ipaddress
+import logging
 import time
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from gateway.limits.redis.connection import TIMEOUT_S, Call, RedisConnection, Reply
 from gateway.limits.redis.running_timeout import RunningTimeout
 from gateway.upstream.drains import LONGEST_S, boot_id
 from modelspec.address import host_and_port
 
+log = logging.getLogger("gateway")
 _KEY = "tidegate:drains"
 _LONGEST_US = int(LONGEST_S * 1e6)
 _SCRIPTS = {"drains": Path(__file__).with_suffix(".lua").read_text()}
@@ -26,6 +35,8 @@ class SharedDrains:
 
     def __init__(self, url: str) -> None:
         self._ends: dict[str, float] = {}  # name -> monotonic seconds
+        # What Redis's data are, and how many changes they had; b"": nothing was read yet.
+        self._state, self._changes = b"", 0
         self._connection = RedisConnection(
             url,
             Call("drains", [_KEY], [_LONGEST_US]),
@@ -60,20 +71,41 @@ class SharedDrains:
         await self._connection.close()
 
     async def _call(self, *change: str | int) -> bool:
-        reply: Reply = None
-        now = time.monotonic()
+        """Whether Redis made the change, and what it knows was read."""
+        began = time.monotonic()
         try:
             async with RunningTimeout(TIMEOUT_S):
-                reply = await self._connection.call(Call("drains", [_KEY], [_LONGEST_US, *change]))
+                reply = await self._send(*change)
+                if isinstance(reply, list) and self._is_older(reply) and self._ends:
+                    reply = await self._restore(began) or reply
         except TimeoutError:
-            pass
+            return False
         if not isinstance(reply, list):
             return False
-        names, left_us = reply[::2], reply[1::2]
+        self._state, self._changes, *drained = reply
         self._ends = {
-            bytes(name).decode(): now + us / 1e6 for name, us in zip(names, left_us, strict=True)
+            bytes(name).decode(): began + us / 1e6
+            for name, us in zip(drained[::2], drained[1::2], strict=True)
         }
         return True
+
+    def _send(self, *change: str | int) -> "asyncio.Future[Reply]":
+        return self._connection.call(Call("drains", [_KEY], [_LONGEST_US, *change]))
+
+    def _is_older(self, reply: list[Any]) -> bool:
+        """Whether these are other data than were read last, or what they were before."""
+        state, changes, *_ = reply
+        return self._state not in (b"", state) or changes < self._changes
+
+    async def _restore(self, now: float) -> Reply:
+        """Write what was read last again; what Redis knows then."""
+        left_us = {name: int((end - now) * 1e6) for name, end in self._ends.items() if end > now}
+        replies = await asyncio.gather(
+            *(self._send(name, us, 1) for name, us in left_us.items() if us > 0)
+        )
+        if replies:
+            log.warning("drains: Redis has lost data; set again, unless lifted: %s", set(left_us))
+        return replies[-1] if replies else None
 
 
 def _name(address: str) -> str:

@@ -18,6 +18,7 @@ from gateway.errors import (
 from gateway.upstream.balancing import Health
 from gateway.upstream.outliers import LEAST_WEIGHT, SLOW_START_S
 from gateway.upstream.replicas import FEW_RETRIES, Replica, ReplicaPool
+from tests.gateway.eventually import until
 
 
 class Connection:
@@ -28,11 +29,17 @@ class Connection:
         self.connection = Health.UP
         self.live: bool | Exception = True
         self.index: dict[str, tuple[str, ...]] | Exception = {"m": ("1",)}
+        self.checks = 0
+        self.takes: list[asyncio.Event] = []  # a check waits for the next of these, and is late
 
     def health(self) -> Health:
         return self.connection
 
     async def is_live(self, timeout_s: float) -> bool:
+        self.checks += 1
+        if self.checks <= len(self.takes):
+            await self.takes[self.checks - 1].wait()
+            raise DeadlineExceeded("late")
         return _raise_or_return(self.live)
 
     async def ready_versions(self) -> dict[str, tuple[str, ...]]:
@@ -143,27 +150,68 @@ async def test_an_answer_of_any_kind_is_life(pool):
     assert pool.replicas[0].health is Health.UP
 
 
-async def test_a_server_hangs_when_checks_and_requests_have_no_answer(pool):
+async def test_a_server_hangs_when_two_checks_and_requests_have_no_answer(pool):
     first = pool.replicas[0]
     first.upstream.live = DeadlineExceeded("late")
     await pool.check()
-    assert first.health is Health.UP
-    await pool.check()
+    assert first.upstream.checks == 2
     assert (first.health, first.reason) == (Health.DOWN, "does not respond")
+    await pool.check()
+    assert first.upstream.checks == 3  # what hangs already needs no second one
     first.upstream.live = True
     await pool.check()
     assert first.health is Health.UP
+
+
+async def test_while_a_check_is_late_others_come_first_and_are_checked_on(pool):
+    """It is known to hang two seconds after the first check, and asked less after one."""
+    first, second = pool.replicas
+    first.upstream.takes = [asyncio.Event(), asyncio.Event()]
+    await pool.check(within_s=0.01)
+    assert _chosen(pool) == {"a:1", "b:1"}
+    first.upstream.takes[0].set()  # it was late
+    await until(lambda: first.is_silent)
+    assert first.health is Health.UP
+    assert _chosen(pool) == {"b:1"}
+    checks = second.upstream.checks
+    await pool.check(within_s=0.01)
+    assert (first.upstream.checks, second.upstream.checks) == (2, checks + 1)
+    second.upstream.live = NoCapacity("gone")
+    await pool.check(within_s=0.01)
+    assert second.health is Health.DOWN
+    assert _chosen(pool) == {"a:1"}  # there is no other
+    first.ended("m", None)
+    assert not first.is_silent
+    first.upstream.takes[1].set()
+    await pool.check()
+    assert first.health is Health.UP
+    await pool.close()
+
+
+async def test_a_sequence_does_not_start_where_a_check_is_late(pool):
+    first = pool.replicas[0]
+    first.upstream.takes = [asyncio.Event(), asyncio.Event()]
+    first.upstream.takes[0].set()
+    await pool.check(within_s=0.01)
+    await until(lambda: first.is_silent)
+    assert {_home(pool, number, starts=True).address for number in range(20)} == {"b:1"}
+    assert {_home(pool, number).address for number in range(20)} == {"a:1", "b:1"}
+    await pool.close()
 
 
 @pytest.mark.parametrize("error", [None, InvalidRequest("the model refused it")])
 async def test_load_is_not_death(pool, error):
     """Late checks, but requests are answered meanwhile."""
     first = pool.replicas[0]
-    first.upstream.live = DeadlineExceeded("late")
+
+    async def is_live(timeout_s: float) -> bool:
+        first.ended("m", error)
+        raise DeadlineExceeded("late")
+
+    first.upstream.is_live = is_live
     for _ in range(5):
         await pool.check()
-        first.ended("m", error)
-    assert first.health is Health.UP
+        assert (first.health, first.is_silent) == (Health.UP, False)
 
 
 async def test_a_request_that_ran_out_of_time_is_no_sign_of_life(pool):
