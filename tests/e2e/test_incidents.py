@@ -3,28 +3,38 @@ times, clients that make requests fail, and counters that are left behind.
 
 Each test says whose incident it was, and prints how many requests were sent and failed (``pytest
 -s``); `docs/operating.md` says what ours does instead.
+
+What only a quiet machine shows is asserted with ``INCIDENT_STRICT=1``: the issue's own figures of
+latency, and seconds. ``INCIDENT_STRICT=1 INCIDENT_CALLS=1000 pytest -s -n 0`` for these.
 """
 
 import collections
 import contextlib
 import json
 import os
+import resource
+import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
 import pytest
 from tritonclient import grpc as triton_grpc
 
+from gateway.identity.jwks import COOL_DOWN_S
+from gateway.upstream.replicas import FEW_RETRIES, MOST_RETRIES, RETRY_SHARE
 from serving.triton.ports import free_ports
 from tests.back_to_back import back_to_back
 from tests.e2e.grpc_models import ONE, batched, endpoint, golden, instances, taking
-from tests.e2e.pair import POLICY, Pair, Running
+from tests.e2e.pair import DEADLINE_S, POLICY, Pair, Running
+from tests.gateway.issuer import JWKS, Issuer, SigningKey
 from tests.running import wait_until
+from tidegate.app.audit_check import verify
 
 # y is the pid of the server that answered. What a server does is in a file with its pid in the
 # name: how long it takes, and which share of the requests it fails. 1000 + s sleeps for s seconds;
@@ -55,6 +65,32 @@ class TritonPythonModel:
         y = np.array([os.getppid()], np.float32)
         return pb_utils.InferenceResponse([pb_utils.Tensor("y", y)])
 """
+# Answers its golden sample. What it does with other requests is in the same kind of file: it says
+# that it is unavailable after so many seconds. It counts them in a file of its own.
+UNAVAILABLE = """
+import os
+import time
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.file = "HOME/" + args["model_name"] + "-" + str(os.getppid())
+
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        x = pb_utils.get_input_tensor_by_name(request, "x")
+        if x.as_numpy().item() == 1:
+            return pb_utils.InferenceResponse([pb_utils.Tensor("y", x.as_numpy())])
+        with open(self.file + ".count", "a") as count:
+            count.write("1")
+        time.sleep(max(0, x.as_numpy().item() - 1000))
+        error = pb_utils.TritonError("not now", pb_utils.TritonError.UNAVAILABLE)
+        return pb_utils.InferenceResponse(error=error)
+"""
+IS_STRICT = os.environ.get("INCIDENT_STRICT") == "1"
+CALLS = int(os.environ.get("INCIDENT_CALLS", "100"))
 # How long incident 11 has half the load, and is slow: 300 and 60 in the incident.
 STEADY_S = float(os.environ.get("INCIDENT_STEADY_S", "3"))
 SLOW_S = float(os.environ.get("INCIDENT_SLOW_S", "3"))
@@ -123,6 +159,7 @@ def incidents(tmp_path_factory) -> Iterator[Incidents]:
         "one": (code, ONE + instances(4)),
         "two": (code, ONE + instances(4)),
         "pure": (taking(0.005), DECLARED),
+        "full": (UNAVAILABLE.replace("HOME", str(home)), ONE + endpoint("y") + golden(1, y=1)),
     }
     with Pair(home, models) as pair, Running(pair) as running:
         wait_until(running.is_ready, 30, "the gateway is ready")
@@ -368,12 +405,245 @@ def test_a_replica_that_accepts_and_never_answers_holds_nobody_up(incidents):
         black_hole = f"127.0.0.1:{listener.getsockname()[1]}"
         with Running(incidents.pair, [black_hole, incidents.pair.addresses[0]]) as running:
             wait_until(running.is_ready, 30, "it is ready")
-            began = time.monotonic()
-            statuses = [running.ask(model="one").status_code for _ in range(100)]
-            report(collections.Counter(0 if status == 200 else -status for status in statuses))
-            assert statuses == [200] * 100
-            assert time.monotonic() - began < 100  # where each that waited would take 4 s
+            beside, without = [], []  # seconds; in turns, so that both have the same machine
+            for _ in range(CALLS):
+                beside.append(_seconds(running))
+                without.append(_seconds(incidents.gateway))
             assert running.replicas()[0]["health"] != "up"
+    sys.stdout.write(
+        f"\n{CALLS} sent, 0 failed; p50 {_ms(beside, 0.5)} ms, p99 {_ms(beside, 0.99)} ms; without "
+        f"the black hole {_ms(without, 0.5)} and {_ms(without, 0.99)} ms\n"
+    )
+    assert np.median(beside) < 3 * np.median(without)
+    assert max(beside) < DEADLINE_S - 1  # where one that was sent there would take all of it
+    if IS_STRICT:
+        assert np.quantile(beside, 0.99) <= 1.2 * np.quantile(without, 0.99)
+
+
+def _seconds(gateway: Running) -> float:
+    """How long a good request takes."""
+    began = time.perf_counter()
+    response = gateway.ask(model="one")
+    assert response.status_code == 200, response.text
+    return time.perf_counter() - began
+
+
+def _ms(seconds: list[float], share: float) -> int:
+    return round(1000 * np.quantile(seconds, share))
+
+
+def test_the_rate_is_back_within_seconds_when_one_of_two_stops(incidents):
+    """envoy #39737: nothing was served when one of the backends hung. Requests come at their times,
+    however long others take."""
+    rate, stops_at, until_s = 30, 2.0, 9.0
+    sent: list[tuple[float, float, int]] = []  # due (seconds), how long it took, the outcome
+
+    def send(due: float) -> None:
+        outcome = incidents.ask(client)
+        sent.append((due, time.monotonic() - began - due, outcome))
+
+    def notice() -> float:
+        """After how many seconds the gateway knows."""
+        wait_until(lambda: incidents.replica(1)["health"] == "down", 30, "it knows")
+        return time.monotonic() - began - stops_at
+
+    with (
+        httpx.Client(headers=incidents.gateway.headers(), timeout=20) as client,
+        ThreadPoolExecutor(64) as threads,
+    ):
+        began = time.monotonic()
+        try:
+            for number in range(round(rate * until_s)):
+                due = number / rate
+                time.sleep(max(0.0, began + due - time.monotonic()))
+                if number == rate * stops_at:
+                    incidents.pair.signal(1, signal.SIGSTOP)
+                    noticing = threads.submit(notice)
+                threads.submit(send, due)
+        finally:
+            incidents.pair.signal(1, signal.SIGCONT)
+    noticed_s = noticing.result()
+    later = [(took, outcome) for due, took, outcome in sent if due > stops_at + 3]
+    well = [took for took, outcome in later if outcome > 0]
+    failed = sum(outcome < 0 for _, _, outcome in sent)
+    sys.stdout.write(
+        f"\n{len(sent)} sent, {failed} failed; noticed after {noticed_s:.1f} s; from 3 s after it "
+        f"stopped {len(well)} of {len(later)} answered, p99 {_ms(well, 0.99)} ms; the longest "
+        f"took {max(took for _, took, _ in sent):.1f} s\n"
+    )
+    assert len(sent) == round(rate * until_s)
+    assert len(well) >= 0.9 * len(later)
+    assert {outcome for _, _, outcome in sent if outcome < 0} <= {-504, -503}
+    assert max(took for _, took, _ in sent) < DEADLINE_S + 4  # of our own, on a busy machine
+    if IS_STRICT:
+        assert noticed_s < 3
+        assert sum(took < 0.5 for took in well) >= 0.9 * len(later)
+
+
+def test_when_all_are_unavailable_retries_do_not_multiply_the_load(incidents):
+    """envoy #24937: they did. linkerd #2369: they went on beyond the deadline."""
+
+    def attempts() -> int:
+        return sum(len(path.read_text()) for path in incidents.pair.home.glob("full-*.count"))
+
+    def send(count: int) -> int:
+        """So many requests; how many attempts the servers saw."""
+        before = attempts()
+        with ThreadPoolExecutor(4) as threads:
+            outcomes = list(
+                threads.map(lambda _: incidents.ask(client, model="full"), range(count))
+            )
+        report(collections.Counter(outcomes))
+        assert set(outcomes) == {-503}
+        return attempts() - before
+
+    with httpx.Client(headers=incidents.gateway.headers(), timeout=20) as client:
+        began = time.monotonic()
+        assert incidents.ask(client, 1000 + 0.8 * DEADLINE_S, model="full") == -504
+        # Where two attempts without a common deadline take 1.6 times that.
+        assert time.monotonic() - began < 1.5 * DEADLINE_S
+        assert send(1) == 2  # it may be asked again
+        spent = send(200)  # and the retries that were saved up
+        assert spent <= 200 * (1 + RETRY_SHARE) + MOST_RETRIES
+        seen = send(300)
+        sys.stdout.write(f"300 sent, {seen} attempts\n")
+        assert 300 < seen <= 300 * (1 + RETRY_SHARE) + FEW_RETRIES
+
+
+def test_ten_times_the_load_costs_no_goodput_and_is_over_when_it_ends(incidents):
+    """Refusals say when to come back."""
+    for index in (0, 1):
+        incidents.behave(index, seconds=0.5)  # eight instances: 16 requests/s
+    url = f"{incidents.gateway.client.base_url}/v2/models/one/infer"
+    headers = incidents.gateway.headers()
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [0]}
+
+    def ask(client: httpx.Client) -> tuple[int, bool]:
+        """The status, and whether it says when to come back."""
+        response = client.post(url, json={"inputs": [tensor]})
+        return response.status_code, "retry-after" in response.headers
+
+    def goodput(clients: int, seconds: float) -> float:
+        """Good answers/s; the last of these clients stop with this."""
+        with back_to_back(ask, lambda: httpx.Client(timeout=20, headers=headers), clients) as calls:
+            wait_until(lambda: calls.counts[200, False] > 0, 30, "the first answer")
+            before, began = calls.counts.copy(), time.monotonic()
+            time.sleep(seconds)
+            good = (calls.counts - before)[200, False] / (time.monotonic() - began)
+        counts.update(calls.counts)
+        return good
+
+    counts: collections.Counter[tuple[int, bool]] = collections.Counter()
+    usual = goodput(8, 3)
+    overloaded = goodput(80, 6)
+    ended = time.monotonic()
+    with httpx.Client(timeout=20, headers=headers) as client:
+
+        def is_well() -> bool:
+            began = time.monotonic()
+            return ask(client)[0] == 200 and time.monotonic() - began < 1
+
+        wait_until(lambda: all(is_well() for _ in range(2)), 30, "it answers as before")
+    recovered_s = time.monotonic() - ended
+    refused = sum(count for (status, _), count in counts.items() if status != 200)
+    sys.stdout.write(
+        f"\n{counts.total()} sent, {refused} refused; {usual:.1f} good answers/s, {overloaded:.1f} "
+        f"under ten times the load; as before {recovered_s:.1f} s after it ended\n"
+    )
+    assert {status for status, _ in counts} <= {200, 503, 504}
+    assert all(says for status, says in counts if status == 503)
+    assert overloaded > (0.9 if IS_STRICT else 0.7) * usual
+    assert recovered_s < (5 if IS_STRICT else 10)
+
+
+def test_a_full_disk_under_the_audit_log_refuses_nobody_and_loses_no_line(incidents):
+    """The kernel lets the gateway's files grow no more, and so cuts a line, as a full disk does."""
+    gateway, folder = incidents.gateway, incidents.pair.work
+
+    def lines() -> int:
+        text = (folder / "audit.log").read_text()
+        return sum(
+            '"tenant":"two"' in line and '"model":"one"' in line for line in text.split("\n")
+        )
+
+    with httpx.Client(headers=gateway.headers("two"), timeout=20) as client:
+        incidents.ask(client)
+    before = -1
+    while before != (before := lines()):
+        time.sleep(0.5)  # so long none is written
+    limit, most = (
+        resource.RLIMIT_FSIZE,
+        resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE),
+    )
+    with incidents.load(2, tenant="two", pause_s=0.1) as counts:
+        wait_until(lambda: counts.total() > 10, 30, "ten")
+        full = (folder / "audit.log").stat().st_size + 1000
+        resource.prlimit(gateway.process.pid, limit, (full, most[1]))
+        try:
+            failed = 'tidegate_audit_trouble_total{what="failed"}'
+            wait_until(lambda: gateway.metrics(failed).get(failed, 0) > 0, 30, "it is counted")
+            assert "audit" in gateway.get("/readyz").text
+            until = counts.total() + 20
+            wait_until(lambda: counts.total() > until, 30, "twenty more")
+        finally:
+            resource.prlimit(gateway.process.pid, limit, most)
+    assert set(counts) <= set(incidents.pair.pids()), counts
+    wait_until(lambda: lines() == before + counts.total(), 30, "each has its line")
+    assert verify(folder, (folder / "pepper").read_bytes()).faults == []
+    wait_until(gateway.is_ready, 30, "it is ready again")
+
+
+def test_a_policy_that_is_saved_half_written_refuses_nobody(incidents):
+    gateway, path = incidents.gateway, incidents.pair.work / "gateway.toml"
+    whole = f"replicas = {json.dumps(incidents.pair.addresses[1:])}\n{POLICY}# end\n"
+    gateway.put_policy(POLICY)
+    time.sleep(1)  # it says that it is complete, and has been read
+    try:
+        with incidents.load(2, tenant="two", pause_s=0.1) as counts:
+            for length in (0, whole.index("[tenants.two]"), len(whole) - 20):
+                path.write_text(whole[:length])
+                time.sleep(1)
+                assert len(gateway.replicas()) == 2
+            path.write_text(whole)
+            wait_until(lambda: len(gateway.replicas()) == 1, 30, "the whole applies")
+    finally:
+        gateway.put_policy(POLICY)
+    wait_until(lambda: len(gateway.replicas()) == 2, 30, "both are listed again")
+    assert set(counts) <= set(incidents.pair.pids()), counts
+
+
+def test_an_issuer_that_is_down_or_rotates_its_keys_refuses_nobody(incidents):
+    gateway, issuer = incidents.gateway, Issuer()
+    one, two = issuer.keys[0], SigningKey("two")
+    tokens = [issuer.token(key=one, exp=time.time() + 600)]
+    gateway.put_policy(
+        f'{POLICY}[issuers.corp]\nissuer = "{issuer.url}"\naudience = ["tidegate"]\n'
+        'tenant = "one"\ndefault_roles = ["user"]\n'
+    )
+
+    def call(client: httpx.Client) -> int:
+        client.headers["Authorization"] = f"Bearer {tokens[-1]}"
+        return incidents.ask(client)
+
+    try:
+        with httpx.Client(timeout=20) as client:
+            wait_until(lambda: call(client) > 0, 30, "its tokens count")
+        fetched = time.monotonic()
+        with back_to_back(call, lambda: httpx.Client(timeout=20), 2, 0.1) as calls:
+            issuer.faults = {JWKS: 503}
+            calls.more(20)
+            issuer.faults, issuer.keys = {}, [one, two]
+            # An issuer publishes a key before it signs with it; the gateway fetches none sooner.
+            time.sleep(max(0.0, fetched + COOL_DOWN_S - time.monotonic()))
+            tokens.append(issuer.token(key=two, exp=time.time() + 600))
+            calls.more(20)
+            issuer.keys = [two]
+            calls.more(20)
+    finally:
+        gateway.put_policy(POLICY)
+        issuer.close()
+    report(calls.counts)
+    assert set(calls.counts) <= set(incidents.pair.pids()), calls.counts
 
 
 def test_the_list_changes_under_load_and_only_the_current_ones_are_checked(incidents):

@@ -1,8 +1,10 @@
 """A replica that is killed while it streams, one that comes back under load, and which one a text
-goes to; on two real Tritons. Each test of an incident says whose it was."""
+goes to; on two real Tritons. Each test of an incident says whose it was, and with
+``INCIDENT_STRICT=1``, on a quiet machine, asserts the latencies too."""
 
 import collections
 import json
+import os
 import queue
 import sys
 import threading
@@ -85,6 +87,7 @@ input { name: "sampling_parameters" data_type: TYPE_STRING dims: 1 }
 output { name: "text_output" data_type: TYPE_STRING dims: 1 }
 """
 NUMBERS = ONE + instances(4) + DECOUPLED
+IS_STRICT = os.environ.get("INCIDENT_STRICT") == "1"
 
 
 @pytest.fixture(scope="module")
@@ -179,20 +182,25 @@ def test_before_its_first_byte_a_stream_moves_if_the_model_may_be_asked_again(
 
 def test_one_that_comes_back_under_load_gets_its_share_gradually(pair, gateway):
     """istio #46554, envoy #29008: a new backend was drowned."""
+    answers: list[tuple[float, float, float]] = []  # when it began, how long it took, the pid
 
     def ask(client: httpx.Client) -> float:
         """The pid of the server that answered, or the negative status."""
+        began = time.monotonic()
         response = gateway.ask(client=client)
         if response.status_code != 200:
             return -response.status_code
-        return response.json()["outputs"][0]["data"][0]
+        pid = response.json()["outputs"][0]["data"][0]
+        answers.append((began, time.monotonic() - began, pid))
+        return pid
 
     with back_to_back(
         ask,
         lambda: httpx.Client(base_url=gateway.client.base_url, timeout=20),
         clients=3,
     ) as calls:
-        wait_until(lambda: calls.sent > 100, 30, "a hundred answers")
+        wait_until(lambda: calls.sent > 200, 30, "two hundred answers")
+        steady = [took for _, took, _ in answers]
         pair.kill(1)
         pair.start(1)
         new = float(pair.pids()[1])
@@ -210,10 +218,17 @@ def test_one_that_comes_back_under_load_gets_its_share_gradually(pair, gateway):
 
         wait_until(has_its_share, 60, "its share")
     failed = sum(count for outcome, count in calls.counts.items() if outcome < 0)
+    first = next(began for began, _, pid in answers if pid == new)
+    its_first = [took for began, took, pid in answers if pid == new and began < first + 10]
+    before, after = (np.quantile(seconds, (0.5, 0.99)) for seconds in (steady, its_first))
     sys.stdout.write(
         f"\n{calls.sent} sent, {failed} failed; its share, every two seconds: "
-        f"{[round(share, 2) for share in shares]}\n"
+        f"{[round(share, 2) for share in shares]}; p50 and p99 of its {len(its_first)} answers in "
+        f"10 s {np.round(1000 * after)} ms, of both before {np.round(1000 * before)} ms\n"
     )
+    assert after[0] < 3 * before[0]
+    if IS_STRICT:
+        assert after[1] <= 2 * before[1]
     assert len(shares) > 1, "at once"
     assert all(count <= 0 for answer, count in (calls.counts - lost).items() if answer < 0)
 

@@ -2,12 +2,13 @@
 sees of a replica that is killed, stops, or errs, and of a restart of each replica and each gateway.
 
 Each test prints how many requests were sent and failed (``pytest -s``), and how long it took until
-both gateways knew.
+both gateways knew. With ``INCIDENT_STRICT=1``, on a quiet machine, that must be within 3 s.
 """
 
 import collections
 import itertools
 import json
+import os
 import signal
 import sys
 import threading
@@ -45,6 +46,7 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse([pb_utils.Tensor("y", x.as_numpy())])
 """
 HANG_S = 60.0
+NOTICED_S = 3.0 if os.environ.get("INCIDENT_STRICT") == "1" else HANG_S
 CLIENTS = 6
 
 
@@ -211,6 +213,7 @@ def test_a_replica_is_killed(fleet):
         f"noticed after {noticed_s:.1f} s, asked {healed_s:.1f} s after it was back",
     )
     assert failed == 0
+    assert max(noticed_s, healed_s) < NOTICED_S
 
 
 def test_a_replica_stops_and_goes_on(fleet):
@@ -242,6 +245,7 @@ def test_a_replica_stops_and_goes_on(fleet):
     # What each client had there when it stopped, and until both knew: each until its deadline.
     assert failed <= 3 * CLIENTS and set(calls.counts) <= {200, 503, 504}
     assert max(durations) < DEADLINE_S + 4  # of the client's own, on a busy machine
+    assert max(noticed_s, healed_s) < NOTICED_S
 
 
 def test_a_replica_errs_at_five_percent(fleet):
