@@ -53,7 +53,7 @@ SECONDS = {
         "e2e/test_large_requests": 110,
         "e2e/test_tutorial": 110,
         "serving/lint/test_lint_corpus": 110,
-        "e2e/test_incidents": 110,
+        "e2e/test_incidents": 170,
         "e2e/test_two_gateways": 100,
         "e2e/test_convert_folders": 100,
         "e2e/test_prove": 100,
