@@ -50,7 +50,7 @@ DRAIN = Drain()
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn's server, whose long pauses are avoided, and which drains first and exits with 0 after a
+    """uvicorn's server, without its longest pauses, which drains first and exits with 0 after a
     signal."""
 
     def __init__(self, config: Config, notice_s: float) -> None:
