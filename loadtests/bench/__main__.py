@@ -49,6 +49,7 @@ ALONE: dict[str, tuple[Callable[[Effort], Section], ...]] = {
         benchmarks_growth.growth,
         benchmarks_growth.workers,
         benchmarks_growth.redis,
+        benchmarks_growth.requests,
     ),
     "litellm": (benchmarks_litellm.litellm,),
     "chat": (benchmarks_chat.events, benchmarks_chat.streams, benchmarks_chat.beside_llama_cpp),

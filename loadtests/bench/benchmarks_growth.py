@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadtests.bench.gateway_alone import gateway_alone
-from loadtests.bench.passes import alternate, wrk_pass
+from loadtests.bench.passes import Ratio, Rounds, alternate, wrk_pass
 from loadtests.bench.payloads import IDENTITY_BODY, JSON
-from loadtests.bench.report import Floor, Section, rows
+from loadtests.bench.report import Floor, Row, Section, rows
 from loadtests.bench.settings import Effort
-from loadtests.bench.wrk import LoadTarget, run
+from loadtests.bench.wrk import Figures, LoadTarget, run
 
 CONNECTIONS = 8
 PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 SHARED = 0.5  # of the throughput with limits in memory, at least, when they are in Redis
+MANY, SLICES = 200_000, 5  # requests to one gateway, and in how many parts they are looked at
+SLICE_S = 10  # of one pass of a part
+KEPT = 0.9  # of its memory after the first part is all that it has after the last, at least
 FLAT = 0.85  # of the throughput per CPU of the smallest setting; the rest is background work
 
 
@@ -67,6 +70,42 @@ def redis(effort: Effort) -> Section:
     memory, shared = Size(), Size(with_redis=True)
     title = "Limits in memory and in Redis: V2 JSON of 16 values"
     return _section(title, [memory, shared], effort)
+
+
+def requests(effort: Effort) -> Section:
+    """As many requests to one gateway: flat in CPU and memory."""
+    title = f"{MANY:,} requests to one gateway: V2 JSON of 16 values"
+    parts: list[tuple[str, Figures, float]] = []  # its requests, and the memory after it
+    with _gateway(Size()) as gateway:
+        run(gateway.target, CONNECTIONS, 2)  # warm
+        done = 0.0
+        for part in range(1, SLICES + 1):
+            first, passes = done, []
+            while done < part * MANY / SLICES:
+                passes.append(run(gateway.target, CONNECTIONS, SLICE_S))
+                done += passes[-1].rps * SLICE_S
+            figures = Rounds({"": passes}).median("")
+            parts.append((f"{first:,.0f} to {done:,.0f}", figures, gateway.resident_mib()))
+    _, reference, reference_mib = parts[0]
+    _, last, last_mib = parts[-1]
+    per_cpu = Ratio.of([reference.total_cpu_us / last.total_cpu_us])
+    table = [
+        Row(
+            name,
+            f"{mib:.0f} MiB after them",
+            figures,
+            Ratio.of([figures.rps / reference.rps]),
+            Ratio.of([reference.total_cpu_us / figures.total_cpu_us]),
+        )
+        for name, figures, mib in parts
+    ]
+    floors = [
+        Floor(
+            "requests per CPU, last part over first", table[-1].efficiency or Ratio.of([0]), FLAT
+        ),
+        Floor("memory, first part over last", Ratio.of([reference_mib / parts[-1][2]]), KEPT),
+    ]
+    return Section(title, table, floors)
 
 
 def _section(title: str, sizes: list[Size], effort: Effort) -> Section:
