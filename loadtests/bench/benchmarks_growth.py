@@ -100,10 +100,8 @@ def requests(effort: Effort) -> Section:
         for name, figures, mib in parts
     ]
     floors = [
-        Floor(
-            "requests per CPU, last part over first", table[-1].efficiency or Ratio.of([0]), FLAT
-        ),
-        Floor("memory, first part over last", Ratio.of([reference_mib / parts[-1][2]]), KEPT),
+        Floor("requests per CPU, last part over first", per_cpu, FLAT),
+        Floor("memory, first part over last", Ratio.of([reference_mib / last_mib]), KEPT),
     ]
     return Section(title, table, floors)
 
