@@ -44,10 +44,11 @@ test test-fast: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.dev ## Install what is needed, run every check and the whole suite
 	@TIDEGATE_PYTHON=$(BIN)/python $(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
-	@$(call DEBIAN,redis-server,redis-server)
-	@$(call DEBIAN,nginx,nginx-light)
-	@$(call DEBIAN,chromium,chromium)
+	@$(BIN)/mypy & types=$$!; trap "kill $$types 2>/dev/null" EXIT; \
+	$(call DEBIAN,redis-server,redis-server); \
+	$(call DEBIAN,nginx,nginx-light); \
+	$(call DEBIAN,chromium,chromium); \
+	wait $$types
 	@$(BIN)/python -m tests.suite -n $(TEST_WORKERS) --dist loadfile $(ARGS)
 
 test-fast: $(VENV)/.dev ## Only the tests that start no server and are done at once
