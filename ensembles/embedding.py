@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ensembles.text_fields import (
+    SHORT_TEXT,
     TEXT,
     TOKEN_COUNT,
     TOKENS,
@@ -61,6 +62,7 @@ class Declaration:
                 StepSpec(member_name(self.name, Role.PRE), 1, {"text": "text"}, outputs),
                 StepSpec(member_name(self.name, Role.ENGINE), 1, tokens, {VECTOR: VECTOR}),
             ),
+            parameters=SHORT_TEXT,
             endpoint_schema=self._endpoint_schema(),
             golden=self.golden,
             deterministic=True,

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ensembles.text_fields import TEXT, TOKEN_COUNT, text_request
+from ensembles.text_fields import SHORT_TEXT, TEXT, TOKEN_COUNT, text_request
 from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.model import Batching, ModelSpec, Pipeline, StepSpec, TensorSpec
@@ -91,6 +91,7 @@ def declare(
             *(step for classifier in classifiers for step in classifier.renamed_steps()),
             _wired(chosen),
         ),
+        parameters=SHORT_TEXT,
         endpoint_schema=_endpoint_schema(classifiers, golden, card),
         golden=golden,
         deterministic=True,

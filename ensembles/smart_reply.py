@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ensembles.embedding import VECTOR
-from ensembles.text_fields import TEXT, TOKEN_COUNT, TOKENS, text_request
+from ensembles.text_fields import SHORT_TEXT, TEXT, TOKEN_COUNT, TOKENS, text_request
 from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.model import Batching, Instances, ModelSpec, Pipeline, StepSpec, TensorSpec
@@ -79,6 +79,7 @@ def declare(steps: EmbeddingSteps, golden: Golden, card: Mapping[str, Any]) -> P
                 {tensor.name: tensor.name for tensor in OUTPUTS},
             ),
         ),
+        parameters=SHORT_TEXT,
         endpoint_schema=EndpointSchema(
             purpose="Answer a message from a knowledge base, with the source, or hand it over.",
             request=text_request("A customer's message."),

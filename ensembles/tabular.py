@@ -13,10 +13,11 @@ from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.model import Batching, ModelSpec, Pipeline, StepSpec, TensorSpec
 from modelspec.names import Role, member_name
-from modelspec.parameters import CANCELLABLE_PARAMETER
+from modelspec.parameters import CANCELLABLE_PARAMETER, SHORT_BYTES_PARAMETER
 
 MAX_BATCH_SIZE = 64
 # A request takes far less time than checking whether it was cancelled: the gateway reads this.
+SHORT_ROWS = {SHORT_BYTES_PARAMETER: "4096"}
 NOT_CANCELLABLE = {CANCELLABLE_PARAMETER: "false"}
 # A missing text on the wire: a Unicode noncharacter, which no text can contain.
 MISSING_TEXT = "\ufdd0"
@@ -107,7 +108,7 @@ class Declaration:
             outputs=self._outputs,
             steps=(texts, engine) if self.texts else (engine,),
             # A vectorizer may get a long text, whose request is worth cancelling.
-            parameters={} if self.texts else NOT_CANCELLABLE,
+            parameters=SHORT_ROWS if self.texts else NOT_CANCELLABLE,
             endpoint_schema=self._endpoint_schema(),
             golden=self.golden,
             deterministic=True,

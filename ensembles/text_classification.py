@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ensembles.text_fields import TEXT, TOKEN_COUNT, TOKENS, TRUNCATE, text_engine, text_tokenizer
+from ensembles.text_fields import (
+    SHORT_TEXT,
+    TEXT,
+    TOKEN_COUNT,
+    TOKENS,
+    TRUNCATE,
+    text_engine,
+    text_tokenizer,
+)
 from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.model import Batching, ModelSpec, Pipeline, StepSpec, TensorSpec
@@ -83,6 +91,7 @@ class Declaration:
                     {"label": "label", "score": "score"},
                 ),
             ),
+            parameters=SHORT_TEXT,
             endpoint_schema=self._endpoint_schema(),
             golden=self.golden,
             deterministic=True,

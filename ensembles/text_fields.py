@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from ensembles.engine import onnx_engine
 from modelspec.model import Batching, ModelSpec, TensorSpec
 from modelspec.names import Role, member_name
+from modelspec.parameters import SHORT_BYTES_PARAMETER
 
 TEXT = TensorSpec("text", "BYTES", (1,))
 TOKENS = (
     TensorSpec("input_ids", "INT64", (-1,)),
     TensorSpec("attention_mask", "INT64", (-1,)),
 )
+# For an encoder, a text of so many bytes is less work than it is worth to cancel.
+SHORT_TEXT = {SHORT_BYTES_PARAMETER: "256"}
 TOKEN_COUNT = TensorSpec("token_count", "INT32", (1,))
 TOKEN_SPAN = TensorSpec("token_span", "INT32", (-1, 2))
 

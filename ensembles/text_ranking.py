@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ensembles.engine import onnx_engine
-from ensembles.text_fields import TEXT, TOKEN_COUNT, TOKENS, TRUNCATE
+from ensembles.text_fields import SHORT_TEXT, TEXT, TOKEN_COUNT, TOKENS, TRUNCATE
 from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.model import Batching, ModelSpec, Pipeline, StepSpec, TensorSpec
@@ -96,6 +96,7 @@ class Declaration:
                 StepSpec(engine, 1, tokens, {"logits": "logits"}),
                 StepSpec(post, 1, {"logits": "logits"}, {"score": "score"}),
             ),
+            parameters=SHORT_TEXT,
             endpoint_schema=self._endpoint_schema(),
             golden=self.golden,
             deterministic=True,

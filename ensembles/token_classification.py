@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ensembles.text_fields import (
+    SHORT_TEXT,
     TEXT,
     TOKEN_COUNT,
     TOKEN_SPAN,
@@ -99,6 +100,7 @@ class Declaration:
                     {tensor.name: tensor.name for tensor in (*ENTITY, COUNT, REDACTED)},
                 ),
             ),
+            parameters=SHORT_TEXT,
             endpoint_schema=self._endpoint_schema(),
             golden=self.golden,
             deterministic=True,

@@ -561,7 +561,8 @@ class Gateway:
 
         async def send(upstream: Upstream) -> service_pb2.ModelInferResponse:
             context.sent_to(upstream.address)
-            work = upstream.infer(message, context.remaining_s())
+            short_bytes = self._short_bytes(message.model_name)
+            work = upstream.infer(message, context.remaining_s(), short_bytes, context.tenant)
             if admission:
                 admission.started()
             return await _timed(context, work)
@@ -578,6 +579,11 @@ class Gateway:
             meter.read(response)
         response.model_name = model.name
         return response
+
+    def _short_bytes(self, serving: str) -> int:
+        """Of the model that serves: a canary has its own."""
+        model = self.catalogue.models.get(serving)
+        return model.short_bytes if model else 0
 
     def cache_scope(
         self, context: RequestContext, message: service_pb2.ModelInferRequest
@@ -717,6 +723,7 @@ class Gateway:
             inference = RowInference(
                 *(context, self.pool, self.queues.get(serving), serving, row_batches, on_response),
                 may_repeat=model.may_repeat,
+                short_bytes=self._short_bytes(serving),
             )
             admission.started()
             work = inference.run(turn, self._weight(context), self._window)

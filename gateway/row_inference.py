@@ -42,9 +42,12 @@ class RowInference:
         on_response: OnResponse | None = None,
         *,
         may_repeat: bool,
+        short_bytes: int = 0,
     ) -> None:
+        """``short_bytes``: those of the model that is ``serving``."""
         self._context, self._pool, self._queue = context, pool, queue
         self._serving, self._may_repeat = serving, may_repeat
+        self._short_bytes = short_bytes
         self._count, self._on_response = len(row_batches), on_response
         self._pending = deque(row_batches)
         self._results: dict[int, tuple[Tensors, int]] = {}
@@ -122,7 +125,9 @@ class RowInference:
             batch = under_way[0]
             batch.message.model_name = self._serving
             self._context.sent_to(upstream.address)
-            tensors = await infer_batch(self._context, upstream, batch, self._on_response)
+            tensors = await infer_batch(
+                self._context, upstream, batch, self._on_response, self._short_bytes
+            )
             under_way.clear()
             for index, row_index in enumerate(batch.row_indices):
                 self._results[row_index] = tensors, index
@@ -135,6 +140,7 @@ async def infer_batch(
     upstream: Upstream,
     batch: Batch,
     on_response: OnResponse | None = None,
+    short_bytes: int = 0,
 ) -> Tensors:
     """The output tensors of one batch, whose response ``on_response`` gets. An InvalidRequest names
     the row by its index in the caller's request."""
@@ -143,7 +149,7 @@ async def infer_batch(
         raise DeadlineExceeded("the model did not answer in time: try again or send less")
     started = time.perf_counter()
     try:
-        response = await upstream.infer(batch.message, remaining_s)
+        response = await upstream.infer(batch.message, remaining_s, short_bytes, context.tenant)
     except InvalidRequest as error:
         raise _with_caller_row(error, batch.row_indices) from error
     upstream_s = time.perf_counter() - started

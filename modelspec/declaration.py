@@ -16,6 +16,7 @@ from modelspec.parameters import (
     INTERNAL_PARAMETER,
     KV_CACHE_TOKENS_PARAMETER,
     MAX_NUM_SEQS_PARAMETER,
+    SHORT_BYTES_PARAMETER,
     texts_of,
 )
 from modelspec.probe import Probe
@@ -36,6 +37,7 @@ class Declaration:
     is_internal: bool = False
     canary_of: str = ""
     is_cancellable: bool = True
+    short_bytes: int = 0  # requests of up to so many are short; 0: none is
     is_deterministic: bool = False
     # Of a language model's engine on one server; 0: it does not say.
     max_num_seqs: int = 0
@@ -46,12 +48,13 @@ class Declaration:
         """Read the parameters of a config. Never raises DeclarationError: see ``error``."""
         texts = texts_of(config.parameters)
         endpoint = probe = error = None
-        max_num_seqs = kv_cache_tokens = 0
+        short_bytes = max_num_seqs = kv_cache_tokens = 0
         try:
             if ENDPOINT_PARAMETER in texts:
                 endpoint = endpoint_of(config, texts[ENDPOINT_PARAMETER])
                 if GOLDEN_PARAMETER in texts:
                     probe = Probe.of(config, endpoint, Golden.parse(texts[GOLDEN_PARAMETER]))
+            short_bytes = _count(texts, SHORT_BYTES_PARAMETER)
             max_num_seqs = _count(texts, MAX_NUM_SEQS_PARAMETER)
             kv_cache_tokens = _count(texts, KV_CACHE_TOKENS_PARAMETER)
         except DeclarationError as problem:
@@ -63,6 +66,7 @@ class Declaration:
             is_internal=texts.get(INTERNAL_PARAMETER) == "true",
             canary_of=texts.get(CANARY_PARAMETER, ""),
             is_cancellable=texts.get(CANCELLABLE_PARAMETER) != "false",
+            short_bytes=short_bytes,
             is_deterministic=texts.get(DETERMINISTIC_PARAMETER) == "true",
             max_num_seqs=max_num_seqs,
             kv_cache_tokens=kv_cache_tokens,

@@ -16,6 +16,9 @@ CANARY_PARAMETER = "tidegate.canary"  # the public pipeline whose canary this mo
 # "false": no request is worth cancelling, so the gateway may send plain ones over HTTP/1.1, where
 # Triton does not notice that a client has left.
 CANCELLABLE_PARAMETER = "tidegate.cancellable"
+# A number of bytes: a request whose input tensors have no more than that together is done so soon
+# that it is not worth cancelling either, though longer ones are. Without it no request is.
+SHORT_BYTES_PARAMETER = "tidegate.short_bytes"
 # "true": equal requests to one version get equal responses (within the tolerance of its proof), and
 # a request changes nothing: the gateway may answer one from its response cache.
 DETERMINISTIC_PARAMETER = "tidegate.deterministic"

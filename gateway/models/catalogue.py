@@ -14,6 +14,7 @@ from gateway.errors import (
     NotFound,
     no_model,
 )
+from gateway.http.json_body import LARGE_BYTES
 from gateway.models.compiled_endpoint import CompiledEndpoint
 from gateway.models.sequences import SequenceSlots
 from gateway.models.token_outputs import TOKENS, TokenOutputs
@@ -65,7 +66,11 @@ class Model:
     steps: tuple[str, ...] = ()  # the models that an ensemble's config names
     # How long Triton waits to gather a batch, for it and its steps; None: it gathers none.
     batch_delay_s: float | None = None
-    uses_http_upstream: bool = False  # plain requests go over the HTTP upstream
+    # Plain V2 requests go over the HTTP upstream, and its JSON is passed on.
+    uses_http_upstream: bool = False
+    # Requests whose tensors have no more bytes than that are short by nature: they may go to
+    # Triton's HTTP API, which does not notice that a client has left.
+    short_bytes: int = 0
     sequences: SequenceSlots | None = None  # for a model that keeps state between requests
     deterministic: bool = False  # it says that equal requests get equal responses
     # Of a deterministic model: changes with its config, those of its steps and their versions; ''
@@ -205,11 +210,20 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
         batch_delay_s=batch_delay_s(config),
         deterministic=declaration.is_deterministic,
         steps=tuple(step.model_name for step in config.ensemble_scheduling.step),
+        short_bytes=_short_bytes(declaration),
         uses_http_upstream=not declaration.is_cancellable
         and TOKENS not in outputs  # the HTTP upstream would not count its tokens
         and not config.HasField("ensemble_scheduling")
         and _OWN_JSON.isdisjoint(t.dtype for t in (*inputs.values(), *outputs.values())),
     )
+
+
+def _short_bytes(declaration: Declaration) -> int:
+    """Of a model that may be cancelled only if it has a golden sample: what Triton's HTTP API
+    refuses with 400 is asked again over gRPC."""
+    if not declaration.is_cancellable:
+        return LARGE_BYTES
+    return declaration.short_bytes if declaration.probe else 0
 
 
 def batch_delay_s(config: model_config_pb2.ModelConfig) -> float | None:

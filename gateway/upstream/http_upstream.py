@@ -1,25 +1,32 @@
-"""V2 requests to short models over Triton's HTTP/1.1 API, whose responses are passed on unchanged.
+"""Short requests over Triton's HTTP/1.1 API.
 
 This costs a fraction of ``grpc.aio`` (docs/performance.md), but Triton's HTTP API does not notice
-that a client has left. It is therefore only for models whose config has ``tidegate.cancellable`` =
-``"false"``. The request is serialised again from what the tensor firewall accepted, each tensor as
-the bytes it checked: Triton cannot parse differently what we have parsed.
+that a client has left. It is therefore only for requests that are not worth cancelling: those to
+models whose config has ``tidegate.cancellable`` = ``"false"``, and those of at most
+``tidegate.short_bytes``. While Triton still works on one of these that was given up, others go over
+gRPC: clients that ask and leave cannot pile up work that nobody can end.
+
+The request is serialised again from what the tensor firewall accepted, each tensor as the bytes it
+checked: Triton cannot parse differently what we have parsed.
 """
 
 import asyncio
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
 import grpc
 import orjson
+from tritonclient.grpc import service_pb2
 
 from gateway.errors import GatewayError
 from gateway.models.v2_request import Form, V2Request, not_finite
 from gateway.render import Reply
+from gateway.upstream.http_messages import form_of, is_short, read_response
 from gateway.upstream.trace_context import Metadata, upstream_metadata
-from gateway.upstream.triton_errors import WORDS, to_gateway_error, translate
+from gateway.upstream.triton_errors import FOR_CLIENT, WORDS, to_gateway_error, translate
 from gateway.upstream.triton_http import Response, TritonHttp
 from modelspec.address import host_and_port
 
@@ -28,6 +35,8 @@ _AMBIGUOUS = 400
 _STATUS = {
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    500: grpc.StatusCode.INTERNAL,
+    501: grpc.StatusCode.UNIMPLEMENTED,
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
@@ -48,22 +57,46 @@ class HttpUpstream:
         self._watch: asyncio.Task[None] | None = None
 
     async def infer(self, request: V2Request, timeout_s: float, tenant: str) -> Reply | None:
-        """The response, or None if the request has to go over gRPC instead.
+        """The response as it is, or None if the request has to go over gRPC instead.
 
         The request must be plain. Cancelling the awaiting task closes the connection, but Triton
         keeps working on the request.
         """
+        response = await self._send(encode(request), timeout_s, tenant)
+        return to_reply(response) if response else None
+
+    def takes(self, request: service_pb2.ModelInferRequest, short_bytes: int) -> bool:
+        """Whether the request may go to ``infer_message``."""
+        return is_short(request, short_bytes) and not self._http.is_behind
+
+    async def infer_message(
+        self, request: service_pb2.ModelInferRequest, timeout_s: float, tenant: str
+    ) -> service_pb2.ModelInferResponse | None:
+        """As ``infer``, for messages."""
+        head = _whole(form_of(request), request.id, request.raw_input_contents)
+        response = await self._send(head, timeout_s, tenant, watches=True)
+        if response is None or is_ambiguous(response):
+            return None
+        if response.status != 200:
+            raise _to_gateway_error(response)
+        try:
+            return read_response(response.body, response.json_length)
+        except ValueError as error:
+            raise translate(grpc.StatusCode.UNKNOWN, str(error)) from error
+
+    async def _send(
+        self, request: bytes, timeout_s: float, tenant: str, *, watches: bool = False
+    ) -> Response | None:
         if self._watch is None:
             self._watch = asyncio.create_task(self._drop_with_channel())
         try:
-            response = await self._http.send(encode(request), timeout_s, tenant)
+            return await self._http.send(request, timeout_s, tenant, watches=watches)
         except TimeoutError as error:
             raise to_gateway_error(error) from error
         except ConnectionError as error:
             raise translate(grpc.StatusCode.UNAVAILABLE, str(error)) from error
         except ValueError as error:
             raise translate(grpc.StatusCode.UNKNOWN, str(error)) from error
-        return to_reply(response) if response else None
 
     def close(self) -> None:
         if self._watch:
@@ -86,11 +119,15 @@ class HttpUpstream:
 
 def encode(request: V2Request) -> bytes:
     """The whole HTTP request; the request must be plain."""
+    return _whole(request.form, request.id, [tensor.raw for tensor in request.tensors])
+
+
+def _whole(form: Form, identifier: str, raws: Iterable[bytes | memoryview]) -> bytes:
     # An id is its client's own: what is kept would be of no use to the next request.
-    head, header = _described(request.form, request.id) if request.id else _head(request.form)
+    head, header = _described(form, identifier) if identifier else _head(form)
     metadata = upstream_metadata.get()
     trace = _trace_headers(metadata) if metadata else b""
-    return b"".join([head, trace, b"\r\n", header, *[tensor.raw for tensor in request.tensors]])
+    return b"".join([head, trace, b"\r\n", header, *raws])
 
 
 @lru_cache(1024)
@@ -139,7 +176,7 @@ def to_reply(response: Response) -> Reply | None:
 
     None for an error that only the gRPC API specifies: the request has to be sent again over gRPC.
     """
-    if response.status == _AMBIGUOUS:
+    if is_ambiguous(response):
         return None
     if response.status != 200:
         raise _to_gateway_error(response)
@@ -151,6 +188,11 @@ def to_reply(response: Response) -> Reply | None:
         return Reply(200, body, version=version)
     headers = [(b"inference-header-content-length", b"%d" % json_length)]
     return Reply(200, body, b"application/octet-stream", headers, version)
+
+
+def is_ambiguous(response: Response) -> bool:
+    """Whether only the gRPC API says what the error is, if it is one."""
+    return response.status == _AMBIGUOUS and not FOR_CLIENT.search(_details(response))
 
 
 def _check_finite(body: bytes, end: int) -> None:
@@ -171,8 +213,11 @@ def _check_finite(body: bytes, end: int) -> None:
 
 
 def _to_gateway_error(response: Response) -> GatewayError:
+    return translate(_STATUS.get(response.status, grpc.StatusCode.UNKNOWN), _details(response))
+
+
+def _details(response: Response) -> str:
     try:
-        details = str(orjson.loads(response.body)["error"])
+        return str(orjson.loads(response.body)["error"])
     except (ValueError, KeyError, TypeError):
-        details = response.body[:WORDS].decode("utf-8", "replace")
-    return translate(_STATUS.get(response.status, grpc.StatusCode.UNKNOWN), details)
+        return response.body[:WORDS].decode("utf-8", "replace")

@@ -1,11 +1,12 @@
 """One Triton server.
 
 gRPC, not HTTP: Triton's gRPC API notices when a client disconnects, its HTTP API does not, so a
-cancelled request stops using the machine. ``http_upstream`` is for models that declare themselves
-short.
+cancelled request stops using the machine. ``http_upstream`` is for requests that are short by what
+their model declares.
 """
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -95,10 +96,22 @@ class Upstream:
         return bool(response.live)
 
     async def infer(
-        self, request: service_pb2.ModelInferRequest, timeout_s: float
+        self,
+        request: service_pb2.ModelInferRequest,
+        timeout_s: float,
+        short_bytes: int = 0,
+        tenant: str = "",
     ) -> service_pb2.ModelInferResponse:
         """One unary inference; cancelling the awaiting task ends it in Triton when that is safe
-        (see ``unary_call``)."""
+        (see ``unary_call``), unless its tensors have at most ``short_bytes`` (of the model): then
+        it goes over HTTP if it can. A large response is read in ``tenant``'s turns."""
+        http = self.http_upstream
+        if short_bytes and http is not None and http.takes(request, short_bytes):
+            started = time.monotonic()
+            response = await http.infer_message(request, timeout_s, tenant)
+            if response is not None:
+                return response
+            timeout_s -= time.monotonic() - started
         return await self.unary_calls.infer(request, timeout_s)
 
     async def infer_raw(self, request: bytes, timeout_s: float) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from gateway.http.round_robin import BULK_BYTES, ROUND_ROBIN
 from gateway.lazy_timer import LazyTimer
 
+LATE_S = 600.0  # how long a response that nobody waits for is watched for
 _END = b"\r\n\r\n"
 
 
@@ -30,17 +31,28 @@ class TritonHttp:
         self._host, self._port = host, port
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
+        self._watched: set[_Connection] = set()
 
-    async def send(self, request: bytes, timeout_s: float, tenant: str) -> Response | None:
+    @property
+    def is_behind(self) -> bool:
+        """Whether the server still works on a request that was watched for, and that nobody waits
+        for any more."""
+        return bool(self._watched)
+
+    async def send(
+        self, request: bytes, timeout_s: float, tenant: str, *, watches: bool = False
+    ) -> Response | None:
         """The response, whatever its status; None if the connection is refused. A large response is
-        read in ``tenant``'s turns."""
+        read in ``tenant``'s turns. If the caller is cancelled or the deadline passes, the
+        connection is closed or, with ``watches``, kept until the response shows that the work is
+        over."""
         connection = self._take_idle() or await self._connect(timeout_s)
         if connection is None:
             return None
         try:
             response = await connection.send(request, timeout_s, tenant)
-        except asyncio.CancelledError:
-            connection.end(ConnectionError("the request was cancelled"))
+        except (asyncio.CancelledError, TimeoutError):
+            connection.give_up(watches)
             raise
         finally:
             connection.ended()
@@ -59,7 +71,7 @@ class TritonHttp:
         try:
             async with asyncio.timeout(timeout_s):
                 _, connection = await loop.create_connection(
-                    lambda: _Connection(self._open), self._host, self._port
+                    lambda: _Connection(self._open, self._watched), self._host, self._port
                 )
         except TimeoutError:
             raise
@@ -79,10 +91,12 @@ class _Connection(asyncio.Protocol):
 
     _transport: asyncio.Transport
 
-    def __init__(self, usable: "set[_Connection]") -> None:
-        self._usable = usable  # the pool's: contains this connection while it can be used
+    def __init__(self, usable: "set[_Connection]", watched: "set[_Connection]") -> None:
+        """The pool's sets: of the connections that are open, and of those whose response nobody
+        waits for."""
+        self._usable, self._watched = usable, watched
         self._loop = asyncio.get_running_loop()
-        self._timer = LazyTimer(self._loop, lambda: self.end(TimeoutError()))
+        self._timer = LazyTimer(self._loop, self._late)
         self._response: asyncio.Future[Response] | None = None
         self._head = b""  # the part that has arrived
         self._body: list[bytes] = []
@@ -100,11 +114,30 @@ class _Connection(asyncio.Protocol):
         return response
 
     def ended(self) -> None:
-        self._timer.clear()
+        if self not in self._watched:
+            self._timer.clear()
         self._response = None
+
+    def _late(self) -> None:
+        if self._response is None:
+            self.end(TimeoutError())
+        elif not self._response.done():
+            self._response.set_exception(TimeoutError())
+
+    def give_up(self, watches: bool) -> None:
+        """Nobody waits for the response any more."""
+        is_answered = self._response is None or (
+            not self._response.cancelled() and self._response.exception() is None
+        )
+        if watches and not is_answered and self in self._usable:
+            self._watched.add(self)
+            self._timer.set(self._loop.time() + LATE_S)
+        else:
+            self.end(ConnectionError("the request was given up"))
 
     def end(self, error: Exception) -> None:
         self._usable.discard(self)
+        self._watched.discard(self)
         self._timer.close()
         self._transport.abort()
         if self._response and not self._response.done():
@@ -118,6 +151,10 @@ class _Connection(asyncio.Protocol):
         self.end(ConnectionError("the server closed the connection"))
 
     def data_received(self, data: bytes) -> None:
+        if self._response is None or self._response.done():
+            # No request, or nobody waits for it any more: if it was watched, it is over.
+            self.end(ValueError("data that nobody waits for"))
+            return
         if len(data) > BULK_BYTES:
             self._transport.pause_reading()
             ROUND_ROBIN.call(self._resume_reading, self._tenant)
@@ -126,7 +163,7 @@ class _Connection(asyncio.Protocol):
         except ValueError as error:
             self.end(error)
             return
-        if complete and self._response and not self._response.done():
+        if complete:
             body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
             self._response.set_result(Response(self._status, self._json_length, body))
             self._head, self._body, self._missing = b"", [], -1
@@ -136,8 +173,7 @@ class _Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _read(self, data: bytes) -> bool:
-        """Whether the whole response has arrived. Raises ValueError if it is not a valid response,
-        or if there was no request."""
+        """Whether the whole response has arrived. Raises ValueError if it is no valid response."""
         if self._missing < 0:
             if self._head:
                 data = self._head + data
@@ -150,7 +186,7 @@ class _Connection(asyncio.Protocol):
             data = data[end:]
         self._body.append(data)
         self._missing -= len(data)
-        if self._response is None or self._missing < 0:
+        if self._missing < 0:
             raise ValueError("more data than the response should have")
         return not self._missing
 

@@ -1,14 +1,18 @@
-"""What a V2 request costs the gateway, in one process: ``python -m loadtests.bench.request_cost``.
+"""What a request costs the gateway, in one process: ``python -m loadtests.bench.request_cost``.
 
 The gateway, its client and the HTTP API of a Triton that answers at once share one event loop, so
 that neither the kernel's scheduling nor other processes are in the figures: bytecodes of Python,
-which are the same in each run, and CPU microseconds of the thread, the lowest of many passes. A
-bare ASGI answer under uvicorn, asked in the same way, is what no gateway on it can go below.
-``--calls N`` lists the N functions with the most bytecodes.
+which are the same in each run, and CPU microseconds of the process, the lowest of many passes. The
+requests are V2 JSON of 16 values, and the task route of an embedding with a vector of 384: of a
+short text, which the gateway sends to Triton over HTTP, and of a longer one, over gRPC (to another
+process, whose CPU is not counted; gRPC's own threads are). A bare ASGI answer under uvicorn, asked
+in the same way, is what no gateway on it can go below. ``--calls N`` lists the N functions of each
+request with the most bytecodes.
 """
 
 import argparse
 import asyncio
+import json
 import os
 import socket
 import sys
@@ -19,18 +23,21 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import uvicorn
 import uvloop
 
 from loadtests.bench.gateway_alone import write_keys
+from loadtests.bench.instant_triton import golden_answer
 from loadtests.bench.payloads import IDENTITY_BODY, VALUES
 from loadtests.bench.settings import ROOT
 from loadtests.own_stack.processes import free_ports, start
+from modelspec.pbtxt import parse
 
-MODEL = "identity_fp32"
-CONFIG = ROOT / "model_repository" / MODEL / "config.pbtxt"
+MODEL, EMBEDDING = "identity_fp32", "text_embedding"
+CONFIGS = [ROOT / "model_repository" / name / "config.pbtxt" for name in (MODEL, EMBEDDING)]
+SHORT_TEXT = "Where is my parcel? It was to be here on Monday."
 START_S = 60.0
 WARM, COUNTED, TIMED = 500, 200, 500  # requests: before all, in the count, in each pass
 VALUES_TEXT = ",".join(map(str, VALUES))
@@ -38,27 +45,51 @@ RESPONSE = (
     f'{{"model_name":"{MODEL}","model_version":"1","outputs":[{{"name":"OUTPUT0","datatype":"FP32",'
     f'"shape":[1,{len(VALUES)}],"data":[{VALUES_TEXT}]}}]}}'
 ).encode()
-WHOLE_RESPONSE = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
-    % (len(RESPONSE), RESPONSE)
-)
+
+
+def whole_response(body: bytes, more: bytes = b"") -> bytes:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n%bContent-Length: %d\r\n\r\n"
+    return head % (more, len(body)) + body
+
+
+def embedding_response() -> bytes:
+    """Triton's, in V2's binary extension."""
+    answer = golden_answer(parse(CONFIGS[1].read_text(encoding="utf-8")))
+    outputs = [
+        {
+            "name": output.name,
+            "datatype": output.datatype,
+            "shape": list(output.shape),
+            "parameters": {"binary_data_size": len(raw)},
+        }
+        for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
+    ]
+    # As Triton says of each response of an ensemble.
+    parameters = {"sequence_id": 0, "sequence_start": False, "sequence_end": False}
+    document = {"model_name": EMBEDDING, "model_version": "1", "parameters": parameters}
+    header = json.dumps(document | {"outputs": outputs}, separators=(",", ":")).encode()
+    length = b"Inference-Header-Content-Length: %d\r\n" % len(header)
+    return whole_response(b"".join([header, *answer.raw_output_contents]), length)
 
 
 class TritonHttp(asyncio.Protocol):
-    """Triton's HTTP API with one answer: a request comes in one piece here."""
+    """Triton's HTTP API with an answer for each model: a request comes in one piece here."""
+
+    answers: ClassVar = {MODEL: whole_response(RESPONSE), EMBEDDING: embedding_response()}
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self._transport.write(WHOLE_RESPONSE)
+        model = data[len("POST /v2/models/") : data.index(b"/infer")].decode()
+        self._transport.write(self.answers[model])
 
 
 class Client(asyncio.Protocol):
-    """One request after the other on one connection."""
+    """One request after the other on one connection; each response ends with ``ending``."""
 
-    def __init__(self, request: bytes) -> None:
-        self._request = request
+    def __init__(self, request: bytes, ending: bytes) -> None:
+        self._request, self._ending = request, ending
         self._left = 0
         self._done: asyncio.Future[None] | None = None
 
@@ -66,7 +97,7 @@ class Client(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        if not data.startswith(b"HTTP/1.1 200 ") or not data.endswith(RESPONSE):
+        if not data.startswith(b"HTTP/1.1 200 ") or not data.endswith(self._ending):
             raise RuntimeError(f"not the response: {data[:1000]!r}")
         self._left -= 1
         if self._left:
@@ -120,8 +151,8 @@ async def bare(scope: Any, receive: Any, send: Any) -> None:
 
 
 @asynccontextmanager
-async def served(app: Any, port: int, key: str = "", **options: Any) -> AsyncIterator[Client]:
-    """A connection to the app, which is an object or its place."""
+async def served(app: Any, port: int, **options: Any) -> AsyncIterator[None]:
+    """The app, which is an object or its place, under uvicorn."""
     config = uvicorn.Config(
         app,
         port=port,
@@ -130,6 +161,7 @@ async def served(app: Any, port: int, key: str = "", **options: Any) -> AsyncIte
         server_header=False,
         proxy_headers=False,
         ws="none",
+        timeout_keep_alive=600,  # a connection waits for the passes of the others
         **options,
     )
     server = uvicorn.Server(config)
@@ -139,17 +171,35 @@ async def served(app: Any, port: int, key: str = "", **options: Any) -> AsyncIte
             serving.result()
             raise RuntimeError("the server did not start")
         await asyncio.sleep(0.05)
-    request = (
-        f"POST /v2/models/{MODEL}/infer HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
-        f"Authorization: Bearer {key}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(IDENTITY_BODY)}\r\n\r\n"
-    ).encode() + IDENTITY_BODY
-    loop = asyncio.get_running_loop()
-    transport, client = await loop.create_connection(lambda: Client(request), "127.0.0.1", port)
-    yield client
-    transport.close()
+    yield
     server.should_exit = True
     await serving
+
+
+async def connected(port: int, path: str, key: str, body: bytes, ending: bytes) -> Client:
+    request = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+        f"Authorization: Bearer {key}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+    loop = asyncio.get_running_loop()
+    _, client = await loop.create_connection(lambda: Client(request, ending), "127.0.0.1", port)
+    return client
+
+
+async def clients_of(bare_port: int, gateway_port: int, key: str) -> dict[str, Client]:
+    """A connection for each kind of request, by its name; that of the bare app is the last."""
+    v2, task = f"/v2/models/{MODEL}/infer", f"/v1/{EMBEDDING}"
+    short, long = (
+        json.dumps({"text": text}).encode() for text in (SHORT_TEXT, " ".join(6 * [SHORT_TEXT]))
+    )
+    end = b'"token_count":7}'
+    return {
+        "V2 JSON": await connected(gateway_port, v2, key, IDENTITY_BODY, RESPONSE),
+        "task route, short text": await connected(gateway_port, task, key, short, end),
+        "task route, longer text": await connected(gateway_port, task, key, long, end),
+        "bare uvicorn": await connected(bare_port, v2, key, IDENTITY_BODY, RESPONSE),
+    }
 
 
 def wait_listening(port: int) -> None:
@@ -186,7 +236,7 @@ async def measure(home: Path, triton_port: int, n_passes: int, n_listed: int) ->
             "TIDEGATE_ADMIN_PORT": "0",
             "TIDEGATE_GRPC_PORT": "0",
             "TIDEGATE_REPLICAS": f"127.0.0.1:{triton_port}/{http_port}",
-            "TIDEGATE_PIPELINES": MODEL,
+            "TIDEGATE_PIPELINES": f"{MODEL},{EMBEDDING}",
             "TIDEGATE_KEYS_FILE": str(home / "keys.toml"),
             "TIDEGATE_PEPPER_FILE": str(home / "pepper"),
             "TIDEGATE_POLICY_FILE": str(home / "gateway.toml"),
@@ -195,25 +245,24 @@ async def measure(home: Path, triton_port: int, n_passes: int, n_listed: int) ->
     )
     key = write_keys(home)
     async with (
-        served(bare, bare_port) as bare_client,
+        served(bare, bare_port),
         served(
             "gateway.app:from_environment",
             gateway_port,
-            key,
             factory=True,
             http="gateway.http.bounded:BoundedProtocol",
-        ) as gateway_client,
+        ),
     ):
         await wait_ready(gateway_port)
-        clients = {"gateway": gateway_client, "bare uvicorn": bare_client}
+        clients = await clients_of(bare_port, gateway_port, key)
         lowest_us = dict.fromkeys(clients, float("inf"))
         for client in clients.values():
             await client.ask(WARM)
         for _ in range(n_passes):
             for name, client in clients.items():
-                started = time.thread_time()
+                started = time.process_time()
                 await client.ask(TIMED)
-                spent_us = (time.thread_time() - started) / TIMED * 1e6
+                spent_us = (time.process_time() - started) / TIMED * 1e6
                 lowest_us[name] = min(lowest_us[name], spent_us)
         counts: dict[str, Bytecodes] = {}
         for name, client in clients.items():
@@ -226,8 +275,8 @@ async def measure(home: Path, triton_port: int, n_passes: int, n_listed: int) ->
             f"{name}: {bytecodes:,.0f} bytecodes in {counted.calls / COUNTED:.0f} calls, "
             f"{lowest_us[name]:.0f} us of CPU\n"
         )
-    for (file, function), count in counts["gateway"].by_function.most_common(n_listed):
-        sys.stdout.write(f"{count / COUNTED:7.1f}  {Path(file).name}:{function}\n")
+        for (file, function), count in counted.by_function.most_common(n_listed):
+            sys.stdout.write(f"{count / COUNTED:7.1f}  {Path(file).name}:{function}\n")
 
 
 def main() -> None:
@@ -240,7 +289,7 @@ def main() -> None:
         command = [sys.executable, "-m", "loadtests.bench.instant_triton", str(triton_port)]
         environment = {"PYTHONPATH": str(ROOT)}
         triton = start(
-            "the instant Triton", [*command, str(CONFIG)], environment, home / "triton.log"
+            "the instant Triton", [*command, *map(str, CONFIGS)], environment, home / "triton.log"
         )
         stack.callback(triton.stop)
         wait_listening(triton_port)

@@ -24,7 +24,7 @@ class _Upstream(Connection):
         super().__init__(address)
         self.under_way: list[asyncio.Future[None]] = []
 
-    async def infer(self, request, timeout_s):
+    async def infer(self, request, timeout_s, *_):
         ended = asyncio.get_running_loop().create_future()
         self.under_way.append(ended)
         await ended

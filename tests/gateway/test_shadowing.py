@@ -108,7 +108,7 @@ class _Upstream(Connection):
         super().__init__(address)
         self.timeouts_s: list[float] = []
 
-    async def infer(self, request, timeout_s):
+    async def infer(self, request, timeout_s, *_):
         self.timeouts_s.append(timeout_s)
         await asyncio.sleep(self.takes_s)
         if self.error:
