@@ -552,8 +552,12 @@ class Gateway:
         model: Model,
         message: service_pb2.ModelInferRequest,
         admission: Admission | None,
+        *,
+        over_grpc: bool = False,
     ) -> service_pb2.ModelInferResponse:
-        """One inference for an admitted request, cancelled if its client disconnects."""
+        """One inference for an admitted request, cancelled if its client disconnects.
+
+        ``over_grpc``: however short it is, since Triton's HTTP API could not take it."""
         message.model_name = self.serving(context, model, message)
         meter = self.access_control.meter(context, admission, model)
         if meter:
@@ -561,7 +565,7 @@ class Gateway:
 
         async def send(upstream: Upstream) -> service_pb2.ModelInferResponse:
             context.sent_to(upstream.address)
-            short_bytes = self._short_bytes(message.model_name)
+            short_bytes = 0 if over_grpc else self._short_bytes(message.model_name)
             work = upstream.infer(message, context.remaining_s(), short_bytes, context.tenant)
             if admission:
                 admission.started()

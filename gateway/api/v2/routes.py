@@ -80,7 +80,8 @@ class V2Api:
         reply = await self.gateway.http_upstream(context, model, request)
         if reply:
             return reply
-        response = await self.gateway.infer(context, model, request.message(), admission)
+        message = request.message()
+        response = await self.gateway.infer(context, model, message, admission, over_grpc=True)
         return await self._render(context, request, response)
 
     async def _parse(self, context: RequestContext, model: Model, version: str) -> V2Request:

@@ -8,9 +8,8 @@ import struct
 import time
 from dataclasses import replace
 
-import grpc
 import pytest
-from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+from tritonclient.grpc import model_config_pb2
 
 from gateway.api.v2.routes import V2Api
 from gateway.core import Gateway
@@ -19,66 +18,13 @@ from gateway.models.catalogue import Catalogue, read_model
 from gateway.settings import Settings
 from gateway.upstream.http_upstream import to_reply
 from gateway.upstream.triton_http import Response
+from modelspec.dtypes import protocol_name
 from tests.gateway.eventually import until
 from tests.gateway.request_contexts import context_of
+from tests.gateway.upstream.http_triton import ANSWER, FakeTriton, binary, head, whole
 
-ANSWER = b'{"model_name":"m","model_version":"1","outputs":[]}'
 TENSOR = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2.5]}
 RAW = struct.pack("<2f", 1, 2.5)
-
-
-def _head(status: int, length: int, more: bytes = b"") -> bytes:
-    return b"HTTP/1.1 %d Some\r\nContent-Length: %d\r\n%s\r\n" % (status, length, more)
-
-
-def _whole(body: bytes, status: int = 200) -> bytes:
-    return _head(status, len(body)) + body
-
-
-class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Both APIs of a Triton. ``http`` is the response of the HTTP one; None: no response ever."""
-
-    def __init__(self) -> None:
-        self.http: bytes | None = _whole(ANSWER)
-        self.requests: list[bytes] = []
-        self.connections: list[asyncio.StreamWriter] = []
-        self.grpc_requests: list[service_pb2.ModelInferRequest] = []
-
-    async def start(self) -> None:
-        self._grpc = grpc.aio.server()
-        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._grpc)
-        self._http = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.grpc_port = self._grpc.add_insecure_port("127.0.0.1:0")
-        self.http_port = self._http.sockets[0].getsockname()[1]
-        await self._grpc.start()
-
-    async def stop(self) -> None:
-        await self.stop_http()
-        await self._grpc.stop(None)
-
-    async def stop_grpc(self) -> None:
-        await self._grpc.stop(None)
-
-    async def stop_http(self) -> None:
-        self._http.close()
-        for connection in self.connections:
-            connection.close()
-
-    async def ModelInfer(self, request, context):  # noqa: N802 - its name in the protocol
-        self.grpc_requests.append(request)
-        return service_pb2.ModelInferResponse(model_name="m", model_version="over gRPC")
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections.append(writer)
-        try:
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                size = int(head.lower().split(b"\r\ncontent-length: ")[1].split(b"\r\n")[0])
-                self.requests.append(head + await reader.readexactly(size))
-                if self.http is not None:
-                    writer.write(self.http)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            writer.close()
 
 
 def _config(**parameters: str) -> model_config_pb2.ModelConfig:
@@ -187,7 +133,7 @@ async def test_a_key_that_is_sent_twice_never_reaches_triton(triton, gateway):
 async def test_binary_both_ways(triton, gateway):
     document = ANSWER.replace(b"[]", b'[{"name":"y","parameters":{"binary_data_size":3}}]')
     more = b"Inference-Header-Content-Length: %d\r\n" % len(document)
-    triton.http = _head(200, len(document) + 3, more) + document + b"NaN"  # bytes, not a number
+    triton.http = head(200, len(document) + 3, more) + document + b"NaN"  # bytes, not a number
     tensor = {k: v for k, v in TENSOR.items() if k != "data"}
     tensor["parameters"] = {"binary_data_size": 8}
     reply = await _infer(
@@ -217,19 +163,28 @@ async def test_a_model_that_does_not_ask_never_comes_here(triton, gateway, param
     await _only_grpc(triton, gateway, _config(**parameters))
 
 
-@pytest.mark.parametrize("data_type", ["TYPE_STRING", "TYPE_FP16", "TYPE_BF16"])
-async def test_a_model_whose_json_triton_writes_otherwise_never_comes_here(
-    triton, gateway, data_type
+@pytest.mark.parametrize(
+    ("data_type", "steps", "raw", "data"),
+    [
+        ("TYPE_STRING", 0, b"\2\0\0\0hi", ["hi"]),
+        ("TYPE_FP16", 0, b"\x00\x3e", [1.5]),
+        ("TYPE_FP32", 1, b"\0\0\x20\x40", [2.5]),
+    ],
+)
+async def test_a_model_whose_json_triton_writes_otherwise_is_asked_for_binary(
+    triton, gateway, data_type, steps, raw, data
 ):
     config = _config(cancellable="false")
     config.output[0].data_type = model_config_pb2.DataType.Value(data_type)
-    await _only_grpc(triton, gateway, config)
-
-
-async def test_an_ensemble_never_comes_here(triton, gateway):
-    config = _config(cancellable="false")
-    config.ensemble_scheduling.step.add(model_name="n")
-    await _only_grpc(triton, gateway, config)
+    for _ in range(steps):
+        config.ensemble_scheduling.step.add(model_name="n")
+    gateway.catalogue = Catalogue({"m": read_model(config, ("1",))})
+    dtype = protocol_name(config.output[0].data_type)
+    triton.http = binary([("y", dtype, [1, 1], raw)])
+    document = json.loads((await _infer(gateway)).body)
+    assert document["outputs"] == [{"name": "y", "datatype": dtype, "shape": [1, 1], "data": data}]
+    assert _sent(triton.requests[0])[1]["parameters"] == {"binary_data_output": True}
+    assert not triton.grpc_requests
 
 
 async def _only_grpc(triton, gateway, config) -> None:
@@ -251,14 +206,14 @@ async def _only_grpc(triton, gateway, config) -> None:
 async def test_triton_s_errors_are_those_of_grpc(
     triton, gateway, status, details, error_type, message
 ):
-    triton.http = _whole(json.dumps({"error": details}).encode(), status)
+    triton.http = whole(json.dumps({"error": details}).encode(), status)
     with pytest.raises(error_type, match=message) as caught:
         await _infer(gateway)
     assert "/root" not in caught.value.message
 
 
 async def test_a_400_may_mean_three_things_and_grpc_says_which(triton, gateway):
-    triton.http = _whole(b'{"error":"input byte size mismatch in /root/models"}', 400)
+    triton.http = whole(b'{"error":"input byte size mismatch in /root/models"}', 400)
     assert b"over gRPC" in (await _infer(gateway)).body
     assert len(triton.requests) == len(triton.grpc_requests) == 1
 
@@ -266,7 +221,7 @@ async def test_a_400_may_mean_three_things_and_grpc_says_which(triton, gateway):
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
 async def test_what_json_cannot_carry_is_refused(triton, gateway, value):
     outputs = f'[{{"name":"y","datatype":"FP32","shape":[1,2],"data":[1.5,{value}]}}]'
-    triton.http = _whole(ANSWER.replace(b"[]", outputs.encode()))
+    triton.http = whole(ANSWER.replace(b"[]", outputs.encode()))
     with pytest.raises(InvalidRequest, match="'y' has NaN or Infinity"):
         await _infer(gateway)
 
@@ -275,9 +230,9 @@ async def test_the_output_that_json_cannot_carry_is_named_whatever_stands_in_nam
     named = json.dumps('say "data":[NaN], "name":')
     good = f'{{"name":{named},"datatype":"FP32","shape":[1,1],"data":[1.5]}}'
     outputs = f'[{good},{{"name":"a,\\"b","datatype":"FP32","shape":[1,1],"data":[NaN]}}]'
-    triton.http = _whole(ANSWER.replace(b"[]", f"[{good}]".encode()))
+    triton.http = whole(ANSWER.replace(b"[]", f"[{good}]".encode()))
     assert json.loads((await _infer(gateway)).body)["outputs"][0]["data"] == [1.5]
-    triton.http = _whole(ANSWER.replace(b"[]", outputs.encode()))
+    triton.http = whole(ANSWER.replace(b"[]", outputs.encode()))
     with pytest.raises(InvalidRequest, match=re.escape("'a,\"b' has NaN or Infinity")):
         await _infer(gateway)
 
@@ -297,7 +252,7 @@ def test_a_large_answer_with_nan_holds_nobody_up():
 
 
 async def test_an_id_may_be_called_nan(triton, gateway):
-    triton.http = _whole(ANSWER.replace(b"{", b'{"id":"NaN",', 1))
+    triton.http = whole(ANSWER.replace(b"{", b'{"id":"NaN",', 1))
     assert json.loads((await _infer(gateway)).body)["id"] == "NaN"
 
 
@@ -307,8 +262,8 @@ async def test_an_id_may_be_called_nan(triton, gateway):
         b"garbage\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
-        _whole(ANSWER) + b"more",
-        _whole(b"<html>", 502),
+        whole(ANSWER) + b"more",
+        whole(b"<html>", 502),
     ],
 )
 async def test_an_invalid_response_is_the_upstream_s_fault(triton, gateway, response):
@@ -321,7 +276,7 @@ async def test_an_answer_may_come_in_pieces(triton, gateway):
     triton.http = None
     task = asyncio.create_task(_infer(gateway))
     await until(lambda: triton.requests)
-    for byte in _whole(ANSWER):
+    for byte in whole(ANSWER):
         triton.connections[0].write(bytes([byte]))
         await asyncio.sleep(0)
     assert (await task).body == ANSWER
@@ -332,7 +287,7 @@ async def test_the_deadline_ends_the_request_and_its_connection(triton, gateway)
     with pytest.raises(DeadlineExceeded, match="did not answer in time"):
         await _infer(gateway, deadline_s=0.1)
     await until(lambda: triton.connections[0].is_closing())
-    triton.http = _whole(ANSWER)
+    triton.http = whole(ANSWER)
     assert (await _infer(gateway)).body == ANSWER
 
 
