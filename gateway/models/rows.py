@@ -40,6 +40,9 @@ def batches(model: Model, endpoint_schema: CompiledEndpoint, rows: Sequence[Row]
     Raises InvalidRequest, which names the row, if one does not fit the model's tensors.
     """
     values = [_naming_row(index, endpoint_schema.values, row) for index, row in enumerate(rows)]
+    if len(rows) == 1:  # nothing to group
+        parameters = endpoint_schema.parameters(rows[0])
+        return [Batch((0,), _batch_message(model, (0,), values, parameters))]
     groups: dict[bytes, list[int]] = {}
     for index, row in enumerate(rows):
         lengths = {name: len(flat) for name, flat in values[index].items()}
@@ -139,12 +142,12 @@ class RowTokens(NamedTuple):
 def count_tokens(model: Model, results: Sequence[tuple[Tensors, int]]) -> RowTokens:
     """What the model counted in the batches that contain the rows."""
     batch_tensors = {id(tensors): tensors for tensors, _ in results}
-    counts = [
-        int(tensors[name].sum())
-        for tensors in batch_tensors.values()
-        for name in model.tokens.names
-        if name in tensors
-    ]
+    counts = []
+    for tensors in batch_tensors.values():
+        for name in model.tokens.names:
+            if name in tensors:
+                count = tensors[name]
+                counts.append(count.item() if count.size == 1 else int(count.sum()))
     return RowTokens(sum(counts) if counts else None)
 
 
