@@ -1,6 +1,7 @@
 """What a request costs the gateway as catalogue, keys and tenants grow, and as workers are added:
 gateways in front of a Triton that answers at once."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from loadtests.bench.gateway_alone import gateway_alone
 from loadtests.bench.passes import Ratio, Rounds, alternate, wrk_pass
 from loadtests.bench.payloads import IDENTITY_BODY, JSON
-from loadtests.bench.report import Floor, Row, Section, rows
+from loadtests.bench.report import Floor, Section, rows
 from loadtests.bench.settings import Effort
 from loadtests.bench.wrk import Figures, LoadTarget, run
 
@@ -75,35 +76,29 @@ def redis(effort: Effort) -> Section:
 def requests(effort: Effort) -> Section:
     """As many requests to one gateway: flat in CPU and memory."""
     title = f"{MANY:,} requests to one gateway: V2 JSON of 16 values"
-    parts: list[tuple[str, Figures, float]] = []  # its requests, and the memory after it
+    parts: dict[str, list[Figures]] = {}  # by the numbers of its requests
+    memory_mib = []  # after each part
     with _gateway(Size()) as gateway:
-        run(gateway.target, CONNECTIONS, 2)  # warm
+        rate = run(gateway.target, CONNECTIONS, 2).rps  # and warm
+        passes = math.ceil(MANY / SLICES / (rate * SLICE_S))  # of each part
         done = 0.0
-        for part in range(1, SLICES + 1):
-            first, passes = done, []
-            while done < part * MANY / SLICES:
-                passes.append(run(gateway.target, CONNECTIONS, SLICE_S))
-                done += passes[-1].rps * SLICE_S
-            figures = Rounds({"": passes}).median("")
-            parts.append((f"{first:,.0f} to {done:,.0f}", figures, gateway.resident_mib()))
-    _, reference, reference_mib = parts[0]
-    _, last, last_mib = parts[-1]
-    per_cpu = Ratio.of([reference.total_cpu_us / last.total_cpu_us])
-    table = [
-        Row(
-            name,
-            f"{mib:.0f} MiB after them",
-            figures,
-            Ratio.of([figures.rps / reference.rps]),
-            Ratio.of([reference.total_cpu_us / figures.total_cpu_us]),
-        )
-        for name, figures, mib in parts
+        for _ in range(SLICES):
+            figures = [run(gateway.target, CONNECTIONS, SLICE_S) for _ in range(passes)]
+            first, done = done, done + sum(one.rps for one in figures) * SLICE_S
+            parts[f"{first:,.0f} to {done:,.0f}"] = figures
+            memory_mib.append(gateway.resident_mib())
+    rounds = Rounds(parts)
+    reference, *_, last = parts
+    table = rows(rounds, reference, f"{CONNECTIONS} connections")
+    per_cpu = rounds.efficiency(last, reference) or Ratio.of([0.0])
+    notes = [
+        f"{name}: {mib:.0f} MiB after them" for name, mib in zip(parts, memory_mib, strict=True)
     ]
     floors = [
         Floor("requests per CPU, last part over first", per_cpu, FLAT),
-        Floor("memory, first part over last", Ratio.of([reference_mib / last_mib]), KEPT),
+        Floor("memory, first part over last", Ratio.of([memory_mib[0] / memory_mib[-1]]), KEPT),
     ]
-    return Section(title, table, floors)
+    return Section(title, table, floors, notes)
 
 
 def _section(title: str, sizes: list[Size], effort: Effort) -> Section:
