@@ -10,6 +10,7 @@ Errors are ``grpc.aio.AioRpcError``, as they are with ``grpc.aio``.
 
 import asyncio
 import contextlib
+import itertools
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -32,6 +33,10 @@ from modelspec.address import joined
 
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 CONNECT_S = 2.0  # until the server has said something; machines are busy
+NEXT_ADDRESS_S = 0.25  # then the name's next address is tried beside this one (RFC 8305)
+# What is to be sent to a server that does not read, besides messages: acknowledgements of what it
+# sends itself, and the beginnings and ends of streams.
+MOST_UNREAD_BYTES = 2**20
 # What Triton may send ahead on a stream that is not read.
 STREAM_BYTES = 65_535
 # All streams together: each is held back by its own window, none by another one's.
@@ -106,12 +111,40 @@ class GrpcStreams:
     async def _connect(self) -> "_Connection":
         try:
             async with asyncio.timeout(CONNECT_S):
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: _Connection(self._connections), self._host, self._port
-                )
-                await connection.until_ready()
+                return await self._quickest(await self._addresses())
         except (OSError, UnicodeError) as error:  # TimeoutError among them
             raise _not_sent(str(error) or "no answer in time") from error
+
+    async def _addresses(self) -> list[str]:
+        """Those of the host, IPv6 and IPv4 in turns. OSError if it has none."""
+        infos = await asyncio.get_running_loop().getaddrinfo(
+            self._host, self._port, type=socket.SOCK_STREAM
+        )
+        by_family: dict[int, list[str]] = {}
+        for family, _, _, _, address in infos:
+            by_family.setdefault(family, []).append(str(address[0]))
+        turns = itertools.zip_longest(*by_family.values())
+        return [address for turn in turns for address in turn if address]
+
+    async def _quickest(self, addresses: list[str]) -> "_Connection":
+        """To the first address that answers: each gets a while before the next is tried too."""
+        attempts: list[asyncio.Task[_Connection]] = []
+        try:
+            while True:
+                is_last = len(attempts) == len(addresses) - 1
+                attempts.append(asyncio.create_task(self._connect_to(addresses[len(attempts)])))
+                attempt = await _first_to_succeed(attempts, None if is_last else NEXT_ADDRESS_S)
+                if attempt or is_last:
+                    return (attempt or attempts[-1]).result()
+        finally:
+            for attempt in attempts:
+                attempt.cancel()
+
+    async def _connect_to(self, address: str) -> "_Connection":
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: _Connection(self._connections), address, self._port
+        )
+        await connection.until_ready()
         return connection
 
     def _attempted(self, attempt: "asyncio.Task[_Connection]") -> None:
@@ -126,6 +159,23 @@ class GrpcStreams:
             self._attempt.cancel()
         for connection in tuple(self._connections):
             connection.fail("the connection was closed")
+
+
+async def _first_to_succeed(
+    attempts: Sequence["asyncio.Task[_Connection]"], timeout_s: float | None
+) -> "asyncio.Task[_Connection] | None":
+    """The first attempt that has made a connection; None if all have failed, or none has after
+    ``timeout_s``."""
+    deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+    while True:
+        for attempt in attempts:
+            if attempt.done() and not attempt.exception():
+                return attempt
+        pending = [attempt for attempt in attempts if not attempt.done()]
+        left_s = None if deadline is None else deadline - asyncio.get_running_loop().time()
+        if not pending or (left_s is not None and left_s <= 0):
+            return None
+        await asyncio.wait(pending, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
 
 
 class GrpcStream:
@@ -334,6 +384,7 @@ class _Connection(asyncio.Protocol):
         self._streams: dict[int, GrpcStream] = {}
         self._blocked: set[GrpcStream] = set()  # have more to send than was allowed
         self._is_paused = self._is_lost = False
+        self._unread = 0  # bytes that were written since the transport has had enough
         self._received = 0  # bytes of messages since the server was last allowed more
 
     def connection_made(self, transport: Any) -> None:
@@ -375,6 +426,7 @@ class _Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._is_paused = False
+        self._unread = 0
         self._unblock()
 
     def takes_streams(self) -> bool:
@@ -537,8 +589,14 @@ class _Connection(asyncio.Protocol):
 
     def _flush(self) -> None:
         data = self._h2.data_to_send()
-        if data and not self._is_lost:
-            self._transport.write(data)
+        if not data or self._is_lost:
+            return
+        if self._is_paused:  # so these are no messages
+            self._unread += len(data)
+            if self._unread > MOST_UNREAD_BYTES:
+                self.fail("the server does not read what it is sent")
+                return
+        self._transport.write(data)
 
 
 def _of_reset(code: int | None) -> grpc.aio.AioRpcError:

@@ -426,6 +426,33 @@ async def test_a_name_that_cannot_be_resolved_is_unavailable(host):
     assert refused.value.details().startswith(f"{NOT_CONNECTED}: ")
 
 
+@pytest.mark.parametrize("first", ["silent", "refused"])
+async def test_an_address_that_does_not_answer_holds_up_none_of_the_others(monkeypatch, first):
+    """A name with an IPv6 address where nobody is, and an IPv4 address."""
+    async with serving() as (_, _, streams):
+        port = streams._port
+        with socket.socket() as listener:
+            if first == "silent":  # it accepts, and says nothing
+                listener.bind(("127.0.0.2", port))
+                listener.listen()
+
+            async def getaddrinfo(host, port, **_: Any) -> list[Any]:
+                assert host == "triton"
+                kind = (socket.SOCK_STREAM, 6, "")
+                v4 = [(socket.AF_INET, *kind, (ip, port)) for ip in ("127.0.0.1", "127.0.0.3")]
+                return [(socket.AF_INET6, *kind, ("127.0.0.2", port)), *v4]
+
+            monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+            two = GrpcStreams("triton", port)
+            assert await two._addresses() == ["127.0.0.2", "127.0.0.1", "127.0.0.3"]
+            stream = two.open()
+            await stream.write(b"a")
+            assert await stream.read() == b"a"
+            assert len(two._connections) == 1
+            stream.cancel()
+            two.close()
+
+
 class Peer:
     """A server that sends what a well-behaved one does not, over no network."""
 
@@ -543,3 +570,26 @@ async def test_the_connection_goes_on_after_more_than_its_window(monkeypatch):
         await stream.write(b"many 2000 1000")
         await stream.done_writing()
         assert len(await _rest(stream)) == 2000
+
+
+async def test_a_server_that_does_not_read_but_wants_answers_is_given_up(monkeypatch):
+    """Each ping is acknowledged, which takes memory if nobody reads it."""
+    monkeypatch.setattr(grpc_streams, "MOST_UNREAD_BYTES", 10_000)
+    peer = Peer()
+    stream = await peer.stream()
+    peer.connection.pause_writing()  # the transport has had enough
+    peer.connection.resume_writing()
+    for number in range(2000):  # while it is read, any number of them
+        peer.h2.ping(number.to_bytes(8, "big"))
+        peer.give()
+    assert stream.has_begun() and not stream.is_over()
+    peer.connection.pause_writing()
+    for number in range(2000):
+        peer.h2.ping(number.to_bytes(8, "big"))
+        peer.give()
+        if stream.is_over():
+            break
+    assert 500 < number < 700  # 17 bytes each
+    with pytest.raises(grpc.aio.AioRpcError, match="does not read") as lost:
+        await stream.read()
+    assert lost.value.code() is CODE.UNAVAILABLE
