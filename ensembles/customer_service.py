@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ensembles.text_fields import TEXT, text_request
+from ensembles.text_fields import LANGUAGE, TEXT, text_request
 from ensembles.token_classification import REDACT
 from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
@@ -138,7 +138,8 @@ def declare(golden: Golden, card: Mapping[str, Any]) -> Pipeline:
 
 def _request() -> dict[str, object]:
     request: dict[str, Any] = text_request("A customer's message, in English or Chinese.")
-    return {**request, "properties": {**request["properties"], "redact": REDACT}}
+    properties = {**request["properties"], "language": LANGUAGE, "redact": REDACT}
+    return {**request, "properties": properties}
 
 
 def _field(kind: str, tensor: str, description: str = "") -> dict[str, object]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ensembles.embedding import VECTOR
-from ensembles.text_fields import SHORT_TEXT, TEXT, TOKEN_COUNT, TOKENS, text_request
+from ensembles.text_fields import LANGUAGE, SHORT_TEXT, TEXT, TOKEN_COUNT, TOKENS, text_request
 from modelspec.endpoint_schema import EndpointSchema
 from modelspec.golden import Golden
 from modelspec.model import Batching, Instances, ModelSpec, Pipeline, StepSpec, TensorSpec
@@ -82,7 +82,7 @@ def declare(steps: EmbeddingSteps, golden: Golden, card: Mapping[str, Any]) -> P
         parameters=SHORT_TEXT,
         endpoint_schema=EndpointSchema(
             purpose="Answer a message from a knowledge base, with the source, or hand it over.",
-            request=text_request("A customer's message."),
+            request=_request(),
             response=_RESPONSE,
             example=golden.request,
             card=card,
@@ -93,6 +93,13 @@ def declare(steps: EmbeddingSteps, golden: Golden, card: Mapping[str, Any]) -> P
         deterministic=True,
     )
     return Pipeline((nearest,), public)
+
+
+def _request() -> dict[str, object]:
+    request: dict[str, Any] = text_request("A customer's message.")
+    description = "The language to say in that nothing is known (en, zh); the message's by default."
+    language = {**LANGUAGE, "description": description}
+    return {**request, "properties": {**request["properties"], "language": language}}
 
 
 def _scalar(kind: str, tensor: str, description: str) -> dict[str, object]:

@@ -24,6 +24,12 @@ TRUNCATE = {
     "x-parameter": "truncate",
 }
 
+LANGUAGE = {
+    "type": "string",
+    "description": "The text's language (en, zh), if it should not be detected.",
+    "x-parameter": "language",
+}
+
 
 def text_request(description: str) -> dict[str, object]:
     """The request's schema: ``text``, and ``truncate``: whether to cut one that is too long."""

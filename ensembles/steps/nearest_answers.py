@@ -8,8 +8,9 @@ passages: ``passage_count`` INT32 [n, 1], ``passage_text``, ``passage_question``
 
 Files beside this module: ``vectors.npy`` FP32 [entries, width], each of length 1, and
 ``knowledge.json``: the entries (``text``, ``question``, ``source``), the two thresholds, and what
-is said when nothing is known, in English (``en``) and in Chinese (``zh``). Entries with the same
-answer and source are one passage.
+is said when nothing is known, in English (``en``) and in Chinese (``zh``): in the one that the
+request's parameter ``language`` names, else in the message's. Entries with the same answer and
+source are one passage.
 """
 
 import json
@@ -48,8 +49,11 @@ class NearestAnswers:
         self._unknown = dict(knowledge["unknown"])
         self._passages = passages
 
-    def __call__(self, messages: np.ndarray, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """The outputs for vectors FP32 [n, width] of these texts. Raises ValueError for other
+    def __call__(
+        self, messages: np.ndarray, texts: Sequence[str], language: str = ""
+    ) -> dict[str, np.ndarray]:
+        """The outputs for vectors FP32 [n, width] of these texts, whose ``language`` is told by
+        their characters if it is empty or not one that we speak. Raises ValueError for other
         shapes, and for numbers that are not finite."""
         if messages.ndim != 2 or messages.shape[1] != self._vectors.shape[1]:
             width = self._vectors.shape[1]
@@ -57,10 +61,14 @@ class NearestAnswers:
         if not np.isfinite(messages).all():
             raise ValueError("the embedding model returned numbers that are not finite")
         cosines = messages @ self._vectors.T
-        rows = [self._answer(row, text) for row, text in zip(cosines, texts, strict=True)]
+        spoken = language if language in self._unknown else ""
+        rows = [
+            self._answer(row, spoken or language_of(text))
+            for row, text in zip(cosines, texts, strict=True)
+        ]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def _answer(self, cosines: np.ndarray, text: str) -> dict[str, np.ndarray]:
+    def _answer(self, cosines: np.ndarray, language: str) -> dict[str, np.ndarray]:
         nearest = self._nearest(cosines)
         best = nearest[0]
         confidence = float(cosines[best])
@@ -74,7 +82,7 @@ class NearestAnswers:
         }
         scores = [float(cosines[index]) for index in shown] + [0.0] * blank
         return {
-            "reply": _bytes([entry["text"] if is_known else self._unknown[language_of(text)]]),
+            "reply": _bytes([entry["text"] if is_known else self._unknown[language]]),
             "source": _bytes([entry["source"] if is_known else ""]),
             "confidence": np.array([confidence], dtype=np.float32),
             "hand_over": np.array([not is_known]),
@@ -132,8 +140,10 @@ class TritonPythonModel:
             pb_utils.get_input_tensor_by_name(request, name).as_numpy()
             for name in ("sentence_embedding", "text")
         )
+        language = str(json.loads(request.parameters() or "{}").get("language", ""))
         try:
-            outputs = self._answer(vectors, [text.decode() for text in texts.reshape(-1)])
+            messages = [text.decode() for text in texts.reshape(-1)]
+            outputs = self._answer(vectors, messages, language)
         except ValueError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
         return pb_utils.InferenceResponse(

@@ -250,6 +250,8 @@ def not_json(error: orjson.JSONDecodeError, text: bytes) -> InvalidRequest:
     reason = str(error)
     if "depth limit" in reason:
         return too_deep()
+    if "not valid UTF-8" in reason:  # it says no place
+        return InvalidRequest("the body is not JSON: it is not UTF-8: encode it as UTF-8")
     if b"NaN" in text or b"Infinity" in text:
         reason += "; JSON has no NaN or Infinity: send such values as binary tensors under /v2"
     return InvalidRequest(f"the body is not JSON: {reason}")

@@ -127,6 +127,21 @@ def test_what_has_no_answer_is_named_and_the_rest_is_there(served):
     assert answer["sentiment"] == alone["labels"]
 
 
+def test_the_language_may_be_told(served):
+    answer = _alone(served, NAME, text="👍", language="zh")
+    errors = {step["name"]: step["error"] for step in answer["steps"]}
+    assert (answer["language"], errors["sentiment"]) == ("zh", "")
+    assert "supported are en" in errors["topic"]
+    assert "人工客服" in answer["reply"]
+    assert answer["reply"] == _alone(served, "smart_reply", text="👍", language="zh")["reply"]
+    for result in (
+        _over_v2(served, "👍".encode(), binary=True, language="zh"),
+        _over_grpc(served, "👍".encode(), language="zh"),
+    ):
+        assert _told(result)["reply"] == answer["reply"]
+        assert _told(result)["errors"] == [step["error"] for step in answer["steps"]]
+
+
 def test_rows_are_independent(served):
     rows = [{"text": text} for text in (CHINESE, ENGLISH)]
     outputs = _alone(served, NAME, inputs=rows)["outputs"]

@@ -73,6 +73,15 @@ def test_what_is_not_known_is_said_in_the_language_of_the_message(answers):
 
 
 @pytest.mark.parametrize(
+    ("language", "spoken"), [("zh", "zh"), ("en", "en"), ("fr", "zh"), ("", "zh")]
+)
+def test_the_request_may_tell_its_language(language, spoken):
+    step = NearestAnswers(VECTORS, KNOWLEDGE, 3)
+    outputs = step(np.array([[-0.5, -0.5, 0.1]], dtype=np.float32), ["它在哪里?"], language)
+    assert outputs["reply"][0, 0].decode() == UNKNOWN[spoken]
+
+
+@pytest.mark.parametrize(
     ("text", "language"),
     [
         ("我的快递在哪里", "zh"),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import InvalidRequest
-from gateway.http.json_body import parse_json
+from gateway.http.json_body import SMALL_BYTES, parse_json
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.text('":\\ a,{}', max_size=6),
@@ -38,6 +38,13 @@ def test_any_json_is_accepted(value, indent, separators):
 )
 def test_a_duplicate_key_is_refused(body):
     with pytest.raises(InvalidRequest, match="is in one object twice"):
+        parse_json(body)
+
+
+@pytest.mark.parametrize("padding", [0, SMALL_BYTES])
+def test_a_body_that_is_not_utf_8_says_so(padding):
+    body = b'{"text":"' + b" " * padding + b"caf\xe9" + b'"}'
+    with pytest.raises(InvalidRequest, match="not UTF-8: encode it as UTF-8"):
         parse_json(body)
 
 

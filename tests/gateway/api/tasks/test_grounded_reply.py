@@ -258,8 +258,9 @@ def test_the_document_has_the_stream(served):
     validate(document)
     operation = document["paths"]["/v1/smart_reply"]["post"]
     one, several = operation["requestBody"]["content"]["application/json"]["schema"]["oneOf"]
-    assert set(one["properties"]) == {"text", "truncate", "stream"}
-    assert set(several["properties"]["inputs"]["items"]["properties"]) == {"text", "truncate"}
+    fields = {"text", "truncate", "language"}
+    assert set(one["properties"]) == {*fields, "stream"}
+    assert set(several["properties"]["inputs"]["items"]["properties"]) == fields
     assert "text/event-stream" in operation["responses"]["200"]["content"]
 
 
