@@ -84,7 +84,8 @@ def served(tmp_path_factory):
     ):
         ended = tidegate(home, *command)
         assert ended.returncode == 0, ended.stderr
-    running = launch(home, NAME, "topic_classification")  # with the pipelines that it asks
+    # With the pipelines that it asks.
+    running = launch(home, NAME, "topic_classification", "text_embedding")
     wait_ready(running)
     yield running
     assert stop(running) == 0
@@ -286,7 +287,11 @@ def test_the_demo_plays_a_conversation(served):
         assert message in shown.stdout
     assert shown.stdout.count("    reply ") == len(MESSAGES)
     assert "\x1b" not in shown.stdout  # no terminal, no colours
-    conversation = json.loads(served.tidegate("demo", "--json").stdout)["conversation"]
+    # What else is served is shown too: no photo, because nothing here reads one.
+    assert "How near the sentences are" in shown.stdout and "photo" not in shown.stdout
+    shown = json.loads(served.tidegate("demo", "--json").stdout)
+    assert len(shown["similarity"]) == len(shown["sentences"]) and shown["photo"] is None
+    conversation = shown["conversation"]
     assert [turn["message"] for turn in conversation] == list(MESSAGES)
     assert all(turn["answer"]["reply"] for turn in conversation)
 

@@ -12,6 +12,7 @@ from modelspec.names import Role, member_name
 from tidegate.app.chat import ChatOptions, Conversation, NoChatModel, printable
 from tidegate.app.claim import ready_in, running_in
 from tidegate.app.client import GatewayClient
+from tidegate.app.demo_photo import ENDPOINT as PHOTO_ENDPOINT
 from tidegate.app.demo_photo import Photo, describe_photo, show_photo
 from tidegate.app.paths import Paths
 from tidegate.app.triton_times import StepTimes, measured
@@ -34,18 +35,20 @@ ROUNDS = 5  # a single round would only show a cold server
 @dataclass(frozen=True)
 class Result:
     """``similarity`` is cosine [n, n]. Times are milliseconds, the mean of one request: gateway
-    and upstream add up to the time in the gateway; steps are counted by Triton, within upstream."""
+    and upstream add up to the time in the gateway; steps are counted by Triton, within upstream.
+    Without a pipeline for photos there is no ``photo``."""
 
     sentences: Sequence[str]
     similarity: list[list[float]]
     gateway_ms: float
     upstream_ms: float
     steps: Mapping[str, StepTimes]
-    photo: Photo
+    photo: Photo | None
 
     def text(self) -> str:
         """The result as lines of text."""
-        return "\n".join([_similarities(self), _times(self), describe_photo(self.photo)])
+        photo = [describe_photo(self.photo)] if self.photo else []
+        return "\n".join([_similarities(self), _times(self), *photo])
 
 
 def gateway(paths: Paths, url: str | None) -> GatewayClient:
@@ -56,7 +59,7 @@ def gateway(paths: Paths, url: str | None) -> GatewayClient:
 
 
 def run(paths: Paths, url: str | None, triton: str | None) -> Result:
-    """Embed every sentence ROUNDS times and classify the photo.
+    """Embed every sentence ROUNDS times and classify the photo, if a pipeline for it is served.
 
     ``url`` (the gateway) and ``triton`` (HOST:PORT, gRPC) are by default those of the stack that
     runs in this home. Raises ServingError when it does not answer.
@@ -78,7 +81,7 @@ def run(paths: Paths, url: str | None, triton: str | None) -> Result:
         _mean([response.timing["gateway"] for response in responses]),
         _mean([response.timing["upstream"] for response in responses]),
         steps,
-        show_photo(client),
+        show_photo(client) if client.serves(PHOTO_ENDPOINT) else None,
     )
 
 

@@ -29,8 +29,8 @@ from tidegate.commands.output import print_json
 def command(as_json: bool, url: str | None, triton: str | None) -> None:
     """Embed real sentences, show where the time went, classify a photo, and ask the chat model.
 
-    Needs a running stack (`make up`). One that serves smart_reply also plays a customer's
-    conversation; with customer_service it is in English and Chinese.
+    Needs a running stack (`make up`), and shows what that serves. With smart_reply it also plays a
+    customer's conversation; with customer_service it is in English and Chinese.
 
     \b
     tidegate demo
@@ -54,7 +54,7 @@ def command(as_json: bool, url: str | None, triton: str | None) -> None:
     if turns:
         click.echo(conversation_text(turns))
     if result:
-        click.echo(result.text())
+        click.echo("\n" + result.text() if turns else result.text())
     heading = click.style(f"\nWhat the chat model answers to {QUESTION!r}\n", bold=True) + "  "
     for number, piece in enumerate(reply):
         click.echo(piece if number else heading + piece, nl=False)
