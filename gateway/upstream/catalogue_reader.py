@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from gateway.errors import DeadlineExceeded, GatewayError, NoCapacity
 from gateway.models.catalogue import Catalogue, Model, batch_delay_s, read_model, sequence_slots
@@ -16,6 +17,9 @@ from modelspec.errors import DeclarationError
 # How many configs are read again at each refresh, twice a second: all of a small catalogue. Of a
 # thousand models each one is read every 16 s, and all of them at once would take a whole core.
 REREAD = 32
+# A list of models that takes longer is waited for only while no replica has sent its own: one that
+# hangs must not keep what the others serve from being known.
+LATE_S = 1.0
 # The models that an ensemble names, each with the version: NEWEST is whichever is ready.
 _StepVersions = tuple[tuple[str, int], ...]
 _NO_STEPS: _StepVersions = ()
@@ -33,28 +37,53 @@ class CatalogueReader:
         self._expected = frozenset(expected)
         self._entries: dict[str, _Entry] = {}
         self._next_due = 0
+        self._readings: dict[Replica, _Reading] = {}  # of the lists that are on their way
 
     async def read(self, replicas: Sequence[Replica]) -> Catalogue:
         """What the replicas serve together. Raises a GatewayError if none of them responds.
 
         Updates the versions of each replica. One that does not respond keeps the versions it had:
         its models are not unknown because it is away. A model's config comes from the first replica
-        in the list that has it; it is read when the model's versions change, and once in a while.
+        in the list that answers and has it; it is read when the model's versions change, and once
+        in a while.
         """
-        started = time.monotonic()
         reachable = [replica for replica in replicas if replica.health]
         self.is_waiting = True
-        errors = await asyncio.gather(*map(_read_index, reachable))
-        responding = [
-            replica for replica, error in zip(reachable, errors, strict=True) if not error
-        ]
+        readings = await self._read_indices(reachable)
+        errors = {replica: reading.task.result() for replica, reading in readings.items()}
+        responding = [replica for replica in reachable if errors.get(replica, _LATE) is None]
         if not responding:
-            self.is_waiting = any(isinstance(error, DeadlineExceeded) for error in errors)
-            raise next(filter(None, errors), NoCapacity("no replica can be asked for its models"))
+            known = [error for error in errors.values() if error]
+            self.is_waiting = any(isinstance(error, DeadlineExceeded) for error in known)
+            raise next(iter(known), NoCapacity("no replica can be asked for its models"))
         self.read_at = time.monotonic()
         models = await self._read_models(replicas, responding)
-        self.is_waiting, self.as_of = False, started
+        self.is_waiting = False
+        if len(readings) == len(reachable):  # else a late one may have other versions by now
+            self.as_of = min(reading.since for reading in readings.values())
         return Catalogue(models, self._expected)
+
+    async def _read_indices(self, replicas: Sequence[Replica]) -> "dict[Replica, _Reading]":
+        """Read the lists of models; the readings that have ended, one of them well if any can. The
+        others go on, and are among those of a later call."""
+        for replica in replicas:
+            if replica not in self._readings:
+                task = asyncio.create_task(_read_index(replica))
+                self._readings[replica] = _Reading(time.monotonic(), task)
+        readings = {replica: self._readings[replica] for replica in replicas}
+        pending = {reading.task for reading in readings.values()}
+        timeout_s, until = LATE_S, asyncio.ALL_COMPLETED
+        while pending:
+            done, pending = await asyncio.wait(pending, timeout=timeout_s, return_when=until)
+            timeout_s, until = None, asyncio.FIRST_COMPLETED
+            if any(task.exception() or task.result() is None for task in done):
+                break
+        self._readings = {
+            replica: reading
+            for replica, reading in self._readings.items()
+            if not reading.task.done()
+        }
+        return {replica: reading for replica, reading in readings.items() if reading.task.done()}
 
     async def _read_models(
         self, replicas: Sequence[Replica], responding: Sequence[Replica]
@@ -62,20 +91,13 @@ class CatalogueReader:
         all_versions = _versions(replicas)
         entries: dict[str, _Entry] = {}
         unread: set[str] = set()  # models whose versions have changed since their config was read
-        due = self._due(all_versions)
+        due, holders = self._due(all_versions), list(responding)
         for name, versions in all_versions.items():
-            holder = next(
-                (replica for replica in responding if name in (replica.versions or {})), None
-            )
             entry = self._entries.get(name)
-            try:
-                if holder is None:
-                    raise NoCapacity("no replica that has it responds")
-                if entry is None or entry.versions != versions or name in due or not entry.config:
-                    entry = await self._read_entry(holder, name, versions)
-            except (NoCapacity, DeadlineExceeded):
-                # The model or its server went away between the two requests, or is too busy for the
-                # second one: neither is a reason for a 404.
+            if entry is None or entry.versions != versions or name in due or not entry.config:
+                # If that fails, the model or its server went away between the two requests, or is
+                # too busy for the second one: neither is a reason for a 404.
+                entry = await self._read_from_any(holders, name, versions) or entry
                 if entry is None:
                     continue
                 if entry.versions != versions:
@@ -96,6 +118,23 @@ class CatalogueReader:
         start = self._next_due if self._next_due < len(ordered) else 0
         self._next_due = start + REREAD
         return set(ordered[start : start + REREAD])
+
+    async def _read_from_any(
+        self, holders: list[Replica], name: str, versions: tuple[str, ...]
+    ) -> "_Entry | None":
+        """Read the model from the first of the ``holders`` that has it and answers; None if there
+        is none. One that does not answer in time is removed from them: it would keep each of the
+        other models waiting for as long."""
+        for replica in tuple(holders):
+            if name not in (replica.versions or {}) or not replica.health:
+                continue
+            try:
+                return await self._read_entry(replica, name, versions)
+            except DeadlineExceeded:
+                holders.remove(replica)
+            except NoCapacity:
+                continue
+        return None
 
     async def _read_entry(self, holder: Replica, name: str, versions: tuple[str, ...]) -> "_Entry":
         """Raises NoCapacity or DeadlineExceeded if the server does not respond; a model's own fault
@@ -121,6 +160,17 @@ class CatalogueReader:
             return _Entry(versions, b"", None, slots, delay_s, str(error) or type(error).__name__)
         fault = model.golden_fault if model else ""
         return _Entry(versions, config_bytes, model, slots, delay_s, fault, steps)
+
+
+_LATE = DeadlineExceeded("the replica has not listed its models yet")
+
+
+class _Reading(NamedTuple):
+    """Of a replica's list of models. ``since``: when it was asked for, monotonic seconds; the task
+    returns None, or why it could not be read."""
+
+    since: float
+    task: asyncio.Task[GatewayError | None]
 
 
 @dataclass(frozen=True)

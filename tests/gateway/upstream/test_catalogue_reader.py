@@ -1,6 +1,7 @@
 """What the catalogue says of deterministic models, by which their responses are cached."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -84,6 +85,27 @@ async def test_one_that_only_a_dead_replica_has_stays_as_it_was_and_hinders_no_o
     assert after.revision == before.revision and after.versions == before.versions
     assert after.only_version == ""  # nobody knows what the replica has when it is back
     assert "new" in servers.gateway.catalogue.models
+
+
+@pytest.mark.parametrize("call", ["RepositoryIndex", "ModelConfig"])
+async def test_one_that_hangs_keeps_nothing_of_the_others_from_being_known(servers, call):
+    """production-stack #749, once more: not only requests must not wait for it."""
+    servers.serve(*(_pipeline(f"p{number}") for number in range(8)))
+    before = await servers.model("p0")
+    servers.fakes[0].takes_s[call] = 60
+    servers.fakes[1].configs["new"] = public("new")
+    began, as_of = time.monotonic(), servers.gateway.reader.as_of
+    assert await servers.model("p0") == before
+    assert "new" in servers.gateway.catalogue.models
+    # Where the list took 5 s, and each of the eight configs.
+    most_s = {"RepositoryIndex": 1, "ModelConfig": 2}[call] * server.CONTROL_TIMEOUT_S
+    assert time.monotonic() - began < most_s
+    if call == "RepositoryIndex":  # it may serve another version by now
+        assert servers.gateway.reader.as_of == as_of
+    servers.fakes[0].takes_s.clear()
+    async with asyncio.timeout(4 * server.CONTROL_TIMEOUT_S):
+        while not servers.gateway.reader.as_of > began:
+            assert await servers.model("p0") == before
 
 
 async def test_while_a_new_versions_config_is_late_nothing_is_cached(servers, monkeypatch):
