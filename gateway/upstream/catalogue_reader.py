@@ -72,7 +72,8 @@ class CatalogueReader:
                 self._readings[replica] = _Reading(time.monotonic(), task)
         readings = {replica: self._readings[replica] for replica in replicas}
         pending = {reading.task for reading in readings.values()}
-        timeout_s, until = LATE_S, asyncio.ALL_COMPLETED
+        timeout_s: float | None = LATE_S
+        until = asyncio.ALL_COMPLETED
         while pending:
             done, pending = await asyncio.wait(pending, timeout=timeout_s, return_when=until)
             timeout_s, until = None, asyncio.FIRST_COMPLETED
