@@ -784,7 +784,9 @@ class ReplicaPool:
             for replica in self.replicas
             if replica.serves(model, version) and replica.health
         ]
-        for replica in sorted(replicas, key=lambda replica: replica.health, reverse=True):
+        # Stable: the first in the list, of those that are as well.
+        replicas.sort(key=lambda replica: (replica.health, not replica.is_silent), reverse=True)
+        for replica in replicas:
             try:
                 return await replica.upstream.describe(method, model, version)
             except (NoCapacity, DeadlineExceeded) as error:

@@ -9,6 +9,7 @@ from gateway.errors import GatewayError
 from gateway.upstream.replicas import Replica
 
 STALE_S = 5.0  # totals that were read longer ago are no beginning for an average
+LATE_S = 1.0  # those that take longer are left out: one that hangs delays no other's
 _COMPUTE = ("compute_input", "compute_infer", "compute_output")
 
 
@@ -75,8 +76,9 @@ def for_each_request(
 
 async def _read(replica: Replica, model: str) -> Totals | None:
     try:
-        return _totals(await replica.upstream.describe("ModelStatistics", model))
-    except GatewayError:
+        async with asyncio.timeout(LATE_S):
+            return _totals(await replica.upstream.describe("ModelStatistics", model))
+    except (GatewayError, TimeoutError):
         return None
 
 

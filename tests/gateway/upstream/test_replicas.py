@@ -188,6 +188,13 @@ async def test_while_a_check_is_late_others_come_first_and_are_checked_on(pool):
     await pool.close()
 
 
+async def test_metadata_comes_from_one_whose_check_is_not_late(pool):
+    first = pool.replicas[0]
+    assert await pool.describe("ModelConfig", "m") == "a:1"
+    first._late_since = time.monotonic()
+    assert await pool.describe("ModelConfig", "m") == "b:1"
+
+
 async def test_a_sequence_does_not_start_where_a_check_is_late(pool):
     first = pool.replicas[0]
     first.upstream.takes = [asyncio.Event(), asyncio.Event()]

@@ -1,9 +1,12 @@
 """What Triton's statistics say of the time since they were last read."""
 
+import asyncio
+
 import pytest
 from tritonclient.grpc import service_pb2
 
 from gateway.errors import NoCapacity
+from gateway.upstream import triton_times
 from gateway.upstream.triton_times import STALE_S, TritonTimes, for_each_request
 
 
@@ -12,12 +15,14 @@ class _Replica:
 
     def __init__(self, address):
         self.address, self.upstream = address, self
-        self.asked = 0
+        self.asked, self.hangs = 0, False
         self.totals = {"step": (0, 0.0, 0.0)}
 
     async def describe(self, method, model):
         assert method == "ModelStatistics"
         self.asked += 1
+        if self.hangs:
+            await asyncio.Event().wait()
         if self.totals is None:
             raise NoCapacity("it is gone")
         requests, queue_s, compute_s = self.totals[model]
@@ -61,3 +66,16 @@ async def test_a_restart_a_long_pause_and_silence_say_nothing():
     assert await times.read([(replica, "step")], 0.5 + STALE_S) == {}
     replica.totals = None
     assert await times.read([(replica, "step")], STALE_S + 1) == {}
+
+
+async def test_one_that_hangs_delays_no_others(monkeypatch):
+    """Its share of the requests goes to them now: their limits have to follow."""
+    monkeypatch.setattr(triton_times, "LATE_S", 0.05)
+    one, other, times = _Replica("a:1"), _Replica("b:1"), TritonTimes()
+    wanted = [(replica, "step") for replica in (one, other)]
+    await times.read(wanted, 0.0)
+    one.hangs = True
+    other.totals["step"] = (10, 2.0, 0.2)
+    async with asyncio.timeout(20):
+        deltas = await times.read(wanted, 0.5)
+    assert for_each_request(deltas, [one, other], ["step"]) == pytest.approx((0.2, 0.02))
