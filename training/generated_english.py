@@ -43,10 +43,11 @@ _MIXED_NAME = 0.1  # and of names
 # What the slots of a template are filled with; "" is no entity.
 _SLOTS = {
     "PER": PERSON, "FIRST": PERSON, "LAST": PERSON,
-    "LOC": PLACE, "CITY": PLACE, "COUNTRY": PLACE, "RIVER": PLACE,
+    "LOC": PLACE, "CITY": PLACE, "COUNTRY": PLACE, "RIVER": PLACE, "STREET": PLACE,
     "ORG": ORGANISATION,
     "WHEN": TIME, "DATE": TIME, "HOUR": TIME, "YEAR": TIME,
     "THING": "", "ADJ": "", "CODE": "", "JOB": "", "AMOUNT": "",
+    "NUMBER": "", "PHONE": "", "CARD": "", "EMAIL": "", "POSTCODE": "",
 }  # fmt: skip
 _SLOT = re.compile(r"\{(" + "|".join(_SLOTS) + r")\}")
 _LEAD = re.compile("^(?:(?:on|in|at|the) )+")  # of a time, and no part of it
@@ -77,6 +78,20 @@ _ADJECTIVES = (
     "Turkish", "Indian", "Brazilian", "American", "British", "Russian", "Korean", "Swedish",
     "Greek", "Arabic", "European", "African", "Swiss", "Mexican", "Thai",
 )  # fmt: skip
+_STREETS = ("Street", "Road", "Lane", "Avenue", "Close", "Square", "Drive")
+# A digit for each 0, a letter for each A; no entities, whatever they look like.
+_PHONES = (
+    "+44 00 0000 0000", "+1 (000) 000-0000", "+49 000 0000000", "+86 000 0000 0000", "000-000-0000",
+    "(000) 000-0000", "00000 000000", "00000000000", "0000 000 000", "000 0000 0000",
+)  # fmt: skip
+_CARDS = ("0000 0000 0000 0000", "0000-0000-0000-0000", "0000000000000000", "0000 000000 00000")
+_POSTCODES = ("00000", "AA0 0AA", "A00 0AA", "AA00 0AA", "AA 00000", "0000 AA")
+_CODES = (
+    "00", "00000", "0000000", "#0000", "A0000000", "DE00000", "No. 00000", "#00000-A",
+    "000-00-0000", "AA00AAAA00000000000000", "A0A000AA0000000000", "AAA-0000-0000", "00-0000/00",
+    "20000000000",
+)  # fmt: skip
+_MAIL_HOSTS = ("example.com", "mail.example.org", "example.co.uk", "post.example.net")
 _JOBS = (
     "engineer", "nurse", "teacher", "manager", "lawyer", "spokesman", "chef", "designer",
     "accountant", "scientist", "driver", "journalist", "technician", "painter", "physicist",
@@ -128,8 +143,8 @@ def real_names() -> Names:
         for city in cache_of_names.get_cities().values()
         if city["population"] >= _LARGE_CITY
     }
-    regions = {one["name"] for one in cache_of_names.get_countries().values()}
-    regions |= {one["name"] for one in cache_of_names.get_us_states().values()}
+    regions = {one["name"].strip() for one in cache_of_names.get_countries().values()}
+    regions |= {one["name"].strip() for one in cache_of_names.get_us_states().values()}
     places = _lines("english_places.txt")
     return Names(
         sorted(first),
@@ -232,11 +247,29 @@ class _Writer:
             "YEAR": self._year,
             "THING": lambda: choice(_THINGS),
             "ADJ": lambda: choice(_ADJECTIVES),
-            "CODE": lambda: f"{choice(('', '#', 'A', 'DE', 'No. '))}{number(10, 9_999_999)}",
+            "STREET": lambda: f"{self._name(names.last)} {choice(_STREETS)}",
+            "CODE": lambda: self._filled(choice(_CODES)),
             "JOB": lambda: choice(_JOBS),
             "AMOUNT": lambda: f"{choice('$€£')}{number(2, 900)}",
+            "NUMBER": lambda: str(number(1, choice((9, 99, 999, 9999)))),
+            "PHONE": lambda: self._filled(choice(_PHONES)),
+            "CARD": lambda: self._filled(choice(_CARDS)),
+            "EMAIL": self._mail_address,
+            "POSTCODE": lambda: self._filled(choice(_POSTCODES)),
         }
         return values[slot]()
+
+    def _filled(self, pattern: str) -> str:
+        """A digit for each 0 of the pattern, a capital letter for each A."""
+        kinds = {"0": "0123456789", "A": "ABCDEFGHJKLMNPRSTUVWXYZ"}
+        return "".join(self._chance.choice(kinds.get(mark, mark)) for mark in pattern)
+
+    def _mail_address(self) -> str:
+        choice, names = self._chance.choice, self._names
+        first, last = choice(names.first).lower(), choice(names.last).lower()
+        mark = choice((".", "_", "", "-"))
+        number = choice(("", "", str(self._chance.randint(1, 99))))
+        return f"{choice((first, first[0]))}{mark}{last}{number}@{choice(_MAIL_HOSTS)}"
 
     def _person(self) -> str:
         pick, names = self._name, self._names

@@ -125,7 +125,8 @@ def _entity(group: Sequence[_Token], text: str) -> Entity:
 
 
 class Redactor:
-    """Replaces names, and numbers and addresses that tell who somebody is, by their labels.
+    """Replaces names, and numbers and addresses that tell who somebody is, by their labels. A word
+    of which a model marked a part, or parts with different labels, is replaced as a whole.
 
     Patterns look at the text as a reader sees it: full-width digits are digits, and characters of
     no width are not there.
@@ -139,7 +140,7 @@ class Redactor:
             return ""
         first, last = int(read[:, 0].min()), int(read[:, 1].max())
         names = [
-            (entity.start, entity.end, entity.label)
+            (*_whole_words(text, entity.start, entity.end), entity.label)
             for entity in entities
             if entity.label.upper() not in NOT_REDACTED and entity.end > entity.start
         ]
@@ -154,6 +155,23 @@ class Redactor:
                 redacted += [text[position : max(start, position)], f"[{label}]"]
                 position = end
         return "".join([*redacted, text[position:last]])
+
+
+def _whole_words(text: str, start: int, end: int) -> tuple[int, int]:
+    """The span with the rest of the words that it begins and ends in: half a name would tell the
+    whole. Only scripts with spaces between words have such a rest."""
+    while 0 < start < len(text) and _is_in_word(text[start]) and _is_in_word(text[start - 1]):
+        start -= 1
+    while 0 < end < len(text) and _is_in_word(text[end - 1]) and _is_in_word(text[end]):
+        end += 1
+    return start, end
+
+
+def _is_in_word(character: str) -> bool:
+    if character.isascii():
+        return character.isalpha()
+    name = unicodedata.name(character, "")
+    return name.startswith(("LATIN ", "GREEK ", "CYRILLIC ", "COMBINING "))
 
 
 _Span = tuple[int, int, str]  # start and end in code points, and a label

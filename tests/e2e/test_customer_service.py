@@ -10,11 +10,14 @@ from tritonclient import grpc as triton
 from tritonclient import http as triton_http
 from tritonclient.utils import InferenceServerException
 
+from ensembles import customer_service
 from serving.errors import ServingError
+from serving.repository.model_repository import ModelRepository
 from tests.command_line import tidegate
 from tests.running import launch, stop, wait_ready, wait_until
 from tests.tiny_models import save_classifier, save_tagger
 from tidegate.app.client import GatewayClient
+from tidegate.app.compose import is_current
 from tidegate.app.convert import ConvertOptions, run
 from tidegate.app.demo_conversation import ENGLISH as ENGLISH_MESSAGES
 from tidegate.app.demo_conversation import MESSAGES, conversation_text, converse
@@ -141,6 +144,14 @@ def test_the_language_may_be_told(served):
     ):
         assert _told(result)["reply"] == answer["reply"]
         assert _told(result)["errors"] == [step["error"] for step in answer["steps"]]
+
+
+def test_it_is_composed_again_where_its_fields_changed(served, monkeypatch):
+    repository = ModelRepository(Paths(served.home).repository)
+    assert is_current(NAME, repository) and is_current("text_classification", repository)
+    request = {**customer_service._request(), "required": []}
+    monkeypatch.setattr(customer_service, "_request", lambda: request)
+    assert not is_current(NAME, repository)
 
 
 def test_rows_are_independent(served):

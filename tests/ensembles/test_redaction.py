@@ -77,6 +77,22 @@ def test_card_and_identity_numbers_are_told_by_their_checksums(text, found):
     assert _found(text) == found
 
 
+@pytest.mark.parametrize(
+    ("text", "names", "redacted"),
+    [
+        ("the Warsaw store", [(8, 10, "LOC")], "the [LOC] store"),
+        ("Siemens in Kiel", [(0, 3, "ORG"), (3, 7, "LOC"), (11, 15, "LOC")], "[ORG] in [LOC]"),
+        ("Zoe\u0308 M\u00fcller", [(0, 3, "PER"), (5, 6, "PER")], "[PER] [PER]"),
+        ("Киева.", [(0, 4, "LOC")], "[LOC]."),
+        ("我叫王芳住上海", [(2, 4, "PER"), (5, 7, "LOC")], "我叫[PER]住[LOC]"),
+        ("在London的", [(1, 7, "LOC")], "在[LOC]的"),
+        ("Paris-based Emma's", [(1, 5, "LOC"), (12, 16, "PER")], "[LOC]-based [PER]'s"),
+    ],
+)
+def test_a_word_is_masked_as_a_whole(text, names, redacted):
+    assert _redacted(text, *names) == redacted
+
+
 def test_every_wrong_last_digit_is_noticed():
     for last in "0123456789":
         assert (_found(CARD[:-1] + last) != []) == (last == CARD[-1])
@@ -97,7 +113,7 @@ def test_of_what_overlaps_nothing_is_left():
     assert _redacted(text, (0, 3, "PER"), (4, 11, "ORG")) == "[EMAIL]"
     assert _redacted("Ann Lee Ray", (0, 7, "PER"), (4, 11, "ORG")) == "[PER]"
     assert _redacted("Ann Lee Ray", (4, 11, "ORG"), (0, 7, "PER")) == "[ORG]"
-    assert _redacted("AnnLee", (0, 3, "PER"), (3, 6, "PER")) == "[PER][PER]"
+    assert _redacted("王芳李明", (0, 2, "PER"), (2, 4, "PER")) == "[PER][PER]"
 
 
 def test_what_the_model_did_not_read_is_not_in_the_answer():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from modelspec.declaration import Declaration
 from modelspec.held import held_folder
 from modelspec.layout import CONFIG_FILE, CONFIGS, STEP_FILE
 from modelspec.pbtxt import render
@@ -81,8 +82,8 @@ def run(name: str, paths: Paths, report: Progress) -> ComposeResult:
 
 
 def is_current(name: str, repository: ModelRepository) -> bool:
-    """Whether it is published with the current steps and, if it has its members' steps, with those
-    that they have now."""
+    """Whether it is published with the current steps and fields and, if it has its members' steps,
+    with those that they have now."""
     composition = COMPOSED[name]
     if not all(map(repository.is_published, (name, *composition.members))):
         return False
@@ -91,8 +92,14 @@ def is_current(name: str, repository: ModelRepository) -> bool:
         theirs = _steps(composition, repository)
         if any(pinned.get(model) not in versions for model, versions in theirs.items()):
             return False
-    steps = composition.declare(repository).members
-    return all(has_step(repository, spec) for spec in steps)
+    pipeline = composition.declare(repository)
+    declared = pipeline.public.endpoint_schema
+    published = Declaration.of(repository.config(name)).endpoint
+    if declared is None or published is None:
+        return False
+    if (declared.request, declared.response) != (published.request, published.response):
+        return False
+    return all(has_step(repository, spec) for spec in pipeline.members)
 
 
 def made_first(name: str) -> Iterator[str]:
