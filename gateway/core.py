@@ -30,7 +30,7 @@ from gateway.models.same_endpoint import difference
 from gateway.models.sequences import OpenSequences, SequenceIds, SequenceStep, step_of
 from gateway.models.v2_request import V2Request
 from gateway.render import Reply
-from gateway.row_inference import OnResponse, RowInference
+from gateway.row_inference import OnResponse, RowInference, infer_only
 from gateway.settings import Settings
 from gateway.supervision import Supervisor
 from gateway.upstream import trace_context
@@ -723,13 +723,21 @@ class Gateway:
         admission: Admission,
         on_response: OnResponse | None = None,
     ) -> list[tuple[Tensors, int]]:
+        may_repeat, short_bytes = model.may_repeat, self._short_bytes(serving)
         with await self.turn(context, model, serving) as turn:
+            admission.started()
+            if len(row_batches) == 1:
+                work = infer_only(
+                    *(context, self.pool, serving, row_batches[0], on_response),
+                    may_repeat=may_repeat,
+                    short_bytes=short_bytes,
+                )
+                return await _timed(context, work)
             inference = RowInference(
                 *(context, self.pool, self.queues.get(serving), serving, row_batches, on_response),
-                may_repeat=model.may_repeat,
-                short_bytes=self._short_bytes(serving),
+                may_repeat=may_repeat,
+                short_bytes=short_bytes,
             )
-            admission.started()
             work = inference.run(turn, self._weight(context), self._window)
             return await _timed(context, work)
 

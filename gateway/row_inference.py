@@ -62,11 +62,8 @@ class RowInference:
         """
         self._context.remaining_s()  # raises if there is none
         first = self._first_worker(turn, weight)
-        if self._count == 1:
-            await first
-        else:
-            further = range(1, min(self._count, WORKERS, most_workers))
-            await _gather([first, *(self._further_worker() for _ in further)])
+        further = range(1, min(self._count, WORKERS, most_workers))
+        await _gather([first, *(self._further_worker() for _ in further)])
         return [self._results[row_index] for row_index in sorted(self._results)]
 
     async def _first_worker(self, turn: Turn, weight: float) -> None:
@@ -133,6 +130,29 @@ class RowInference:
                 self._results[row_index] = tensors, index
             self._batch_ended.set()
             self._batch_ended.clear()
+
+
+async def infer_only(
+    context: RequestContext,
+    pool: ReplicaPool,
+    serving: str,
+    batch: Batch,
+    on_response: OnResponse | None = None,
+    *,
+    may_repeat: bool,
+    short_bytes: int = 0,
+) -> list[tuple[Tensors, int]]:
+    """As ``RowInference.run``, for a request whose rows are one batch: nobody else can take part,
+    and its turn ends with it."""
+    context.remaining_s()  # raises if there is none
+    batch.message.model_name = serving
+
+    async def send(upstream: Upstream) -> Tensors:
+        context.sent_to(upstream.address)
+        return await infer_batch(context, upstream, batch, on_response, short_bytes)
+
+    tensors = await pool.call(serving, "", send, may_repeat=may_repeat)
+    return [(tensors, index) for index in range(len(batch.row_indices))]
 
 
 async def infer_batch(

@@ -6,9 +6,9 @@ import asyncio
 import pytest
 from tritonclient.grpc import service_pb2
 
-from gateway.errors import UpstreamError
+from gateway.errors import ReplicaLost, UpstreamError
 from gateway.models.rows import Batch
-from gateway.row_inference import RowInference
+from gateway.row_inference import RowInference, infer_only
 from gateway.upstream.admission import FairQueue
 from gateway.upstream.replicas import ReplicaPool
 from tests.gateway.request_contexts import context_of
@@ -94,3 +94,43 @@ async def test_one_that_fails_ends_those_that_wait_to_take_part():
     with pytest.raises(UpstreamError):
         await asyncio.wait_for(running, 10)
     assert request.queue.in_flight == request.pool.replicas[0].inflight == 0
+
+
+class _Losing(Connection):
+    """The first one that is asked is lost after it was."""
+
+    asked: list[str]
+
+    async def infer(self, request, timeout_s, short_bytes=0, tenant=""):
+        self.asked.append(f"{request.model_name} {short_bytes} {tenant}")
+        if len(self.asked) == 1:
+            lost = ReplicaLost("gone", retry_after_s=1)
+            lost.was_sent = True
+            raise lost
+        response = service_pb2.ModelInferResponse(model_version="1")
+        response.outputs.add(name="y", datatype="INT32", shape=[2, 1])
+        response.raw_output_contents.append(bytes(8))
+        return response
+
+
+@pytest.mark.parametrize("may_repeat", [True, False])
+async def test_the_only_batch_is_sent_again_as_others_are(may_repeat):
+    pool = ReplicaPool(_Losing, 100)
+    pool.apply(["a:1", "b:1"])
+    asked: list[str] = []
+    for replica in pool.replicas:
+        replica.index_read({"m": ("1",)})
+        replica.upstream.asked = asked
+    context = context_of({"type": "http", "path": "/", "headers": []}, None, deadline_s=60)
+    batch = Batch((0, 1), service_pb2.ModelInferRequest())
+    work = infer_only(context, pool, "m", batch, may_repeat=may_repeat, short_bytes=7)
+    if may_repeat:
+        results = await work
+        assert [index for _, index in results] == [0, 1]
+        assert results[0][0]["y"].shape == (2, 1)
+        assert context.version == "1"
+    else:
+        with pytest.raises(ReplicaLost):
+            await work
+    assert asked == ["m 7 default"] * (2 if may_repeat else 1)
+    assert not any(replica.inflight for replica in pool.replicas)
