@@ -36,6 +36,8 @@ MOST_WAITING = 1024  # for a model
 NEW_SHARE = 0.2  # of the newest value in a moving average
 MEASURE_S = 0.5  # how often the limits should be adjusted
 FIRST_S = 0.01  # what a turn is thought to take before one has ended
+# How long a request is worked on is remembered for so long, and for so many times as long.
+WORK_KNOWN_S, WORK_KNOWN_TIMES = 5.0, 3.0
 
 
 class Waiting(NamedTuple):
@@ -104,6 +106,7 @@ class Waiter:
     sequences: int = 1
     charged: float = 0.0
     granted_at: float = 0.0
+    until: float = math.inf  # when its deadline passes; inf: it has begun, and is not refused
 
 
 class Turn:
@@ -183,6 +186,10 @@ class TurnQueue(ABC):
     def _charge(self, tenant: Tenant) -> float:
         """What a turn of this tenant is thought to cost it."""
 
+    def _least_s(self) -> float:
+        """How long the model works on a request; 0.0 if that is not known."""
+        return 0.0
+
     @abstractmethod
     def leave(self, waiter: Waiter | None = None) -> None:
         """A request has its answer; ``waiter`` is there if it waited for its turn."""
@@ -218,9 +225,10 @@ class TurnQueue(ABC):
         """Wait for a turn.
 
         Raises QuotaExceeded if this tenant has more requests waiting than is its share of a full
-        queue, NoCapacity if the queue is full of its requests alone or its turn would come after
-        ``timeout_s``, and DeadlineExceeded if it has not come by then. A request that ``has_begun``
-        is not refused, but if the queue is closed, which raises NoCapacity too.
+        queue, NoCapacity if the queue is full of its requests alone or its turn would come, or has
+        come, too late to be answered within ``timeout_s``, and DeadlineExceeded if it has not come
+        by then. A request that ``has_begun`` is not refused, but if the queue is closed, which
+        raises NoCapacity too.
         """
         if self._is_closed:
             raise _stopping()
@@ -236,6 +244,8 @@ class TurnQueue(ABC):
                 self._make_room(own)
         granted = asyncio.get_running_loop().create_future()
         waiter = Waiter(own, granted, tokens, is_stream, sequences)
+        if not has_begun:
+            waiter.until = self._time() + timeout_s
         own.waiting.append(waiter)
         self.waiting += 1
         self.fill()
@@ -259,12 +269,17 @@ class TurnQueue(ABC):
         self.fill()
 
     def fill(self) -> None:
-        """Give those who wait their turns, as far as there is room."""
+        """Give those who wait their turns, as far as there is room. Who could not be answered any
+        more is refused: the model would work for nobody, and the next would be as late."""
         while self.waiting and (waiter := self._next()) is not None:
             own = waiter.tenant
             own.waiting.popleft()
             self.waiting -= 1
             if waiter.granted.done():  # its task was cancelled just now
+                continue
+            if waiter.until < math.inf and waiter.until - self._time() < self._least_s():
+                refusal = self._refusal(own, (self.waiting + 1) * self._interval_s)
+                waiter.granted.set_exception(refusal)
                 continue
             self._clock = max(self._clock, own.served)
             self.in_flight += 1
@@ -312,7 +327,7 @@ class TurnQueue(ABC):
                 ahead = int((mine - other.served) / self._charge(other)) + 1
                 before += min(len(other.waiting), ahead)
         expected_s = before * self._interval_s
-        if expected_s > timeout_s:
+        if expected_s + self._least_s() > timeout_s:
             raise self._refusal(own, expected_s)
 
     def _make_room(self, own: Tenant) -> None:
@@ -351,6 +366,8 @@ class FairQueue(TurnQueue):
         self.limit = Limit(replicas)
         self.peak = 0  # since ``measured``
         self._turn_s = 0.0  # how long one takes, a moving average
+        # How long Triton has a request that is well, as measured last, and when that was.
+        self._work_s, self._measured_at = 0.0, -math.inf
 
     @property
     def most_at_once(self) -> int:
@@ -383,11 +400,18 @@ class FairQueue(TurnQueue):
 
     def measured(self, replicas: int, queue_s: float, compute_s: float, waiting: Waiting) -> None:
         """What so many replicas measured since the last time: seconds for each request."""
+        if compute_s > 0:  # a longer queue is about to be shortened
+            self._work_s = compute_s + min(queue_s, waiting.most_s(compute_s))
+            self._measured_at = self._time()
         self.limit.least = LEAST * replicas
         self.limit.adjust(self.peak, queue_s, compute_s, waiting)
         self.peak = self.in_flight
         self.forget_idle()
         self.fill()
+
+    def _least_s(self) -> float:
+        known_s = max(WORK_KNOWN_S, WORK_KNOWN_TIMES * self._work_s)
+        return self._work_s if self._time() - self._measured_at < known_s else 0.0
 
     def _next(self) -> Waiter | None:
         return self._first().waiting[0] if self.in_flight < self.limit.value else None

@@ -511,9 +511,10 @@ def test_when_all_are_unavailable_retries_do_not_multiply_the_load(incidents):
 
 
 def test_ten_times_the_load_costs_no_goodput_and_is_over_when_it_ends(incidents):
-    """Refusals say when to come back."""
+    """Refusals say when to come back. For longer than the deadline: when all wait until theirs has
+    nearly passed, a queue that is first come, first served answers nobody in time."""
     for index in (0, 1):
-        incidents.behave(index, seconds=0.5)  # eight instances: 16 requests/s
+        incidents.behave(index, seconds=1)  # eight instances: 8 requests/s
     url = f"{incidents.gateway.client.base_url}/v2/models/one/infer"
     headers = incidents.gateway.headers()
     tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [0]}
@@ -525,7 +526,8 @@ def test_ten_times_the_load_costs_no_goodput_and_is_over_when_it_ends(incidents)
 
     def goodput(clients: int, seconds: float) -> float:
         """Good answers/s; the last of these clients stop with this."""
-        with back_to_back(ask, lambda: httpx.Client(timeout=20, headers=headers), clients) as calls:
+        connect = lambda: httpx.Client(timeout=20, headers=headers)  # noqa: E731
+        with back_to_back(ask, connect, clients, pause_s=0.3) as calls:
             wait_until(lambda: calls.counts[200, False] > 0, 30, "the first answer")
             before, began = calls.counts.copy(), time.monotonic()
             time.sleep(seconds)
@@ -534,14 +536,14 @@ def test_ten_times_the_load_costs_no_goodput_and_is_over_when_it_ends(incidents)
         return good
 
     counts: collections.Counter[tuple[int, bool]] = collections.Counter()
-    usual = goodput(8, 3)
-    overloaded = goodput(80, 6)
+    usual = goodput(10, 4)
+    overloaded = goodput(80, 3 * DEADLINE_S)
     ended = time.monotonic()
     with httpx.Client(timeout=20, headers=headers) as client:
 
         def is_well() -> bool:
             began = time.monotonic()
-            return ask(client)[0] == 200 and time.monotonic() - began < 1
+            return ask(client)[0] == 200 and time.monotonic() - began < 2
 
         wait_until(lambda: all(is_well() for _ in range(2)), 30, "it answers as before")
     recovered_s = time.monotonic() - ended
@@ -552,7 +554,7 @@ def test_ten_times_the_load_costs_no_goodput_and_is_over_when_it_ends(incidents)
     )
     assert {status for status, _ in counts} <= {200, 503, 504}
     assert all(says for status, says in counts if status == 503)
-    assert overloaded > (0.9 if IS_STRICT else 0.7) * usual
+    assert overloaded > (0.9 if IS_STRICT else 0.6) * usual
     assert recovered_s < (5 if IS_STRICT else 10)
 
 

@@ -309,3 +309,62 @@ def test_nothing_is_learnt_while_nothing_is_measured():
         limit.adjust(peak, 0.0, 0.0, ONE_BY_ONE)
         limit.adjust(peak, 0.0, 0.01 if peak < limit.value else 0.0, IN_BATCHES)
     assert limit.value == 2 * START
+
+
+async def test_what_could_not_be_answered_in_time_any_more_is_not_begun(queue, clock):
+    """Or else all wait until their deadlines have nearly passed, and nobody is answered in time."""
+    queue.measured(1, 0.0, 0.5, ONE_BY_ONE)  # half a second each
+    first, second = queue.try_enter(), queue.try_enter()
+    late = asyncio.create_task(queue.enter("a", 1.0, 4.0))
+    begun = asyncio.create_task(queue.enter("a", 1.0, 4.0, has_begun=True))
+    await asyncio.sleep(0)
+    clock.now += 3.0
+    early = asyncio.create_task(queue.enter("a", 1.0, 4.0))
+    await asyncio.sleep(0)
+    clock.now += 0.6
+    first.leave()
+    with pytest.raises(NoCapacity) as refused:
+        await late
+    assert refused.value.retry_after_s >= 1
+    (await begun).leave()  # what has begun is not refused
+    (await early).leave()
+    second.leave()
+    assert (queue.in_flight, queue.waiting) == (0, 0)
+
+
+async def test_a_turn_that_would_come_too_late_to_be_answered_is_refused_at_once(queue, clock):
+    queue.measured(1, 0.0, 0.5, ONE_BY_ONE)
+    queue.limit.value = 1
+    turns = [
+        queue.try_enter(),
+        *(asyncio.create_task(queue.enter("a", 1.0, 60.0)) for _ in "123456"),
+    ]
+    await asyncio.sleep(0)
+    turns[0].leave()
+    for turn in turns[1:4]:
+        clock.now += 0.5
+        (await turn).leave()  # one each half a second; three wait, and one is at the model
+    assert queue.waiting == 2
+    with pytest.raises(NoCapacity):
+        await queue.enter("a", 1.0, 1.4)  # a second of waiting, and half a second of work
+    fits = asyncio.create_task(queue.enter("a", 1.0, 1.6))
+    await asyncio.sleep(0)
+    assert queue.waiting == 3
+    for turn in turns[4:]:
+        (await turn).leave()
+    (await fits).leave()
+
+
+@pytest.mark.parametrize("compute_s", [0.5, 3.0])
+async def test_what_a_model_took_long_ago_refuses_nobody(queue, clock, compute_s):
+    """envoy #38338: a bad time must not be taken for the rule when nothing is measured any more."""
+    queue.measured(1, 100.0, compute_s, ONE_BY_ONE)
+    assert queue._least_s() == pytest.approx(1.7 * compute_s)  # a long queue is about to be shorter
+    queue.limit.value = 1
+    first = queue.try_enter()
+    waiting = asyncio.create_task(queue.enter("a", 1.0, 20.0))
+    await asyncio.sleep(0)
+    clock.now += 19.9
+    queue.measured(1, 0.0, 0.0, ONE_BY_ONE)  # nothing was
+    first.leave()
+    (await waiting).leave()
