@@ -70,7 +70,7 @@ demo: $(VENV)/.up ## Real sentences through the running stack
 load: $(VENV)/.load ## Load test against the running stack (HEADLESS=1: a table and an exit code)
 	@$(BIN)/python -m loadtests $(if $(HEADLESS),--headless) $(ARGS)
 
-bench: $(VENV)/.load ## Measure what each layer costs against its floor (about 5 minutes)
+bench: $(VENV)/.load ## Measure what each layer costs against its floor (about 6 minutes)
 	@$(WRK)
 	@$(BIN)/python -m loadtests.bench $(ARGS)
 
