@@ -43,7 +43,9 @@ class Peer:
         return ENVIRONMENTS / self.file / "bin" / "python"
 
 
-FASTAPI = Peer("FastAPI + ONNX Runtime", "fastapi_onnx", "/embed", "/docs", {1: 0.7, 8: 0.85, 32: 1.0})
+FASTAPI = Peer(
+    "FastAPI + ONNX Runtime", "fastapi_onnx", "/embed", "/docs", {1: 0.7, 8: 0.85, 32: 1.0}
+)
 PEERS = (
     FASTAPI,
     Peer("LitServe", "litserve_app", "/predict", "/health", {32: 1.0}),
