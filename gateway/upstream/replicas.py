@@ -388,7 +388,10 @@ class ReplicaPool:
         removed = {replica.address: replica for replica in self.replicas}
         addresses = list(dict.fromkeys(addresses))
         kept = [removed.pop(address, None) for address in addresses]
-        is_served = any(replica and replica.health is Health.UP for replica in kept)
+        # One that is up may serve no model yet, and replaces nobody then.
+        is_served = any(
+            replica and replica.health is Health.UP and replica.versions != {} for replica in kept
+        )
         leaving = [
             replica
             for replica in removed.values()

@@ -334,6 +334,24 @@ async def test_a_list_that_keeps_none_replaces_what_is_up_once_its_models_are_se
     await pool.close()
 
 
+async def test_removed_replicas_stay_until_one_that_is_kept_and_was_restarted_has_its_models():
+    pool = ReplicaPool(Connection, 2)
+    pool.apply(["a:1", "b:1"])
+    await pool.check()
+    kept, leaving = pool.replicas
+    kept.index_read({})  # it is up, and loads its models
+    leaving.index_read({"m": ("1",)})
+    pool.apply(["a:1"])
+    assert {pool.permit("m").replica.address for _ in range(20)} == {"b:1"}
+    await pool.check()
+    assert pool.replicas == [kept, leaving]
+    kept.index_read({"m": ("1",)})
+    await pool.check()
+    assert pool.replicas == [kept]
+    assert pool.permit("m").replica.address == "a:1"
+    await pool.close()
+
+
 async def test_removed_replicas_stay_as_long_as_no_new_one_is_up(monkeypatch):
     pool = ReplicaPool(Connection, 2)
     pool.apply(["a:1", "b:1"])
