@@ -51,7 +51,7 @@ class Waiting(NamedTuple):
         return max(self.share * compute_s, QUEUE_FLOOR_S) + self.delay_s
 
 
-ONE_BY_ONE = Waiting(0.7)
+ONE_BY_ONE = Waiting(0.45)
 # What arrives while a batch is worked on waits for up to the whole of its time, however small the
 # batches are; for longer only if they are as large as they may be, and more wait than one of them.
 BATCH_SHARE = 1.2
