@@ -85,6 +85,7 @@ class Tenant:
     # What its requests had of the model (seconds, or tokens), divided by its weight, on the clock
     # that all tenants share.
     served: float = 0.0
+    turn_s: float = 0.0  # how long one of its turns takes, a moving average; 0.0: not known
     waiting: deque["Waiter"] = field(default_factory=deque)
     # Of a language model only: its texts under way; those of them without a first token, the oldest
     # first, and how many of these there may be (0.0: not known).
@@ -186,8 +187,9 @@ class TurnQueue(ABC):
     def _charge(self, tenant: Tenant) -> float:
         """What a turn of this tenant is thought to cost it."""
 
-    def _least_s(self) -> float:
-        """How long the model works on a request; 0.0 if that is not known."""
+    def _least_s(self, tenant: Tenant) -> float:
+        """How long the model works on a request of this tenant's at least; 0.0 if that is not
+        known."""
         return 0.0
 
     @abstractmethod
@@ -277,7 +279,7 @@ class TurnQueue(ABC):
             self.waiting -= 1
             if waiter.granted.done():  # its task was cancelled just now
                 continue
-            if waiter.until < math.inf and waiter.until - self._time() < self._least_s():
+            if waiter.until < math.inf and waiter.until - self._time() < self._least_s(own):
                 refusal = self._refusal(own, (self.waiting + 1) * self._interval_s)
                 waiter.granted.set_exception(refusal)
                 continue
@@ -327,7 +329,7 @@ class TurnQueue(ABC):
                 ahead = int((mine - other.served) / self._charge(other)) + 1
                 before += min(len(other.waiting), ahead)
         expected_s = before * self._interval_s
-        if expected_s + self._least_s() > timeout_s:
+        if expected_s + self._least_s(own) > timeout_s:
             raise self._refusal(own, expected_s)
 
     def _make_room(self, own: Tenant) -> None:
@@ -391,6 +393,7 @@ class FairQueue(TurnQueue):
         if waiter is not None:
             took_s = self._time() - waiter.granted_at
             self._turn_s = moved(self._turn_s, took_s)
+            waiter.tenant.turn_s = moved(waiter.tenant.turn_s, took_s)
             waiter.tenant.served += took_s / waiter.tenant.weight - waiter.charged
         self.in_flight -= 1
         self.fill()
@@ -409,9 +412,14 @@ class FairQueue(TurnQueue):
         self.forget_idle()
         self.fill()
 
-    def _least_s(self) -> float:
+    def _least_s(self, tenant: Tenant) -> float:
+        """What Triton measured is the mean of all tenants: beside others, one may send much shorter
+        requests, and what is not known of its own refuses nothing."""
         known_s = max(WORK_KNOWN_S, WORK_KNOWN_TIMES * self._work_s)
-        return self._work_s if self._time() - self._measured_at < known_s else 0.0
+        is_known = self._time() - self._measured_at < known_s
+        if not is_known:
+            return 0.0
+        return self._work_s if len(self._tenants) <= 1 else min(self._work_s, tenant.turn_s)
 
     def _next(self) -> Waiter | None:
         return self._first().waiting[0] if self.in_flight < self.limit.value else None

@@ -77,7 +77,7 @@ class SharedDrains:
             async with RunningTimeout(TIMEOUT_S):
                 reply = await self._send(*change)
                 if isinstance(reply, list) and self._is_older(reply) and self._ends:
-                    reply = await self._restore(began) or reply
+                    reply = await self._restore(began, reply)
         except TimeoutError:
             return False
         if not isinstance(reply, list):
@@ -97,15 +97,19 @@ class SharedDrains:
         state, changes, *_ = reply
         return self._state not in (b"", state) or changes < self._changes
 
-    async def _restore(self, now: float) -> Reply:
-        """Write what was read last again; what Redis knows then."""
+    async def _restore(self, now: float, reply: Reply) -> Reply:
+        """Write what was read last again; what Redis knows then (``reply`` if there is nothing to
+        write), or None if it did not take all of it: it is tried again."""
         left_us = {name: int((end - now) * 1e6) for name, end in self._ends.items() if end > now}
         replies = await asyncio.gather(
             *(self._send(name, us, 1) for name, us in left_us.items() if us > 0)
         )
-        if replies:
-            log.warning("drains: Redis has lost data; set again, unless lifted: %s", set(left_us))
-        return replies[-1] if replies else None
+        if not replies:
+            return reply
+        if any(answer is None for answer in replies):
+            return None
+        log.warning("drains: Redis has lost data; set again, unless lifted: %s", set(left_us))
+        return replies[-1]
 
 
 def _name(address: str) -> str:

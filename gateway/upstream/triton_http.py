@@ -6,12 +6,18 @@ ValueError        what came back is not a valid response
 """
 
 import asyncio
+import math
+import socket
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from gateway.http.round_robin import BULK_BYTES, ROUND_ROBIN
 from gateway.lazy_timer import LazyTimer
+from gateway.upstream.grpc_streams import VANISHED_S
 
+# To be connected: a port whose packets are dropped must not take a request's whole time, which can
+# go over gRPC. After that the port is left alone for a while.
+CONNECT_S, UNREACHABLE_S = 1.0, 5.0
 LATE_S = 600.0  # how long a response that nobody waits for is watched for
 _END = b"\r\n\r\n"
 
@@ -32,6 +38,7 @@ class TritonHttp:
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
         self._watched: set[_Connection] = set()
+        self._unreachable_until = -math.inf  # monotonic seconds of the loop
 
     @property
     def is_behind(self) -> bool:
@@ -42,13 +49,17 @@ class TritonHttp:
     async def send(
         self, request: bytes, timeout_s: float, tenant: str, *, watches: bool = False
     ) -> Response | None:
-        """The response, whatever its status; None if the connection is refused. A large response is
+        """The response, whatever its status; None if there is no connection. A large response is
         read in ``tenant``'s turns. If the caller is cancelled or the deadline passes, the
         connection is closed or, with ``watches``, kept until the response shows that the work is
         over."""
-        connection = self._take_idle() or await self._connect(timeout_s)
+        connection = self._take_idle()
         if connection is None:
-            return None
+            began = asyncio.get_running_loop().time()
+            connection = await self._connect(timeout_s)
+            if connection is None:
+                return None
+            timeout_s -= asyncio.get_running_loop().time() - began
         try:
             response = await connection.send(request, timeout_s, tenant)
         except (asyncio.CancelledError, TimeoutError):
@@ -68,13 +79,16 @@ class TritonHttp:
 
     async def _connect(self, timeout_s: float) -> "_Connection | None":
         loop = asyncio.get_running_loop()
+        if loop.time() < self._unreachable_until:
+            return None
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(min(timeout_s, CONNECT_S)):
                 _, connection = await loop.create_connection(
                     lambda: _Connection(self._open, self._watched), self._host, self._port
                 )
         except TimeoutError:
-            raise
+            self._unreachable_until = loop.time() + UNREACHABLE_S
+            return None
         except OSError:
             return None
         return connection if connection in self._open else None  # it may be lost already
@@ -145,6 +159,12 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        # One that idles behind a NAT or a load balancer stays open, or is known to be lost.
+        peer = transport.get_extra_info("socket")
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, VANISHED_S // 2)
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, VANISHED_S // 4)
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED_S * 1000)
         self._usable.add(self)
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -74,8 +74,12 @@ def _routes(own_stack):
     )
 
 
+def _ask(own_stack):
+    return own_stack.client.post(f"{own_stack.url}/v1/{NAME}", json={"x": 0})
+
+
 def _score(own_stack):
-    response = own_stack.client.post(f"{own_stack.url}/v1/{NAME}", json={"x": 0})
+    response = _ask(own_stack)
     assert response.status_code == 200, response.text
     return response.json()["score"]
 
@@ -202,6 +206,8 @@ def test_a_change_on_disk_only_is_reported_and_a_server_can_be_named(own_stack, 
         run = _run(tmp_path, *named, **environment, **key)
         assert run.returncode == 0, run.stderr
         assert "mood: version 2 serves from" in run.stdout
+        # Without a grace the old version is gone before the gateway has read of it.
+        wait_until(lambda: _ask(own_stack).status_code == 200, 30, "version 2 is served")
         assert _score(own_stack) == 10
         nobody = _run(tmp_path, "publish", NAME, "--server", "127.0.0.1:1", **environment, **key)
         assert nobody.returncode == 1

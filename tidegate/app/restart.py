@@ -28,6 +28,7 @@ RENEW_S = 10.0  # a drain lasts for a minute unless it is renewed
 TAKEN_S = 30.0  # within which the watcher begins a restart
 START_S = 60.0  # for the new process to be live, besides the time for its models
 GOLDEN_S = 60.0
+LIFTS = 3  # attempts to lift a drain
 OTHERS_S = 10.0  # for the gateway to know what the replica before it serves again
 HEALTHY, DRAINED = "tidegate_replica_healthy", "tidegate_replica_drained"
 
@@ -208,8 +209,11 @@ class _Restart:
 
     def _lift_drain(self) -> None:
         # Without a gateway the drain ends by itself, and the first error is the one to report.
-        with suppress(ServingError):
-            self._gateway.lift_drain(self._address)
+        # One that is busy is asked again: else the replica would be drained for up to a minute.
+        for _ in range(LIFTS):
+            with suppress(ServingError):
+                self._gateway.lift_drain(self._address)
+                return
 
     def _wait_drained(self) -> None:
         options = self._options

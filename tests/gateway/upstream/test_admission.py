@@ -16,6 +16,7 @@ from gateway.upstream.admission import (
     START,
     FairQueue,
     Limit,
+    Tenant,
     Waiting,
 )
 from tests.gateway.clock import Clock
@@ -359,9 +360,7 @@ async def test_a_turn_that_would_come_too_late_to_be_answered_is_refused_at_once
 async def test_what_a_model_took_long_ago_refuses_nobody(queue, clock, compute_s):
     """envoy #38338: a bad time must not be taken for the rule when nothing is measured any more."""
     queue.measured(1, 100.0, compute_s, ONE_BY_ONE)
-    assert queue._least_s() == pytest.approx(
-        (1 + ONE_BY_ONE.share) * compute_s
-    )  # a long queue gets shorter
+    assert queue._least_s(Tenant(1.0)) == pytest.approx((1 + ONE_BY_ONE.share) * compute_s)
     queue.limit.value = 1
     first = queue.try_enter()
     waiting = asyncio.create_task(queue.enter("a", 1.0, 20.0))
@@ -370,3 +369,28 @@ async def test_what_a_model_took_long_ago_refuses_nobody(queue, clock, compute_s
     queue.measured(1, 0.0, 0.0, ONE_BY_ONE)  # nothing was
     first.leave()
     (await waiting).leave()
+
+
+async def test_heavy_requests_of_one_tenant_do_not_refuse_anothers_light_ones(queue, clock):
+    """Triton measured the mean of all: three seconds, which a light request does not take."""
+    queue.measured(1, 0.0, 3.0, ONE_BY_ONE)
+    queue.limit.value = 1
+    first = queue.try_enter()
+    heavy = [asyncio.create_task(queue.enter("heavy", 1.0, 60.0)) for _ in range(3)]
+    await asyncio.sleep(0)
+    light = asyncio.create_task(queue.enter("light", 1.0, 2.0))
+    await asyncio.sleep(0)
+    assert not light.done()
+    clock.now += 1.0
+    first.leave()
+    left = set()
+    while not light.done():
+        await asyncio.sleep(0)
+        for turn in {turn for turn in heavy if turn.done()} - left:
+            left.add(turn)
+            turn.result().leave()
+    light.result().leave()
+    for turn in heavy:
+        if turn not in left:
+            (await turn).leave()
+    assert (queue.in_flight, queue.waiting) == (0, 0)

@@ -187,9 +187,9 @@ async def test_what_fails_keeps_the_last_good_list_and_says_so_once(
     assert _addresses(sources) == ["10.0.0.1:8001"]
     assert (sources.sources[0].fault, sources.fault()) == (reason, "")
     kept = "those last known stay in use: 10.0.0.1:8001"
-    assert [record.getMessage() for record in caplog.records] == [
-        f"dns:{NAME}:8001: {reason}; {kept}"
-    ]
+    # Of the gateway: another test's exporter of traces may complain meanwhile.
+    said = [record.getMessage() for record in caplog.records if record.name == "gateway"]
+    assert said == [f"dns:{NAME}:8001: {reason}; {kept}"]
     server.rcode, server.is_silent = None, False
     server.records = {(NAME, "A"): ["10.0.0.2"]}
     await sources.refresh(10)
