@@ -126,7 +126,9 @@ def declare(golden: Golden, card: Mapping[str, Any]) -> Pipeline:
         ),
         endpoint_schema=EndpointSchema(
             purpose="A customer's message: its topic, sentiment, entities, and an answer to it.",
-            request=_request(),
+            request=text_request(
+                "A customer's message, in English or Chinese.", language=LANGUAGE, redact=REDACT
+            ),
             response=_RESPONSE,
             example=golden.request,
             card=card,
@@ -134,12 +136,6 @@ def declare(golden: Golden, card: Mapping[str, Any]) -> Pipeline:
         golden=golden,
     )
     return Pipeline((asks,), public)
-
-
-def _request() -> dict[str, object]:
-    request: dict[str, Any] = text_request("A customer's message, in English or Chinese.")
-    properties = {**request["properties"], "language": LANGUAGE, "redact": REDACT}
-    return {**request, "properties": properties}
 
 
 def _field(kind: str, tensor: str, description: str = "") -> dict[str, object]:

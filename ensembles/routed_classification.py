@@ -135,21 +135,21 @@ def _endpoint_schema(
     languages = dict.fromkeys(
         language for classifier in classifiers for language in classifier.languages
     )
-    request: dict[str, Any] = text_request("The text to classify.")
-    request["properties"] |= {
-        "language": {
+    request = text_request(
+        "The text to classify.",
+        language={
             "type": "string",
             "enum": [*languages],
             "description": "The text's language, if it should not be detected.",
             "x-parameter": "language",
         },
-        "task": {
+        task={
             "type": "string",
             "enum": [classifier.name for classifier in classifiers],
             "description": "The classifier, if it should not be the language's first one.",
             "x-parameter": "task",
         },
-    }
+    )
     return EndpointSchema(
         purpose="Classify a text by the model that reads its language.",
         request=request,

@@ -82,7 +82,7 @@ def declare(steps: EmbeddingSteps, golden: Golden, card: Mapping[str, Any]) -> P
         parameters=SHORT_TEXT,
         endpoint_schema=EndpointSchema(
             purpose="Answer a message from a knowledge base, with the source, or hand it over.",
-            request=_request(),
+            request=text_request("A customer's message.", language=_SPOKEN),
             response=_RESPONSE,
             example=golden.request,
             card=card,
@@ -95,17 +95,15 @@ def declare(steps: EmbeddingSteps, golden: Golden, card: Mapping[str, Any]) -> P
     return Pipeline((nearest,), public)
 
 
-def _request() -> dict[str, object]:
-    request: dict[str, Any] = text_request("A customer's message.")
-    description = "The language to say in that nothing is known (en, zh); the message's by default."
-    language = {**LANGUAGE, "description": description}
-    return {**request, "properties": {**request["properties"], "language": language}}
-
-
 def _scalar(kind: str, tensor: str, description: str) -> dict[str, object]:
     return {"type": kind, "description": description, "x-tensor": tensor}
 
 
+_SPOKEN = {
+    **LANGUAGE,
+    "description": "The language to say in that nothing is known (en, zh); the message's by "
+    "default.",
+}
 _RESPONSE = {
     "type": "object",
     "required": ["reply", "source", "confidence", "passages", "hand_over", "from", "token_count"],

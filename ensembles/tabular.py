@@ -16,8 +16,9 @@ from modelspec.names import Role, member_name
 from modelspec.parameters import CANCELLABLE_PARAMETER, SHORT_BYTES_PARAMETER
 
 MAX_BATCH_SIZE = 64
-# A request takes far less time than checking whether it was cancelled: the gateway reads this.
+# Rows of so many bytes, texts among them, are less work than it is worth to cancel.
 SHORT_ROWS = {SHORT_BYTES_PARAMETER: "4096"}
+# A request takes far less time than checking whether it was cancelled: the gateway reads this.
 NOT_CANCELLABLE = {CANCELLABLE_PARAMETER: "false"}
 # A missing text on the wire: a Unicode noncharacter, which no text can contain.
 MISSING_TEXT = "\ufdd0"

@@ -1,6 +1,6 @@
 """What every pipeline that begins with a text shares: the tokenizer step's tensors and fields."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ensembles.engine import onnx_engine
 from modelspec.model import Batching, ModelSpec, TensorSpec
@@ -31,8 +31,9 @@ LANGUAGE = {
 }
 
 
-def text_request(description: str) -> dict[str, object]:
-    """The request's schema: ``text``, and ``truncate``: whether to cut one that is too long."""
+def text_request(description: str, **more: Mapping[str, object]) -> dict[str, object]:
+    """The request's schema: ``text``, ``truncate``: whether to cut one that is too long, and the
+    schemas of ``more`` properties."""
     text = {
         "type": "string",
         "minLength": 1,
@@ -44,7 +45,7 @@ def text_request(description: str) -> dict[str, object]:
         "type": "object",
         "required": ["text"],
         "additionalProperties": False,
-        "properties": {"text": text, "truncate": TRUNCATE},
+        "properties": {"text": text, "truncate": TRUNCATE, **more},
     }
 
 

@@ -109,7 +109,7 @@ class Declaration:
     def _endpoint_schema(self) -> EndpointSchema:
         return EndpointSchema(
             purpose=f"Find the entities in a text: {', '.join(self._entity_labels())}.",
-            request=_request(f"Text of at most {self.buckets[-1]} tokens."),
+            request=text_request(f"Text of at most {self.buckets[-1]} tokens.", redact=REDACT),
             response=_RESPONSE,
             example=self.golden.request,
             card=self.card,
@@ -126,11 +126,6 @@ def declare(
 ) -> Pipeline:
     """The pipeline of a model with the metadata ``buckets``, ``pad_id`` and ``labels``."""
     return Declaration(name, golden=golden, card=card, **metadata).pipeline()
-
-
-def _request(description: str) -> dict[str, object]:
-    schema: dict[str, Any] = text_request(description)
-    return {**schema, "properties": {**schema["properties"], "redact": REDACT}}
 
 
 _RESPONSE = {

@@ -279,7 +279,7 @@ class TurnQueue(ABC):
             self.waiting -= 1
             if waiter.granted.done():  # its task was cancelled just now
                 continue
-            if waiter.until < math.inf and waiter.until - self._time() < self._least_s(own):
+            if waiter.until - self._time() < self._least_s(own):
                 refusal = self._refusal(own, (self.waiting + 1) * self._interval_s)
                 waiter.granted.set_exception(refusal)
                 continue

@@ -29,6 +29,7 @@ from hyperframe.frame import Frame, GoAwayFrame
 from gateway.lazy_timer import LazyTimer
 from gateway.upstream.trace_context import Metadata
 from gateway.upstream.triton_errors import NOT_CONNECTED
+from gateway.upstream.vanished import lose_what_vanishes
 from modelspec.address import joined
 
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -42,8 +43,6 @@ STREAM_BYTES = 65_535
 # All streams together: each is held back by its own window, none by another one's.
 CONNECTION_BYTES = 2**30
 CREDIT_BYTES = STREAM_BYTES // 4  # so much is read before Triton is told that it may send more
-# A connection whose other end has vanished without a word: after so many seconds it is lost.
-VANISHED_S = 20
 _PREFIX = 5  # bytes before each message: whether it is compressed, and its length
 _UNAVAILABLE, _UNKNOWN = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN
 _STATUSES = {str(status.value[0]).encode(): status for status in grpc.StatusCode}
@@ -389,11 +388,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        peer = transport.get_extra_info("socket")
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, VANISHED_S // 2)
-        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, VANISHED_S // 4)
-        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED_S * 1000)
+        lose_what_vanishes(transport)
         self._h2.local_settings = h2.settings.Settings(
             client=True,
             initial_values={

@@ -18,11 +18,12 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from gateway.errors import UpstreamError
 from gateway.upstream.balancing import Health
-from gateway.upstream.grpc_streams import VANISHED_S, GrpcStreams
+from gateway.upstream.grpc_streams import GrpcStreams
 from gateway.upstream.stream_call import BOUND_S, EMPTY_FINAL, FINAL, StreamCall, StreamEnds
 from gateway.upstream.trace_context import upstream_metadata
 from gateway.upstream.triton_errors import to_gateway_error, translate, translated
 from gateway.upstream.unary_call import UnaryCalls
+from gateway.upstream.vanished import VANISHED_S
 from modelspec.address import host_and_port
 from modelspec.elements import encode
 
@@ -42,11 +43,9 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),  # the least time for an attempt: machines are busy
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # A connection whose other end has vanished without a word (its machine lost power, its name
-    # means another container now) is lost after VANISHED_S, not after TCP's quarter of an hour.
-    # Every Triton allows such pings, beside the liveness checks: it counts only those between which
-    # it has sent nothing itself. The last option is how long gRPC's core waits for the ping's
-    # answer, 60 s otherwise.
+    # A connection whose other end has vanished is lost after VANISHED_S. Every Triton allows such
+    # pings, beside the liveness checks: it counts only those between which it has sent nothing
+    # itself. The last option is how long gRPC's core waits for the ping's answer, 60 s otherwise.
     ("grpc.keepalive_time_ms", VANISHED_S * 500),
     ("grpc.keepalive_timeout_ms", VANISHED_S * 500),
     ("grpc.http2.ping_timeout_ms", VANISHED_S * 500),

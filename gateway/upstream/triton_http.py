@@ -7,13 +7,12 @@ ValueError        what came back is not a valid response
 
 import asyncio
 import math
-import socket
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from gateway.http.round_robin import BULK_BYTES, ROUND_ROBIN
 from gateway.lazy_timer import LazyTimer
-from gateway.upstream.grpc_streams import VANISHED_S
+from gateway.upstream.vanished import lose_what_vanishes
 
 # To be connected: a port whose packets are dropped must not take a request's whole time, which can
 # go over gRPC. After that the port is left alone for a while.
@@ -159,12 +158,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        # One that idles behind a NAT or a load balancer stays open, or is known to be lost.
-        peer = transport.get_extra_info("socket")
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, VANISHED_S // 2)
-        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, VANISHED_S // 4)
-        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED_S * 1000)
+        lose_what_vanishes(transport)
         self._usable.add(self)
 
     def connection_lost(self, error: Exception | None) -> None:

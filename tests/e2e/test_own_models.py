@@ -14,12 +14,11 @@ from onnx import TensorProto, helper
 from tritonclient import http as triton_http
 
 from gateway.api.tasks.routes import TaskApi
-from gateway.core import Gateway
 from gateway.errors import InvalidRequest
-from gateway.settings import Settings
 from modelspec.parameters import ENDPOINT_PARAMETER, GOLDEN_PARAMETER, SHORT_BYTES_PARAMETER
 from modelspec.pbtxt import parse, render
 from tests.gateway.request_contexts import context_of
+from tests.gateway.upstream.both_ways import both_ways
 from tests.running import QUICK, launch, stop, wait_ready, wait_until
 
 # Sleeps in small steps until INPUT0's first seconds are over or the caller has left, and counts the
@@ -191,14 +190,8 @@ def test_a_short_request_is_finished_and_others_are_not_behind_it_for_long(own_s
 @pytest.fixture
 async def ways(own_stack):
     """The task API of two gateways: of one with an HTTP upstream, and of one with gRPC alone."""
-    key_file = own_stack.home / ".tidegate" / "triton.key"
-    addresses = (f"{own_stack.grpc_address}/{own_stack.http_port}", own_stack.grpc_address)
-    gateways = [Gateway(Settings(replicas=(a,), triton_key_file=key_file)) for a in addresses]
-    for gateway in gateways:
-        gateway.catalogue = await gateway.reader.read(gateway.pool.replicas)
-    yield [TaskApi(gateway) for gateway in gateways]
-    for gateway in gateways:
-        await gateway.pool.close()
+    async with both_ways(own_stack) as gateways:
+        yield [TaskApi(gateway) for gateway in gateways]
 
 
 async def _embed(api: TaskApi, text: str) -> bytes:

@@ -9,12 +9,11 @@ import orjson
 import pytest
 
 from gateway.api.v2.routes import V2Api
-from gateway.core import Gateway
 from gateway.errors import GatewayError
 from gateway.render import error_reply
-from gateway.settings import Settings
 from modelspec.dtypes import NUMERIC_TYPES
 from tests.gateway.request_contexts import context_of
+from tests.gateway.upstream.both_ways import both_ways
 from tests.running import ROOT, launch, stop, wait_ready
 
 DTYPES = sorted(set(NUMERIC_TYPES) - {"FP16"})
@@ -81,15 +80,9 @@ def served(tmp_path_factory):
 @pytest.fixture
 async def apis(served):
     """The V2 API of two gateways: one with an HTTP upstream, one that uses gRPC only."""
-    key_file = served.home / ".tidegate" / "triton.key"
-    addresses = (f"{served.grpc_address}/{served.http_port}", served.grpc_address)
-    gateways = [Gateway(Settings(replicas=(a,), triton_key_file=key_file)) for a in addresses]
-    for gateway in gateways:
-        gateway.catalogue = await gateway.reader.read(gateway.pool.replicas)
-    assert gateways[0].catalogue.model("identity_fp32").uses_http_upstream
-    yield [V2Api(gateway) for gateway in gateways]
-    for gateway in gateways:
-        await gateway.pool.close()
+    async with both_ways(served) as gateways:
+        assert gateways[0].catalogue.model("identity_fp32").uses_http_upstream
+        yield [V2Api(gateway) for gateway in gateways]
 
 
 async def _infer(api: V2Api, model: str, inputs, deadline_s: float = 10, **document):

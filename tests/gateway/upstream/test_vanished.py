@@ -14,9 +14,9 @@ from tritonclient.grpc import service_pb2
 from gateway.errors import ReplicaLost
 from gateway.upstream import server
 from gateway.upstream.balancing import Health
-from gateway.upstream.grpc_streams import VANISHED_S
 from gateway.upstream.replicas import Replica
 from gateway.upstream.server import Upstream
+from gateway.upstream.vanished import VANISHED_S
 
 KEEPALIVE_MS = 1000
 
