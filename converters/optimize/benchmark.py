@@ -53,7 +53,7 @@ def _timed(run: Run, feeds: dict[int, Feed], request: dict[str, Any]) -> list[fl
 
 
 def _graph(spec: dict[str, Any]) -> Run:
-    """ONNX Runtime, with one session per number of threads, created on first use."""
+    """ONNX Runtime as it serves, with one session per number of threads, created on first use."""
     import onnxruntime as ort
 
     levels = {
@@ -62,6 +62,7 @@ def _graph(spec: dict[str, Any]) -> Run:
         "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
         "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
     }
+    open_graph = _named(spec["opener"])
     sessions: dict[int, Any] = {}
 
     def run(feed: Feed, threads: int) -> object:
@@ -71,9 +72,7 @@ def _graph(spec: dict[str, Any]) -> Run:
             options.graph_optimization_level = levels[spec["level"]]
             options.add_session_config_entry(NO_SPINNING, "0")
             options.log_severity_level = 4
-            sessions[threads] = ort.InferenceSession(
-                spec["engine"], options, providers=["CPUExecutionProvider"]
-            )
+            sessions[threads] = open_graph(Path(spec["engine"]), options)
         return sessions[threads].run(None, feed)
 
     return run
@@ -85,10 +84,9 @@ def _original(spec: dict[str, Any]) -> Run:
 
     from converters.task import ConversionRequest
 
-    module, _, name = spec["task"].partition(":")
     samples = spec["samples"] and Path(spec["samples"])
     request = ConversionRequest(spec["name"], spec["source"], samples, spec["options"])
-    eager = getattr(importlib.import_module(module), name)(request).eager()
+    eager = _named(spec["task"])(request).eager()
 
     def run(feed: Feed, threads: int) -> object:
         if torch.get_num_threads() != threads:
@@ -97,6 +95,12 @@ def _original(spec: dict[str, Any]) -> Run:
             return eager(feed)
 
     return run
+
+
+def _named(name: str) -> Any:
+    """What is written "module:name"."""
+    module, _, name = name.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _feed(path: Path) -> Feed:

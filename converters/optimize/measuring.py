@@ -53,12 +53,14 @@ MANY_S = 200.0
 @dataclass(frozen=True)
 class Subject:
     """One model. ``open_task`` opens a task on a request; ``kind`` is the task's class, written
-    "module:name", for the process that runs the original. What is ``allowed`` to be picked is
-    proved first."""
+    "module:name", for the process that runs the original. ``opener``, written likewise, opens a
+    graph (path, session options) as it will be served. What is ``allowed`` to be picked is proved
+    first."""
 
     request: ConversionRequest
     open_task: Callable[[ConversionRequest], Task]
     kind: str
+    opener: str
     precisions: tuple[str, ...] = ()
     allowed: Allowed = field(default_factory=Allowed)
 
@@ -248,8 +250,14 @@ class Bench:
         for candidate in candidates:
             if candidate.precision in self.accuracies:
                 engine = self.engines[candidate.precision]
-                spec = {"engine": str(engine), "level": candidate.level, "feeds": feeds}
-                content = [files_sha256([engine]), candidate.level, *batches]
+                opener = self.subject.opener
+                spec = {
+                    "engine": str(engine),
+                    "level": candidate.level,
+                    "feeds": feeds,
+                    "opener": opener,
+                }
+                content = [files_sha256([engine]), candidate.level, opener, *batches]
                 timed.append(TimedCandidate(candidate, spec, content))
         return timed
 

@@ -2,8 +2,8 @@
 
 A CPU without VNNI adds products of unsigned activations and *signed* weights in pairs of 16 bits
 (``vpmaddubsw``), which overflow (2 * 255 * 127): the answers are then silently wrong. For unsigned
-weights ONNX Runtime's kernels are exact on every CPU, and with VNNI they are the same kernels as
-for signed weights.
+weights ONNX Runtime's kernels are exact on every CPU, but do not use VNNI: the backend that serves
+a graph shifts the weights back where the CPU has it (``ort_cpu.py``).
 """
 
 import numpy as np

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from converters.optimize.findings import Findings
     from tidegate.app.optimize_options import OptimizeOptions
 
+OPENER = "serving.backends.onnxruntime.ort_cpu:open_on_cpu"
+
 
 def find(
     options: "OptimizeOptions", budget: "Budget", paths: Paths, report: "Progress"
@@ -45,6 +47,7 @@ def find(
         request,
         registered.open_task,
         registered.class_name,
+        OPENER,
         options.precisions,
         _allowed(options),
     )

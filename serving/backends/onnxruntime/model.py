@@ -21,6 +21,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 import ort_cuda
 from ort_batch import Runner
+from ort_cpu import CPU
 from ort_graph import (
     Config,
     Graph,
@@ -34,7 +35,6 @@ from ort_jobs import BatchError
 from ort_lengths import merge_unlike_shapes
 from ort_requests import responses
 from ort_session import (
-    CPU,
     REPOSITORY_VARIABLE,
     choose_providers,
     find_model_file,

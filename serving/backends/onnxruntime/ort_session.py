@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
+from ort_cpu import CPU, open_on_cpu
 from ort_cuda import why_not_started
 from ort_graph import Config, ModelRefused, Warn
 
 REPOSITORY_VARIABLE = "TIDEGATE_MODEL_REPOSITORY"
 DEFAULT_FILE = "model.onnx"
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+CUDA = "CUDAExecutionProvider"
 TENSORRT, OPENVINO = "TensorrtExecutionProvider", "OpenVINOExecutionProvider"
 Provider = tuple[str, dict[str, str]]
 
@@ -144,6 +145,8 @@ def _load(config: Config, file: Path, options: object, providers: list[Provider]
     try:
         # Without fallback: otherwise the Python package answers a failed run, or one that cannot
         # start, with a session on the CPU, and prints a line.
+        if providers == [(CPU, {})]:
+            return open_on_cpu(file, options)
         return ort.InferenceSession(str(file), options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise ModelRefused(

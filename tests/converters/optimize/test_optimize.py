@@ -400,7 +400,7 @@ def test_what_takes_longer_than_the_budget_is_stopped():
 def test_a_conversion_that_does_not_end_in_time_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(measuring, "convert", lambda *_: time.sleep(60))
     task = SimpleNamespace(offered=lambda: ("fp32",), name="t")
-    subject = measuring.Subject(ConversionRequest("mood", "x"), lambda request: task, "t")
+    subject = measuring.Subject(ConversionRequest("mood", "x"), lambda request: task, "t", "o")
     with pytest.raises(ConversionError, match=r"before mood was converted.*a larger --budget"):
         measuring.measure(subject, MeasurementCache(tmp_path, "m"), Budget(0.2), lambda text: None)
 

@@ -338,12 +338,14 @@ class TestFiles:
             open_session(config(), file, [(CPU, {})], pytest.fail)
 
     def test_a_provider_that_did_not_start_is_refused(self, tmp_path: Path) -> None:
+        file = tmp_path / "model.onnx"
+        file.touch()
         session = SimpleNamespace(get_providers=lambda: [CPU])
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ort, "InferenceSession", lambda *_, **__: session)
-            assert open_session(config(), tmp_path, [(CPU, {})], pytest.fail) is session
+            assert open_session(config(), file, [(CPU, {})], pytest.fail) is session
             with pytest.raises(ModelRefused, match=f"model 'm': {CUDA} did not start"):
-                open_session(config(), tmp_path, [(CUDA, {}), (CPU, {})], pytest.fail)
+                open_session(config(), file, [(CUDA, {}), (CPU, {})], pytest.fail)
 
 
 class TestSessionOptions:
