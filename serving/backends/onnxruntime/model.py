@@ -31,6 +31,7 @@ from ort_graph import (
     drop_empty_reshape,
     is_complete,
 )
+from ort_idle import IdleCores, idle_threads
 from ort_jobs import BatchError
 from ort_lengths import merge_unlike_shapes
 from ort_requests import responses
@@ -40,6 +41,7 @@ from ort_session import (
     find_model_file,
     find_version_folder,
     open_session,
+    operator_names,
     operators,
     read_only_session,
     wants_graphs,
@@ -73,7 +75,8 @@ class TritonPythonModel:
         self._metric = _report(args, served_by)
 
     def execute(self, requests: list[object]) -> list[object]:
-        return responses(self._runner, requests)
+        with self._runner.answering():
+            return responses(self._runner, requests)
 
     def finalize(self) -> None:
         del self._runner, self._metric
@@ -124,13 +127,15 @@ def _opened(args: dict[str, str], config: Config) -> tuple[Runner, dict[str, int
         ort_cuda.preload()
     file = find_model_file(config, Path(args["model_repository"]) / args["model_version"])
 
-    def new_session() -> object:
-        return open_session(config, file, providers, pb_utils.Logger.log_warn)
+    def new_session(threads: int = 0) -> object:
+        return open_session(config, file, providers, pb_utils.Logger.log_warn, threads)
 
     session = new_session()
     graph = Graph.read(session)
     check_config(config, graph, pb_utils.Logger.log_warn)
-    runner = Runner(config, graph, session)
+    threads = idle_threads(config, file, operator_names(session)) if kind == "CPU" else 0
+    alone = (IdleCores(threads), new_session(threads)) if threads else None
+    runner = Runner(config, graph, session, alone)
     if kind == "GPU" and wants_graphs(config):
         runner.capture_graphs(config, ("cuda", device_id))
     elif kind == "GPU":

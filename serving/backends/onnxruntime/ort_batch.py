@@ -4,15 +4,17 @@ replayed, and whose fault a failure is. ort_jobs.py merges the requests and spli
 Nothing here depends on Triton, so unit tests can run it.
 """
 
+import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from ort_cuda_graph import CudaGraph, differ, graph_shapes
 from ort_graph import Config, Graph, ModelRefused, model_dims
+from ort_idle import IdleCores
 from ort_jobs import (
     Array,
     BatchError,
@@ -29,6 +31,9 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 # A run after one of another size, relative to a run after one of the same size: on an H200 above
 # 100 for a convolutional model, about 1 for others.
 COSTLY_CHANGE = 3
+# Under load the next requests are there at once: 0.02 of what the last ones took. One caller that
+# waits for each answer comes back after 0.5 and more.
+IDLE_SHARE = 0.25
 
 # ONNX Runtime also raises InvalidArgument for options that the operator wrote.
 BLAMES_INPUT = re.compile(r"while running \w+ node|for input: |input data type")
@@ -37,9 +42,18 @@ BLAMES_INPUT = re.compile(r"while running \w+ node|for input: |input data type")
 class Runner(JobRunner):
     """One session with its model's config."""
 
-    def __init__(self, config: Config, graph: Graph, session: Any) -> None:
+    def __init__(
+        self,
+        config: Config,
+        graph: Graph,
+        session: Any,
+        alone: tuple[IdleCores, Any] | None = None,
+    ) -> None:
+        """``alone``: a session of more threads, for while there are idle cores (ort_idle.py)."""
         super().__init__(config, graph)
-        self._session = session
+        self._session, self._alone = session, alone
+        self._is_alone = False
+        self._began = self._ended = 0.0  # the last batch of requests
         self._options = run_options(config)
         self._sizes: list[int] = []  # of rows per run, ascending, if only these are run
         self._sessions: dict[int, Any] = {}  # by rows per run, where each size has its own
@@ -125,6 +139,17 @@ class Runner(JobRunner):
             self._graphs[_shapes(ones)] = graph
         self._sizes = sizes
 
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Around the runs of one batch of requests: decides which session they take."""
+        now = time.perf_counter()
+        if self._alone:
+            pause, busy = now - self._ended, self._ended - self._began
+            self._is_alone = pause > IDLE_SHARE * busy and bool(self._alone[0])
+        self._began = now
+        yield
+        self._ended = time.perf_counter()
+
     def _ordinary(self, feeds: Tensors) -> list[Array]:
         return list(self._session.run(list(self._outputs), feeds, self._options))
 
@@ -134,6 +159,8 @@ class Runner(JobRunner):
         if run_rows > rows:
             feeds = {name: _padded(array, run_rows) for name, array in feeds.items()}
         session = self._sessions.get(run_rows, self._session)
+        if self._alone and self._is_alone:
+            session = self._alone[1]
         graph = self._graphs.get(_shapes(feeds)) if self._graphs else None
         started = time.perf_counter()
         try:

@@ -103,9 +103,14 @@ def find_version_folder(config: Config, environment: Mapping[str, str] = os.envi
     return versions[max(versions)] if versions else None
 
 
-def open_session(config: Config, file: Path, providers: list[Provider], warn: Warn) -> Any:
-    """A session that runs where the config says; ModelRefused if it would run elsewhere."""
+def open_session(
+    config: Config, file: Path, providers: list[Provider], warn: Warn, threads: int = 0
+) -> Any:
+    """A session that runs where the config says; ModelRefused if it would run elsewhere.
+    ``threads``: instead of those that the config says."""
     options = session_options(config, warn)
+    if threads:
+        options.intra_op_num_threads = threads
     for library in config.get("model_operations", {}).get("op_library_filename", ()):
         options.register_custom_ops_library(library)
     options.add_session_config_entry(RECORD_ASSIGNMENT, "1")
@@ -127,6 +132,12 @@ def operators(session: Any) -> dict[str, int]:
     for part in session.get_provider_graph_assignment_info():
         counts[part.ep_name] += len(part.get_nodes())
     return dict(counts.most_common())
+
+
+def operator_names(session: Any) -> set[str]:
+    """The types of the graph's operators, as it is run."""
+    parts = session.get_provider_graph_assignment_info()
+    return {node.op_type for part in parts for node in part.get_nodes()}
 
 
 def read_only_session(config: Config, file: Path) -> object:
