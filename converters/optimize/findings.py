@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,14 @@ class Findings:
         """The candidates, fastest first; those without times last."""
         rows = (row for row in self.rows if row.candidate.precision != ORIGINAL)
         return sorted(rows, key=lambda row: -row.throughput)
+
+    def without(self, precision: str, reason: str) -> "Findings":
+        """The same, with every candidate of this precision refused for this reason."""
+        rows = tuple(
+            replace(row, reason=reason) if row.candidate.precision == precision else row
+            for row in self.rows
+        )
+        return replace(self, rows=rows)
 
     @property
     def front(self) -> list[Row]:

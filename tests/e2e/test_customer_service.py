@@ -149,8 +149,7 @@ def test_the_language_may_be_told(served):
 def test_it_is_composed_again_where_its_fields_changed(served, monkeypatch):
     repository = ModelRepository(Paths(served.home).repository)
     assert is_current(NAME, repository) and is_current("text_classification", repository)
-    request = {**customer_service._request(), "required": []}
-    monkeypatch.setattr(customer_service, "_request", lambda: request)
+    monkeypatch.setattr(customer_service, "REDACT", {**customer_service.REDACT, "default": True})
     assert not is_current(NAME, repository)
 
 

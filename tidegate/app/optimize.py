@@ -73,8 +73,12 @@ def _choose_model(
     folder = paths.state / "optimize" / options.name
     saved = [findings.save(folder), *draw(findings, folder)]
     report("written: " + ", ".join(paths.shown(path) for path in saved))
-    if options.publish and findings.chosen:
-        _publish(options, findings, paths, report)
+    if options.publish:
+        published = _publish_fastest(options, findings, paths, report)
+        if published is not findings:
+            findings = published
+            findings.save(folder)
+            draw(findings, folder)
     return findings, budget.spent
 
 
@@ -121,6 +125,27 @@ def convert_line(
     for name, value in source_options.items():
         words += [f"--{name.replace('_', '-')}", value]
     return " ".join([*words, "--precision", precision, "--force"])
+
+
+def _publish_fastest(
+    options: OptimizeOptions, findings: "Findings", paths: Paths, report: Progress
+) -> "Findings":
+    """Publish the pick, or the next one where its conversion is refused: that is proved on the
+    samples of a conversion, among them the longest texts. Returns the findings with what was
+    refused."""
+    from converters.errors import ProofFailed
+
+    while findings.chosen:
+        precision = findings.chosen.candidate.precision
+        try:
+            _publish(options, findings, paths, report)
+            break
+        except ProofFailed as refusal:
+            lines = str(refusal).splitlines()
+            reason = f"its conversion is refused: {lines[min(1, len(lines) - 1)].strip()}"
+            report(f"{options.name}: {precision}: {reason}")
+            findings = findings.without(precision, reason)
+    return findings
 
 
 def _publish(

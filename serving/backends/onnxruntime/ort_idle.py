@@ -2,10 +2,9 @@
 
 An instance of one thread leaves the other cores to others, and so most is answered under load: two
 instances of two threads answer 0.75 to 0.95 of what two of one thread do. But where the other cores
-have nothing to do, two threads run MiniLM in 0.65 of the time, for 1.05 to 1.15 of the CPU
-(docs/performance.md). So an instance has a session of each kind, and takes the one with two threads
-while a core is idle. The results are the same to the bit: the threads share the rows and columns of
-a product, not its sums.
+have nothing to do, two threads run MiniLM in 0.65 to 0.9 of the time (docs/performance.md). So an
+instance has a session of each kind, and takes the one with two threads while a core is idle. The
+results are the same to the bit: the threads share the rows and columns of a product, not its sums.
 """
 
 import contextlib
