@@ -44,7 +44,7 @@ test test-fast: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.dev ## Install what is needed, run every check and the whole suite
 	@TIDEGATE_PYTHON=$(BIN)/python $(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy & types=$$!; trap "kill $$types 2>/dev/null" EXIT; \
+	@$(BIN)/mypy -n auto & types=$$!; trap "kill $$types 2>/dev/null" EXIT; \
 	$(call DEBIAN,redis-server,redis-server); \
 	$(call DEBIAN,nginx,nginx-light); \
 	$(call DEBIAN,chromium,chromium); \
@@ -55,7 +55,7 @@ test-fast: $(VENV)/.dev ## Only the tests that start no server and are done at o
 	@$(BIN)/python -m pytest -n logical -m unit $(ARGS)
 
 check: $(VENV)/.dev ## Only the fast checks: lint, types
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy -n auto
 
 format: $(VENV)/.dev ## Format the code
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
