@@ -18,9 +18,9 @@ def publish(monkeypatch, refused, error=ProofFailed):
     to each of ``refused`` fails."""
     tried, messages = [], []
 
-    def convert(options, found, paths, report):
-        tried.append(found.chosen.candidate.precision)
-        if tried[-1] in refused:
+    def convert(options, precision, paths, report):
+        tried.append(precision)
+        if precision in refused:
             raise error("mini does not give ...; nothing was published:\n  the graph: FAIL layers")
 
     monkeypatch.setattr(optimize, "_publish", convert)

@@ -71,14 +71,17 @@ def _choose_model(
         report(f"{options.name}: tabular models exist in fp32 only: nothing to choose")
         return None, budget.spent
     folder = paths.state / "optimize" / options.name
-    saved = [findings.save(folder), *draw(findings, folder)]
-    report("written: " + ", ".join(paths.shown(path) for path in saved))
+
+    def write(found: "Findings") -> None:
+        saved = [found.save(folder), *draw(found, folder)]
+        report("written: " + ", ".join(paths.shown(path) for path in saved))
+
+    write(findings)
     if options.publish:
         published = _publish_fastest(options, findings, paths, report)
         if published is not findings:
-            findings = published
-            findings.save(folder)
-            draw(findings, folder)
+            write(published)
+        findings = published
     return findings, budget.spent
 
 
@@ -138,7 +141,7 @@ def _publish_fastest(
     while findings.chosen:
         precision = findings.chosen.candidate.precision
         try:
-            _publish(options, findings, paths, report)
+            _publish(options, precision, paths, report)
             break
         except ProofFailed as refusal:
             lines = str(refusal).splitlines()
@@ -148,17 +151,12 @@ def _publish_fastest(
     return findings
 
 
-def _publish(
-    options: OptimizeOptions, findings: "Findings", paths: Paths, report: Progress
-) -> None:
-    """Publish the pick as ``tidegate convert NAME --precision X`` would."""
+def _publish(options: OptimizeOptions, precision: str, paths: Paths, report: Progress) -> None:
+    """Publish as ``tidegate convert NAME --precision X`` would."""
     from tidegate.app.convert import ConvertOptions
     from tidegate.app.convert import run as convert
     from tidegate.app.optimize_candidates import original_options
 
-    chosen = findings.chosen
-    if chosen is None:
-        return
     known = options.name in KNOWN
     convert_options = ConvertOptions(
         source_options=original_options(options, paths),
@@ -166,7 +164,7 @@ def _publish(
         task=None if known else options.task,
         name=None if known else options.name,
         samples=options.samples,
-        precisions=(chosen.candidate.precision,),
+        precisions=(precision,),
         force=True,
     )
     for line in convert(convert_options, paths, report).lines(paths):

@@ -231,10 +231,8 @@ class TextTask(Task):
     def feeds(self, reference: Reference) -> Iterator[Feed]:
         """Evenly from all texts: in the task's own set, the long and the odd ones come last."""
         graph = self.graph(reference.folder / "model.onnx", reference)
-        texts = reference_texts(reference)
-        count = min(len(texts), CALIBRATION_TEXTS)
-        for index in np.linspace(0, len(texts) - 1, count).astype(int):
-            yield graph.feed([texts[index]])
+        for text in reference_texts(self.few(reference, CALIBRATION_TEXTS)):
+            yield graph.feed([text])
 
     def layer_feeds(self, reference: Reference) -> Iterator[Feed]:
         """Each text is padded by a few tokens, so that a mask has something to hide."""

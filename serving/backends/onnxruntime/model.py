@@ -127,14 +127,17 @@ def _opened(args: dict[str, str], config: Config) -> tuple[Runner, dict[str, int
         ort_cuda.preload()
     file = find_model_file(config, Path(args["model_repository"]) / args["model_version"])
 
-    def new_session(threads: int = 0) -> object:
-        return open_session(config, file, providers, pb_utils.Logger.log_warn, threads)
+    def new_session() -> object:
+        return open_session(config, file, providers, pb_utils.Logger.log_warn)
 
     session = new_session()
     graph = Graph.read(session)
     check_config(config, graph, pb_utils.Logger.log_warn)
     threads = idle_threads(config, file, operator_names(session)) if kind == "CPU" else 0
-    alone = (IdleCores(threads), new_session(threads)) if threads else None
+    alone = None
+    if threads:  # what there is to warn of has been said for the first session
+        faster = open_session(config, file, providers, lambda text: None, threads)
+        alone = IdleCores(threads), faster
     runner = Runner(config, graph, session, alone)
     if kind == "GPU" and wants_graphs(config):
         runner.capture_graphs(config, ("cuda", device_id))

@@ -52,7 +52,7 @@ class Runner(JobRunner):
         """``alone``: a session of more threads, for while there are idle cores (ort_idle.py)."""
         super().__init__(config, graph)
         self._session, self._alone = session, alone
-        self._is_alone = False
+        self._faster: Any = None  # its session, while requests that are alone are answered
         self._began = self._ended = 0.0  # the last batch of requests
         self._options = run_options(config)
         self._sizes: list[int] = []  # of rows per run, ascending, if only these are run
@@ -144,8 +144,10 @@ class Runner(JobRunner):
         """Around the runs of one batch of requests: decides which session they take."""
         now = time.perf_counter()
         if self._alone:
+            idle_cores, session = self._alone
             pause, busy = now - self._ended, self._ended - self._began
-            self._is_alone = pause > IDLE_SHARE * busy and bool(self._alone[0])
+            is_alone = pause > IDLE_SHARE * busy and idle_cores
+            self._faster = session if is_alone else None
         self._began = now
         yield
         self._ended = time.perf_counter()
@@ -158,9 +160,7 @@ class Runner(JobRunner):
         run_rows = next((size for size in self._sizes if 0 < rows <= size), rows)
         if run_rows > rows:
             feeds = {name: _padded(array, run_rows) for name, array in feeds.items()}
-        session = self._sessions.get(run_rows, self._session)
-        if self._alone and self._is_alone:
-            session = self._alone[1]
+        session = self._faster or self._sessions.get(run_rows, self._session)
         graph = self._graphs.get(_shapes(feeds)) if self._graphs else None
         started = time.perf_counter()
         try:

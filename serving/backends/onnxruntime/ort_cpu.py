@@ -47,7 +47,6 @@ PRODUCTS = {"Conv", "Gemm", "MatMul"}
 def open_on_cpu(file: Path, options: Any) -> Any:
     """An ``InferenceSession`` of the file on the CPU; raises what ONNX Runtime raises."""
     with _fastest(file) as path:
-        # Without fallback: otherwise the package answers a failed start with another session.
         return ort.InferenceSession(
             str(path),
             options,
@@ -115,13 +114,13 @@ def _weights(graph: Any, unsigned: Collection[str]) -> set[str]:
     A weight and its zero point are both among them, or neither.
     """
     readers = Counter(_names_read(graph))
-    elsewhere = Counter(_names_read(graph, as_weights=False))
+    elsewhere = set(_names_read(graph, as_weights=False))
     pairs = [
         (node.input[weight], node.input[zero])
         for node in graph.node
         for weight, zero in WEIGHTS.get(node.op_type, [])
         if zero < len(node.input)
-        and not (node.op_type == "DequantizeLinear" and elsewhere[node.output[0]])
+        and not (node.op_type == "DequantizeLinear" and node.output[0] in elsewhere)
     ]
     uses = Counter(name for pair in pairs for name in pair)
     found = {name for name, count in uses.items() if name in unsigned and count == readers[name]}

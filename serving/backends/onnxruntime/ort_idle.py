@@ -14,6 +14,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ort_graph import Config, ModelRefused
+from ort_session import string_parameters
 
 PARAMETER = "idle_thread_count"
 THREADS = 2
@@ -43,9 +44,9 @@ def idle_threads(config: Config, file: Path, operators: Collection[str]) -> int:
     (``intra_op_thread_count``), and the graph, whose ``operators`` these are, has products that
     take long. Never with more than there are cores. ModelRefused if it is no number.
     """
-    parameters = config.get("parameters", {})
-    usual = parameters.get("intra_op_thread_count", {}).get("string_value", "")
-    wanted = parameters.get(PARAMETER, {}).get("string_value", "")
+    parameters = string_parameters(config)
+    usual = parameters.get("intra_op_thread_count", "")
+    wanted = parameters.get(PARAMETER, "")
     if wanted and not wanted.isdecimal():
         raise ModelRefused(
             f"model '{config['name']}': parameter '{PARAMETER}' cannot be '{wanted}': write a "

@@ -135,7 +135,7 @@ def operators(session: Any) -> dict[str, int]:
 
 
 def operator_names(session: Any) -> set[str]:
-    """The types of the graph's operators, as it is run."""
+    """The types of the graph's operators."""
     parts = session.get_provider_graph_assignment_info()
     return {node.op_type for part in parts for node in part.get_nodes()}
 
@@ -154,10 +154,10 @@ def read_only_session(config: Config, file: Path) -> object:
 
 def _load(config: Config, file: Path, options: object, providers: list[Provider]) -> Any:
     try:
-        # Without fallback: otherwise the Python package answers a failed run, or one that cannot
-        # start, with a session on the CPU, and prints a line.
         if providers == [(CPU, {})]:
             return open_on_cpu(file, options)
+        # Without fallback: otherwise the Python package answers a failed run, or one that cannot
+        # start, with a session on the CPU, and prints a line.
         return ort.InferenceSession(str(file), options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise ModelRefused(
