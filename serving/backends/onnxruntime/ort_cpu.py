@@ -17,7 +17,7 @@ nothing of the backend.
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,18 +42,32 @@ WEIGHTS = {
 HEAD_BYTES = 4 << 20
 # They take weights as their second input, and have kernels for 8 bits.
 PRODUCTS = {"Conv", "Gemm", "MatMul"}
+DOMAINS = {"", "ai.onnx", "com.microsoft"}
+# Its signed weights must have the zero point 0.
+CENTRED = {"DynamicQuantizeLSTM"}
+CENTRE = 128
+EXTERNAL = 1  # TensorProto.EXTERNAL
 
 
 def open_on_cpu(file: Path, options: Any) -> Any:
     """An ``InferenceSession`` of the file on the CPU; raises what ONNX Runtime raises."""
     with _fastest(file) as path:
-        return ort.InferenceSession(
-            str(path),
-            options,
-            providers=[CPU],
-            disabled_optimizers=SLOW_FUSIONS,
-            enable_fallback=0,
-        )
+        if path != file:
+            # Only speed depends on it: a graph that cannot be opened so (data files beside it that
+            # its subgraphs read, say) is opened as it is.
+            with contextlib.suppress(Exception):
+                return _open(path, options)
+    return _open(file, options)
+
+
+def _open(file: Path, options: Any) -> Any:
+    return ort.InferenceSession(
+        str(file),
+        options,
+        providers=[CPU],
+        disabled_optimizers=SLOW_FUSIONS,
+        enable_fallback=0,
+    )
 
 
 @contextlib.contextmanager
@@ -82,49 +96,57 @@ def multiplies_signed() -> bool:
 
 
 def _with_signed_weights(file: Path) -> bytes | None:
-    """The graph with its unsigned 8-bit weights shifted by 128; None if it has none."""
-    with file.open("rb") as stream:
-        head = stream.read(HEAD_BYTES)
-    if not any(operator.encode() in head for operator in WEIGHTS):
+    """The graph with its unsigned 8-bit weights shifted by 128; None if it has none, or is not an
+    ONNX file, which ONNX Runtime has words for."""
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(HEAD_BYTES)
+        if not any(operator.encode() in head for operator in WEIGHTS):
+            return None
+        import onnx
+        from google.protobuf.message import DecodeError
+    except (OSError, ImportError):
         return None
     try:
-        import onnx
-        from onnx.external_data_helper import uses_external_data
-    except ImportError:  # only speed depends on it
+        model = onnx.load_model_from_string(file.read_bytes())  # whatever the file's name ends in
+    except DecodeError:
         return None
-
-    model = onnx.load(file, load_external_data=False)
-    if any(uses_external_data(tensor) for tensor in model.graph.initializer):
-        return None  # its other files would be looked for beside the one in memory
+    if model.functions:
+        return None  # they may have the names of operators, and tensors of their own
     unsigned = {
         tensor.name: tensor
         for tensor in model.graph.initializer
-        if tensor.data_type == onnx.TensorProto.UINT8
+        if tensor.data_type == onnx.TensorProto.UINT8 and tensor.data_location != EXTERNAL
     }
-    weights = _weights(model.graph, unsigned.keys())
+    values = {name: onnx.numpy_helper.to_array(tensor) for name, tensor in unsigned.items()}
+    weights = _weights(model.graph, values)
     for name in weights:
-        values = onnx.numpy_helper.to_array(unsigned[name]) ^ np.uint8(128)
-        unsigned[name].CopyFrom(onnx.numpy_helper.from_array(values.view(np.int8), name))
+        signed = (values[name] ^ np.uint8(CENTRE)).view(np.int8)
+        unsigned[name].CopyFrom(onnx.numpy_helper.from_array(signed, name))
     return bytes(model.SerializeToString()) if weights else None
 
 
-def _weights(graph: Any, unsigned: Collection[str]) -> set[str]:
+def _weights(graph: Any, unsigned: Mapping[str, np.ndarray]) -> set[str]:
     """Those constants that are weights, or the zero point of weights, to whoever reads them.
 
-    A weight and its zero point are both among them, or neither.
+    All weights and zero points of a node are among them, or none is.
     """
     readers = Counter(_names_read(graph))
     elsewhere = set(_names_read(graph, as_weights=False))
-    pairs = [
-        (node.input[weight], node.input[zero])
-        for node in graph.node
-        for weight, zero in WEIGHTS.get(node.op_type, [])
-        if zero < len(node.input)
-        and not (node.op_type == "DequantizeLinear" and node.output[0] in elsewhere)
-    ]
-    uses = Counter(name for pair in pairs for name in pair)
+    groups: list[set[str]] = []
+    uses: Counter[str] = Counter()
+    for node in graph.node:
+        pairs = WEIGHTS.get(node.op_type, []) if node.domain in DOMAINS else []
+        names = [node.input[i] if i < len(node.input) else "" for pair in pairs for i in pair]
+        if node.op_type == "DequantizeLinear" and node.output[0] in elsewhere:
+            continue
+        zeros = names[1::2]
+        if node.op_type in CENTRED and any(np.any(unsigned.get(z, 0) != CENTRE) for z in zeros):
+            continue
+        groups.append(set(names))
+        uses.update(names)
     found = {name for name, count in uses.items() if name in unsigned and count == readers[name]}
-    while apart := {name for pair in pairs if not found.issuperset(pair) for name in pair} & found:
+    while apart := {name for group in groups if not group <= found for name in group} & found:
         found -= apart
     return found
 

@@ -4,7 +4,9 @@ An instance of one thread leaves the other cores to others, and so most is answe
 instances of two threads answer 0.75 to 0.95 of what two of one thread do. But where the other cores
 have nothing to do, two threads run MiniLM in 0.65 to 0.9 of the time (docs/performance.md). So an
 instance has a session of each kind, and takes the one with two threads while a core is idle. The
-results are the same to the bit: the threads share the rows and columns of a product, not its sums.
+threads share the rows and columns of a product, not its sums: the results are the same to the bit,
+but for products of two inputs (attention), which are rounded otherwise in some sizes: by up to 6e-6
+of the largest.
 """
 
 import contextlib
@@ -30,8 +32,22 @@ PRODUCTS = {
     "QLinearConv",
     "QLinearMatMul",
 }
-# Their threads share the trees of one row, so that its sum would be added up in another order.
-TREES = "TreeEnsemble"
+# Operators whose threads share no sum: a graph with others has one session, unless it asks for two.
+# The threads of TreeEnsemble share the trees of a row; ScatterND adds without a lock, so that two
+# threads lose some of what they add (ONNX Runtime 1.31).
+ALIKE = PRODUCTS | set(
+    """
+    Abs Add And ArgMax ArgMin AveragePool BatchNormalization Cast Ceil Clip Concat Constant
+    ConstantOfShape ConvTranspose Cos CumSum DequantizeLinear Div Dropout DynamicQuantizeLinear Elu
+    Equal Erf Exp Expand Flatten Floor GRU Gather GatherElements GatherND Gelu GlobalAveragePool
+    GlobalMaxPool Greater GreaterOrEqual GroupNormalization HardSigmoid HardSwish Identity
+    InstanceNormalization IsInf IsNaN LRN LSTM LayerNormalization LeakyRelu Less LessOrEqual Log
+    LogSoftmax Max MaxPool Mean Min Mod Mul Neg Not OneHot Or PRelu Pad Pow QuantizeLinear RNN Range
+    Reciprocal ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape
+    Resize Round Selu Shape Sigmoid Sign Sin Size Slice Softmax Softplus Softsign Split Sqrt Squeeze
+    Sub Sum Tanh Tile TopK Transpose Trilu Unsqueeze Where Xor
+    """.split()  # noqa: SIM905 - a page of quotes
+)
 LOADAVG = Path("/proc/loadavg")
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 HAND_OVER_S = 50e-6
@@ -42,7 +58,8 @@ def idle_threads(config: Config, file: Path, operators: Collection[str]) -> int:
 
     The parameter ``idle_thread_count`` says it. Without it they are two where instances have one
     (``intra_op_thread_count``), and the graph, whose ``operators`` these are, has products that
-    take long. Never with more than there are cores. ModelRefused if it is no number.
+    take long and nothing that two threads may answer otherwise. Never with more than there are
+    cores. ModelRefused if it is no number.
     """
     parameters = string_parameters(config)
     usual = parameters.get("intra_op_thread_count", "")
@@ -56,9 +73,9 @@ def idle_threads(config: Config, file: Path, operators: Collection[str]) -> int:
         threads = int(wanted)
     else:
         has_products = not PRODUCTS.isdisjoint(operators)
-        has_trees = any(name.startswith(TREES) for name in operators)
-        is_fit = SMALLEST <= file.stat().st_size <= LARGEST and has_products and not has_trees
-        threads = THREADS if is_fit and usual == "1" else 0
+        is_fit = SMALLEST <= file.stat().st_size <= LARGEST
+        is_safe = ALIKE.issuperset(operators)
+        threads = THREADS if usual == "1" and is_fit and has_products and is_safe else 0
     is_more = 0 < int(usual or 0) < threads
     return threads if is_more and threads <= cores() and LOADAVG.exists() else 0
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from converters.precisions.write import write_precision
 from tests.converters.precisions.test_precision_exact import PAIRS, WIDTH, extremes, save
@@ -180,3 +180,127 @@ def test_sums_and_norms_are_not_merged(tmp_path):
     ort_cpu.open_on_cpu(tmp_path / "model.onnx", options)
     operators = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert operators == ["Add", "LayerNormalization"]
+
+
+IN_FUNCTION = helper.make_function(
+    "my",
+    "MatMulInteger",
+    ["a", "b", "none", "z"],
+    ["o"],
+    [
+        helper.make_node("Cast", ["b"], ["bf"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["a"], ["af"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["af", "bf"], ["o"]),
+    ],
+    [helper.make_opsetid("", 18)],
+)
+
+
+def lstm(zero: int, *, second_is_output: bool = False) -> onnx.ModelProto:
+    """``DynamicQuantizeLSTM`` of zero points for each channel; all its weights have one type."""
+    random, width, hidden = np.random.default_rng(0), 32, 8
+    first, second = (
+        random.integers(0, 256, (1, rows, 4 * hidden)).astype(np.uint8) for rows in (width, hidden)
+    )
+    zeros = np.full((1, 4 * hidden), zero, np.uint8)
+    scales = np.full((1, 4 * hidden), 0.01, np.float32)
+    constants = {"w": first, "r": second, "ws": scales, "wz": zeros, "rs": scales, "rz": zeros}
+    inputs = ["x", "w", "r", "", "", "", "", "", "ws", "wz", "rs", "rz"]
+    node = helper.make_node(
+        "DynamicQuantizeLSTM", inputs, ["y"], domain="com.microsoft", hidden_size=hidden
+    )
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    if second_is_output:
+        outputs.append(helper.make_tensor_value_info("r", U8, second.shape))
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [5, 2, width])
+    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    graph = helper.make_graph([node], "lstm", [x], outputs, tensors)
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def of_a_function() -> onnx.ModelProto:
+    """A local function has an operator's name, and does something else."""
+    node = helper.make_node("MatMulInteger", ["x", "w", "", "z"], ["y0"], domain="my")
+    model = integers(node, w=WEIGHTS, z=ZERO)
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    model.opset_import.append(helper.make_opsetid("my", 1))
+    model.functions.append(IN_FUNCTION)
+    return model
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(lstm(120), id="zero points that are not the middle"),
+        pytest.param(lstm(128, second_is_output=True), id="two weights of one type"),
+        pytest.param(of_a_function(), id="an operator's name in another domain"),
+    ],
+)
+def test_what_only_looks_like_weights_that_may_be_shifted_is_left_alone(
+    tmp_path, monkeypatch, model
+):
+    monkeypatch.setattr(ort_cpu, "multiplies_signed", lambda: True)
+    file = tmp_path / "model.onnx"
+    onnx.save(model, file)
+    random = np.random.default_rng(1)
+    feed = (
+        {"x": random.integers(0, 256, (3, 4)).astype(np.uint8)}
+        if model.functions
+        else {"x": random.standard_normal((5, 2, 32)).astype(np.float32)}
+    )
+    with ort_cpu._fastest(file) as path:
+        assert path == file
+    answers = ort_cpu.open_on_cpu(file, exact()).run(None, feed)
+    for answer, plain in zip(
+        answers, onnxruntime.InferenceSession(file).run(None, feed), strict=True
+    ):
+        np.testing.assert_array_equal(answer, plain)
+
+
+def test_weights_of_every_channel_are_shifted_in_an_lstm_around_the_middle(tmp_path, monkeypatch):
+    monkeypatch.setattr(ort_cpu, "multiplies_signed", lambda: True)
+    file = tmp_path / "model.onnx"
+    onnx.save(lstm(128), file)
+    with ort_cpu._fastest(file) as path:
+        assert weight_types(onnx.load_from_string(path.read_bytes())) == {S8}
+    feed = {"x": np.random.default_rng(1).standard_normal((5, 2, 32)).astype(np.float32)}
+    (answer,) = ort_cpu.open_on_cpu(file, exact()).run(None, feed)
+    np.testing.assert_array_equal(answer, onnxruntime.InferenceSession(file).run(None, feed)[0])
+
+
+def test_data_files_that_a_node_reads_are_found_beside_the_graph(tmp_path, monkeypatch):
+    monkeypatch.setattr(ort_cpu, "multiplies_signed", lambda: True)
+    outside = numpy_helper.from_array(np.arange(1024, dtype=np.float32), "outside")
+    external_data_helper.set_external_data(outside, "weights.bin", 0, 4096)
+    (tmp_path / "weights.bin").write_bytes(outside.raw_data)
+    outside.ClearField("raw_data")
+    outside.data_location = TensorProto.EXTERNAL
+    constant = helper.make_node("Constant", [], ["y1"], value=outside)
+    model = integers(UNSHARED, constant, outputs=2, w=WEIGHTS, z=ZERO)
+    file = tmp_path / "model.onnx"
+    file.write_bytes(model.SerializeToString())
+    feed = {"x": np.array([[1, 2, 3, 4]], np.uint8)}
+    _, values = ort_cpu.open_on_cpu(file, exact()).run(None, feed)
+    np.testing.assert_array_equal(values, np.arange(1024, dtype=np.float32))
+
+
+def test_the_name_of_the_file_says_nothing_of_its_format(tmp_path, monkeypatch):
+    monkeypatch.setattr(ort_cpu, "multiplies_signed", lambda: True)
+    file = tmp_path / "model.json"
+    file.write_bytes(integers(UNSHARED, w=WEIGHTS, z=ZERO).SerializeToString())
+    with ort_cpu._fastest(file) as path:
+        assert weight_types(onnx.load_from_string(path.read_bytes())) == {S8}
+
+
+@pytest.mark.parametrize("content", [b"not a graph of MatMulInteger", None])
+def test_a_file_that_is_no_graph_is_refused_as_by_onnx_runtime(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(ort_cpu, "multiplies_signed", lambda: True)
+    file = tmp_path / "model.onnx"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(Exception) as plain:
+        onnxruntime.InferenceSession(file)
+    with pytest.raises(type(plain.value)) as ours:
+        ort_cpu.open_on_cpu(file, onnxruntime.SessionOptions())
+    assert str(ours.value) == str(plain.value)

@@ -48,6 +48,9 @@ def _machine(tmp_path, monkeypatch):
         ({}, {"MatMul"}, 0),  # all cores in any case
         ({"intra_op_thread_count": "1"}, {"Add"}, 0),
         ({"intra_op_thread_count": "1"}, {"MatMul", "TreeEnsembleRegressor"}, 0),
+        ({"intra_op_thread_count": "1"}, {"MatMul", "ScatterND"}, 0),
+        ({"intra_op_thread_count": "1"}, {"MatMul", "If"}, 0),
+        ({"intra_op_thread_count": "1"}, {"MatMul", "MyOwn"}, 0),
         ({"intra_op_thread_count": "1", "idle_thread_count": "1"}, {"MatMul"}, 0),
         ({"intra_op_thread_count": "1", "idle_thread_count": "0"}, {"MatMul"}, 0),
         ({"intra_op_thread_count": "1", "idle_thread_count": "4"}, {"Add"}, 4),
