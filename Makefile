@@ -49,7 +49,7 @@ test: $(VENV)/.dev ## Install what is needed, run every check and the whole suit
 	@$(BIN)/ruff format --check .
 	@said=$$(mktemp); trap "kill \$$types 2>/dev/null; rm -f $$said" EXIT; \
 	$(BIN)/mypy -n auto >$$said 2>&1 & types=$$!; \
-	sleep 3; renice -n 19 -p $$types $$(pgrep -P $$types) >/dev/null 2>&1; \
+	sleep 3; renice -n 19 -p $$types $$(pgrep -P $$types 2>/dev/null) >/dev/null 2>&1; \
 	$(call DEBIAN,redis-server,redis-server); \
 	$(call DEBIAN,nginx,nginx-light); \
 	$(call DEBIAN,chromium,chromium); \
