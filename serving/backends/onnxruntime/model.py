@@ -139,7 +139,9 @@ def _opened(args: dict[str, str], config: Config) -> tuple[Runner, dict[str, int
         faster = open_session(config, file, providers, lambda text: None, threads)
         alone = IdleCores(threads), faster
     runner = Runner(config, graph, session, alone)
-    if kind == "GPU" and wants_graphs(config):
+    if kind == "CPU":
+        runner.measure_run_cost()
+    elif kind == "GPU" and wants_graphs(config):
         runner.capture_graphs(config, ("cuda", device_id))
     elif kind == "GPU":
         try:

@@ -5,6 +5,7 @@ Nothing here depends on Triton, so unit tests can run it.
 """
 
 import contextlib
+import math
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -19,11 +20,13 @@ from ort_jobs import (
     Array,
     BatchError,
     InvalidInput,
+    Job,
     JobRunner,
     RunFailed,
     Tensors,
     symbol_conflict,
 )
+from ort_lengths import run_cost
 from ort_session import run_options
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
@@ -34,6 +37,10 @@ COSTLY_CHANGE = 3
 # Under load the next requests are there at once: 0.02 of what the last ones took. One caller that
 # waits for each answer comes back after 0.5 and more.
 IDLE_SHARE = 0.25
+
+# Rows and length of the runs that are measured: near the ends of what short texts under load make.
+MEASURED_RUNS = ((1, 8), (4, 16))
+MEASUREMENTS, MEASURED_S = 5, 0.3
 
 # ONNX Runtime also raises InvalidArgument for options that the operator wrote.
 BLAMES_INPUT = re.compile(r"while running \w+ node|for input: |input data type")
@@ -58,6 +65,38 @@ class Runner(JobRunner):
         self._sizes: list[int] = []  # of rows per run, ascending, if only these are run
         self._sessions: dict[int, Any] = {}  # by rows per run, where each size has its own
         self._graphs: dict[Shapes, CudaGraph] = {}
+
+    def measure_run_cost(self) -> None:
+        """Measure how many positions a run costs beside its own: from now on rows of unlike lengths
+        share a run where that is cheaper on this machine and in this precision.
+
+        Two small runs alternate, for 0.3 s at most after the first; the least of each counts. A
+        model without sequences, or one that cannot take these runs, is left as it is.
+        """
+        if not self._sequences:
+            return
+        jobs = []
+        for shape in MEASURED_RUNS:
+            feeds = {
+                name: np.full(shape, name == self._sequences.mask, self._inputs[name].dtype)
+                for name in self._sequences.fill
+            }
+            jobs.append(Job(feeds, frozenset(self._outputs), shape[0]))
+        least = [math.inf] * len(jobs)
+        ends = math.inf
+        try:
+            for _ in range(1 + MEASUREMENTS):
+                for index, job in enumerate(jobs):
+                    started = time.thread_time()
+                    self._run_once(job.feeds, job.requested, job.rows)
+                    least[index] = min(least[index], time.thread_time() - started)
+                if time.perf_counter() > ends:
+                    break
+                ends = min(ends, time.perf_counter() + MEASURED_S)
+        except BatchError:
+            return
+        positions = [rows * length for rows, length in MEASURED_RUNS]
+        self._run_cost = run_cost(list(zip(positions, least, strict=True)))
 
     def fix_sizes(self, config: Config, new_session: Callable[[], object]) -> None:
         """If a change of batch size is costly, from now on only run 1, 4, 16 ... ``max_batch_size``

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from ort_graph import Config, Graph, GraphTensor, is_squeezed
-from ort_lengths import Sequences, padded_to, row_lengths, similar
+from ort_lengths import RUN_COST, Sequences, padded_to, row_lengths, similar
 
 Array = npt.NDArray[Any]
 Tensors = Mapping[str, Array]
@@ -65,6 +65,7 @@ class JobRunner(ABC):
         self._outputs = tuple(entry["name"] for entry in config["output"])
         self._padding = _padding(config, graph, self._batched)
         self._sequences = Sequences.of(config)
+        self._run_cost = RUN_COST
         self.last_run_s = math.inf  # before the first run, a run is assumed to be long
 
     @abstractmethod
@@ -180,7 +181,7 @@ class JobRunner(ABC):
         width = max(job.feeds[sequences.mask].shape[1] for job in jobs)
         requested = frozenset[str]().union(*(job.requested for job in jobs))
         outputs: dict[str, Array] = {}
-        for run in similar(lengths):
+        for run in similar(lengths, self._run_cost):
             length = max(lengths[row] for row in run)
             arrays = {}
             for name, rows in feeds.items():

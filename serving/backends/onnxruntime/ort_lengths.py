@@ -19,9 +19,11 @@ Array = npt.NDArray[Any]
 MASK, VALUE = "padding_mask", "padding_value"
 
 # What a run costs beside its positions, in positions: all weights pass through the cache once,
-# whatever the number of rows. MiniLM on one core takes 4.0 ms + 0.72 ms for each position in FP32
-# (AMD EPYC, Zen 1).
+# whatever the number of rows. MiniLM in FP32 on one core takes 4.0 ms + 0.72 ms for each position
+# on an AMD EPYC (Zen 1), and 4.2 ms + 0.18 ms on an Intel Xeon with AVX-512, so that it is measured
+# where it can be (``Runner.measure_run_cost``).
 RUN_COST = 5.5
+LEAST_RUN_COST, MOST_RUN_COST = 1.0, 64.0
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,19 @@ def row_lengths(mask: Array) -> list[int]:
     return [int(row.nonzero()[0][-1]) + 1 if row.any() else 1 for row in mask]
 
 
-def similar(lengths: Sequence[int]) -> list[list[int]]:
-    """Indexes of rows by run: runs and padding together cost least."""
+def run_cost(runs: Sequence[tuple[int, float]]) -> float:
+    """What a run costs beside its positions, in positions, by two runs: of each its positions and
+    the seconds it took."""
+    (few, short), (many, long) = runs
+    for_position = (long - short) / (many - few)
+    if for_position <= 0:
+        return MOST_RUN_COST
+    return min(max(short / for_position - few, LEAST_RUN_COST), MOST_RUN_COST)
+
+
+def similar(lengths: Sequence[int], run_cost: float = RUN_COST) -> list[list[int]]:
+    """Indexes of rows by run: runs and padding together cost least, where a run costs as much as
+    ``run_cost`` positions."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     # Of the shortest `end` rows: the least cost, and where their last run begins.
     least, begins = [0.0], [0]
@@ -83,7 +96,7 @@ def similar(lengths: Sequence[int]) -> list[list[int]]:
         longest = lengths[order[end - 1]]
         costs = [least[begin] + (end - begin) * longest for begin in range(end)]
         begin = min(range(end), key=costs.__getitem__)
-        least.append(costs[begin] + RUN_COST)
+        least.append(costs[begin] + run_cost)
         begins.append(begin)
     runs = []
     end = len(order)

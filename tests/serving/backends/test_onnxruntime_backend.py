@@ -880,6 +880,47 @@ class TestSequences:
             np.testing.assert_array_equal(second["sum"], [[4]])  # type: ignore[index]
 
     @pytest.mark.parametrize(
+        ("fixed", "for_position", "runs_of_texts"),
+        [
+            (20e-3, 1e-3, [(3, 12)]),  # 3 x 12 positions in one run cost less than 20 more
+            (2e-3, 1e-3, [(2, 3), (1, 12)]),
+            (2e-3, 0, [(3, 12)]),  # all as fast: what costs is the run
+        ],
+    )
+    def test_rows_share_a_run_where_that_is_cheaper_on_this_machine(
+        self,
+        fixed: float,
+        for_position: float,
+        runs_of_texts: list[tuple[int, int]],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        model, runs = self.model()
+
+        def clock() -> float:
+            positions = sum(rows * length for rows, length in runs)
+            return fixed * len(runs) + for_position * positions
+
+        monkeypatch.setattr("ort_batch.time.thread_time", clock)
+        model.measure_run_cost()
+        runs.clear()
+        model.run([self.texts(model, 16, length) for length in (3, 12, 3)])
+        assert runs == runs_of_texts
+
+    def test_a_graph_that_cannot_take_the_measured_runs_is_served_all_the_same(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise RuntimeError("it takes no position beyond the third")
+
+        model, runs = self.model()
+        with monkeypatch.context() as patched:
+            patched.setattr(Counting, "run", refuse)
+            model.measure_run_cost()
+        runs.clear()
+        model.run([self.texts(model, 16, length) for length in (3, 12, 3)])
+        assert runs == [(2, 3), (1, 12)]
+
+    @pytest.mark.parametrize(
         "lengths", [[9], [5, 5, 5], [3, 30, 4, 31, 8, 12], [1, 6, 12, 18], [64, 2, 64, 2, 9, 10]]
     )
     def test_no_other_split_into_runs_costs_less(self, lengths: list[int]) -> None:
