@@ -382,7 +382,7 @@ async def golden_response(
     """
     probe_response = ProbeResponse(probe.golden)
     if not model.decoupled:
-        probe_response.add(await upstream.infer(probe.request, timeout_s, model.short_bytes))
+        probe_response.add(await upstream.infer(probe.request, timeout_s, model.short.alone))
         return probe_response
     async with aclosing(upstream.stream(probe.request, timeout_s, timeout_s)) as responses:
         async for response in responses:

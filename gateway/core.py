@@ -28,6 +28,7 @@ from gateway.models.compiled_endpoint import CompiledEndpoint, Row
 from gateway.models.rows import Batch, Tensors, batches, count_tokens, read_tensors
 from gateway.models.same_endpoint import difference
 from gateway.models.sequences import OpenSequences, SequenceIds, SequenceStep, step_of
+from gateway.models.short import NOT_SHORT, Short
 from gateway.models.v2_request import V2Request
 from gateway.render import Reply
 from gateway.row_inference import OnResponse, RowInference, infer_only
@@ -565,8 +566,8 @@ class Gateway:
 
         async def send(upstream: Upstream) -> service_pb2.ModelInferResponse:
             context.sent_to(upstream.address)
-            short_bytes = 0 if over_grpc else self._short_bytes(message.model_name)
-            work = upstream.infer(message, context.remaining_s(), short_bytes, context.tenant)
+            short = NOT_SHORT if over_grpc else self._short(message.model_name)
+            work = upstream.infer(message, context.remaining_s(), short, context.tenant)
             if admission:
                 admission.started()
             return await _timed(context, work)
@@ -584,10 +585,10 @@ class Gateway:
         response.model_name = model.name
         return response
 
-    def _short_bytes(self, serving: str) -> int:
+    def _short(self, serving: str) -> Short:
         """Of the model that serves: a canary has its own."""
         model = self.catalogue.models.get(serving)
-        return model.short_bytes if model else 0
+        return model.short if model else NOT_SHORT
 
     def cache_scope(
         self, context: RequestContext, message: service_pb2.ModelInferRequest
@@ -723,20 +724,20 @@ class Gateway:
         admission: Admission,
         on_response: OnResponse | None = None,
     ) -> list[tuple[Tensors, int]]:
-        may_repeat, short_bytes = model.may_repeat, self._short_bytes(serving)
+        may_repeat, short = model.may_repeat, self._short(serving)
         with await self.turn(context, model, serving) as turn:
             admission.started()
             if len(row_batches) == 1:
                 work = infer_only(
                     *(context, self.pool, serving, row_batches[0], on_response),
                     may_repeat=may_repeat,
-                    short_bytes=short_bytes,
+                    short=short,
                 )
                 return await _timed(context, work)
             inference = RowInference(
                 *(context, self.pool, self.queues.get(serving), serving, row_batches, on_response),
                 may_repeat=may_repeat,
-                short_bytes=short_bytes,
+                short=short,
             )
             work = inference.run(turn, self._weight(context), self._window)
             return await _timed(context, work)

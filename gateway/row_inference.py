@@ -15,6 +15,7 @@ from tritonclient.grpc import service_pb2
 from gateway.errors import DeadlineExceeded, InvalidRequest, NoCapacity, ReplicaLost
 from gateway.http.request_context import RequestContext
 from gateway.models.rows import Batch, Tensors, read_tensors
+from gateway.models.short import NOT_SHORT, Short
 from gateway.upstream.admission import FairQueue, Turn
 from gateway.upstream.replicas import Permit, ReplicaPool
 from gateway.upstream.server import Upstream
@@ -42,12 +43,12 @@ class RowInference:
         on_response: OnResponse | None = None,
         *,
         may_repeat: bool,
-        short_bytes: int = 0,
+        short: Short = NOT_SHORT,
     ) -> None:
-        """``short_bytes``: those of the model that is ``serving``."""
+        """``short``: what the model that is ``serving`` says."""
         self._context, self._pool, self._queue = context, pool, queue
         self._serving, self._may_repeat = serving, may_repeat
-        self._short_bytes = short_bytes
+        self._short = short
         self._count, self._on_response = len(row_batches), on_response
         self._pending = deque(row_batches)
         self._results: dict[int, tuple[Tensors, int]] = {}
@@ -123,7 +124,7 @@ class RowInference:
             batch.message.model_name = self._serving
             self._context.sent_to(upstream.address)
             tensors = await infer_batch(
-                self._context, upstream, batch, self._on_response, self._short_bytes
+                self._context, upstream, batch, self._on_response, self._short
             )
             under_way.clear()
             for index, row_index in enumerate(batch.row_indices):
@@ -140,7 +141,7 @@ async def infer_only(
     on_response: OnResponse | None = None,
     *,
     may_repeat: bool,
-    short_bytes: int = 0,
+    short: Short = NOT_SHORT,
 ) -> list[tuple[Tensors, int]]:
     """As ``RowInference.run``, for a request whose rows are one batch: nobody else can take part,
     and its turn ends with it."""
@@ -149,7 +150,7 @@ async def infer_only(
 
     async def send(upstream: Upstream) -> Tensors:
         context.sent_to(upstream.address)
-        return await infer_batch(context, upstream, batch, on_response, short_bytes)
+        return await infer_batch(context, upstream, batch, on_response, short)
 
     tensors = await pool.call(serving, "", send, may_repeat=may_repeat)
     return [(tensors, index) for index in range(len(batch.row_indices))]
@@ -160,7 +161,7 @@ async def infer_batch(
     upstream: Upstream,
     batch: Batch,
     on_response: OnResponse | None = None,
-    short_bytes: int = 0,
+    short: Short = NOT_SHORT,
 ) -> Tensors:
     """The output tensors of one batch, whose response ``on_response`` gets. An InvalidRequest names
     the row by its index in the caller's request."""
@@ -169,7 +170,7 @@ async def infer_batch(
         raise DeadlineExceeded("the model did not answer in time: try again or send less")
     started = time.perf_counter()
     try:
-        response = await upstream.infer(batch.message, remaining_s, short_bytes, context.tenant)
+        response = await upstream.infer(batch.message, remaining_s, short, context.tenant)
     except InvalidRequest as error:
         raise _with_caller_row(error, batch.row_indices) from error
     upstream_s = time.perf_counter() - started

@@ -17,6 +17,7 @@ from gateway.errors import (
 from gateway.http.json_body import LARGE_BYTES
 from gateway.models.compiled_endpoint import CompiledEndpoint
 from gateway.models.sequences import SequenceSlots
+from gateway.models.short import NOT_SHORT, Short
 from gateway.models.token_outputs import TOKENS, TokenOutputs
 from modelspec.declaration import Declaration
 from modelspec.dtypes import protocol_name
@@ -68,9 +69,9 @@ class Model:
     batch_delay_s: float | None = None
     # Plain V2 requests go over the HTTP upstream, and its JSON is passed on.
     uses_http_upstream: bool = False
-    # Requests whose tensors have no more bytes than that are short by nature: they may go to
-    # Triton's HTTP API, which does not notice that a client has left.
-    short_bytes: int = 0
+    # What is short by nature may go to Triton's HTTP API, which does not notice that a client has
+    # left.
+    short: Short = NOT_SHORT
     sequences: SequenceSlots | None = None  # for a model that keeps state between requests
     deterministic: bool = False  # it says that equal requests get equal responses
     # Of a deterministic model: changes with its config, those of its steps and their versions; ''
@@ -210,7 +211,7 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
         batch_delay_s=batch_delay_s(config),
         deterministic=declaration.is_deterministic,
         steps=tuple(step.model_name for step in config.ensemble_scheduling.step),
-        short_bytes=_short_bytes(declaration),
+        short=_short(declaration, config),
         uses_http_upstream=not declaration.is_cancellable
         and TOKENS not in outputs  # the HTTP upstream would not count its tokens
         and not config.HasField("ensemble_scheduling")
@@ -218,12 +219,28 @@ def read_model(config: model_config_pb2.ModelConfig, versions: tuple[str, ...]) 
     )
 
 
-def _short_bytes(declaration: Declaration) -> int:
+def _short(declaration: Declaration, config: model_config_pb2.ModelConfig) -> Short:
     """Of a model that may be cancelled only if it has a golden sample: what Triton's HTTP API
-    refuses with 400 is asked again over gRPC."""
-    if not declaration.is_cancellable:
-        return LARGE_BYTES
-    return declaration.short_bytes if declaration.probe else 0
+    refuses with 400 is asked again over gRPC. Likewise only then are requests sent as one, which
+    are sent again if that fails; nor where an output of any length might be as long as another
+    one's in the batch."""
+    if not declaration.probe:
+        return Short(0 if declaration.is_cancellable else LARGE_BYTES)
+    is_merged = (
+        declaration.short_bytes
+        and declaration.is_deterministic
+        and config.max_batch_size > 1
+        and not any(length < 0 for output in config.output for length in output.dims)
+    )
+    return Short(
+        declaration.short_bytes if declaration.is_cancellable else LARGE_BYTES,
+        config.max_batch_size if is_merged else 0,
+    )
+
+
+def instance_count(config: model_config_pb2.ModelConfig) -> int:
+    """How many instances one server has of the model."""
+    return sum(max(1, group.count) * max(1, len(group.gpus)) for group in config.instance_group)
 
 
 def batch_delay_s(config: model_config_pb2.ModelConfig) -> float | None:
@@ -240,12 +257,9 @@ def sequence_slots(config: model_config_pb2.ModelConfig) -> SequenceSlots | None
         return None
     batching = config.sequence_batching
     # Each instance has its own batcher.
-    instances = sum(
-        max(1, group.count) * max(1, len(group.gpus)) for group in config.instance_group
-    )
     per_instance = batching.oldest.max_candidate_sequences or config.max_batch_size
     idle_us = batching.max_sequence_idle_microseconds or DEFAULT_IDLE_US
-    return SequenceSlots(max(1, instances) * max(1, per_instance), idle_us / 1e6)
+    return SequenceSlots(max(1, instance_count(config)) * max(1, per_instance), idle_us / 1e6)
 
 
 def _meta(

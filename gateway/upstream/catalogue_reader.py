@@ -9,7 +9,14 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from gateway.errors import DeadlineExceeded, GatewayError, NoCapacity
-from gateway.models.catalogue import Catalogue, Model, batch_delay_s, read_model, sequence_slots
+from gateway.models.catalogue import (
+    Catalogue,
+    Model,
+    batch_delay_s,
+    instance_count,
+    read_model,
+    sequence_slots,
+)
 from gateway.models.sequences import SequenceSlots
 from gateway.upstream.replicas import Replica
 from modelspec.errors import DeclarationError
@@ -141,7 +148,7 @@ class CatalogueReader:
         """Raises NoCapacity or DeadlineExceeded if the server does not respond; a model's own fault
         is its entry's, and affects no other."""
         previous, config_bytes, slots = self._entries.get(name), b"", None
-        delay_s, steps = None, _NO_STEPS
+        delay_s, steps, instances = None, _NO_STEPS, 1
         try:
             config = (await holder.upstream.describe("ModelConfig", name)).config
             self.read_at = time.monotonic()
@@ -149,6 +156,7 @@ class CatalogueReader:
             if previous and (previous.versions, previous.config) == (versions, config_bytes):
                 return previous
             slots, delay_s = sequence_slots(config), batch_delay_s(config)
+            instances = max(1, instance_count(config))
             steps = tuple(
                 (step.model_name, step.model_version) for step in config.ensemble_scheduling.step
             )
@@ -156,11 +164,13 @@ class CatalogueReader:
         except (NoCapacity, DeadlineExceeded):
             raise
         except DeclarationError as error:
-            return _Entry(versions, config_bytes, None, slots, delay_s, error.problem, steps)
+            return _Entry(
+                versions, config_bytes, None, slots, delay_s, error.problem, steps, instances
+            )
         except Exception as error:
             return _Entry(versions, b"", None, slots, delay_s, str(error) or type(error).__name__)
         fault = model.golden_fault if model else ""
-        return _Entry(versions, config_bytes, model, slots, delay_s, fault, steps)
+        return _Entry(versions, config_bytes, model, slots, delay_s, fault, steps, instances)
 
 
 _LATE = DeadlineExceeded("the replica has not listed its models yet")
@@ -186,6 +196,7 @@ class _Entry:
     batch_delay_s: float | None
     fault: str
     steps: _StepVersions = ()
+    instances: int = 1
 
 
 async def _read_index(replica: Replica) -> GatewayError | None:
@@ -218,9 +229,12 @@ class _Steps:
 
     def completed(self, model: Model) -> Model:
         """An ensemble takes as many sequences as the step that takes the fewest, and gathers
-        batches if one of its steps does. A deterministic model gets what its responses are cached
-        by."""
+        batches if one of its steps does; of its short requests as many go at a time as the step
+        with the most instances has. A deterministic model gets what its responses are cached by."""
         steps = [entry for entry in map(self.entries.get, model.steps) if entry]
+        short = model.short._replace(
+            at_a_time=max([entry.instances for entry in (*steps, self.entries[model.name])])
+        )
         delay_s, sequences = model.batch_delay_s, model.sequences
         if delays_s := [step.batch_delay_s for step in steps if step.batch_delay_s is not None]:
             delay_s = sum(delays_s)
@@ -234,13 +248,14 @@ class _Steps:
             revision = self._revision(model.name)
             ready = self.ready.get(model.name, ())
             version = ready[0] if len(ready) == 1 else ""
-        known = (model.batch_delay_s, model.sequences, model.revision, model.only_version)
-        if (delay_s, sequences, revision, version) == known:
+        known = (*(model.batch_delay_s, model.sequences), model.revision, model.only_version)
+        if (delay_s, sequences, revision, version) == known and short == model.short:
             return model
         return replace(
             model,
             batch_delay_s=delay_s,
             sequences=sequences,
+            short=short,
             revision=revision,
             only_version=version,
         )

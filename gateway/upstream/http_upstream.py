@@ -22,9 +22,11 @@ import orjson
 from tritonclient.grpc import service_pb2
 
 from gateway.errors import GatewayError
+from gateway.models.short import NOT_SHORT, Short
 from gateway.models.v2_request import Form, V2Request, not_finite
 from gateway.render import Reply
 from gateway.upstream.http_messages import form_of, is_short, read_response
+from gateway.upstream.merging import Merging
 from gateway.upstream.trace_context import Metadata, upstream_metadata
 from gateway.upstream.triton_errors import FOR_CLIENT, WORDS, to_gateway_error, translate
 from gateway.upstream.triton_http import Response, TritonHttp
@@ -55,6 +57,7 @@ class HttpUpstream:
         self._http = TritonHttp(host_and_port(grpc_address)[0], port)
         self._channel = channel
         self._watch: asyncio.Task[None] | None = None
+        self._merging = Merging(self._send_message)
 
     async def infer(self, request: V2Request, timeout_s: float, tenant: str) -> Reply | None:
         """The response as it is, or None if the request has to go over gRPC instead.
@@ -70,9 +73,21 @@ class HttpUpstream:
         return is_short(request, short_bytes) and not self._http.is_behind
 
     async def infer_message(
+        self,
+        request: service_pb2.ModelInferRequest,
+        timeout_s: float,
+        tenant: str,
+        short: Short = NOT_SHORT,
+    ) -> service_pb2.ModelInferResponse | None:
+        """As ``infer``, for messages, which may be sent with others if the model says so. One with
+        a trace context of its own is sent alone."""
+        if short.most_rows and upstream_metadata.get() is None:
+            return await self._merging.infer(request, timeout_s, tenant, short)
+        return await self._send_message(request, timeout_s, tenant)
+
+    async def _send_message(
         self, request: service_pb2.ModelInferRequest, timeout_s: float, tenant: str
     ) -> service_pb2.ModelInferResponse | None:
-        """As ``infer``, for messages."""
         head = _whole(form_of(request), request.id, request.raw_input_contents)
         response = await self._send(head, timeout_s, tenant, watches=True)
         if response is None or is_ambiguous(response):

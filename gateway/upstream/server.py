@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from gateway.errors import UpstreamError
+from gateway.models.short import NOT_SHORT, Short
 from gateway.upstream.balancing import Health
 from gateway.upstream.grpc_streams import GrpcStreams
 from gateway.upstream.stream_call import BOUND_S, EMPTY_FINAL, FINAL, StreamCall, StreamEnds
@@ -98,16 +99,16 @@ class Upstream:
         self,
         request: service_pb2.ModelInferRequest,
         timeout_s: float,
-        short_bytes: int = 0,
+        short: Short = NOT_SHORT,
         tenant: str = "",
     ) -> service_pb2.ModelInferResponse:
         """One unary inference; cancelling the awaiting task ends it in Triton when that is safe
-        (see ``unary_call``), unless its tensors have at most ``short_bytes`` (of the model): then
-        it goes over HTTP if it can. A large response is read in ``tenant``'s turns."""
+        (see ``unary_call``), unless it is ``short`` (what the model says of it): then it goes over
+        HTTP if it can, perhaps with others. A large response is read in ``tenant``'s turns."""
         http = self.http_upstream
-        if short_bytes and http is not None and http.takes(request, short_bytes):
+        if short.most_bytes and http is not None and http.takes(request, short.most_bytes):
             started = time.monotonic()
-            response = await http.infer_message(request, timeout_s, tenant)
+            response = await http.infer_message(request, timeout_s, tenant, short)
             if response is not None:
                 return response
             timeout_s -= time.monotonic() - started

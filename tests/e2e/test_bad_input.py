@@ -2,6 +2,7 @@
 second."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -178,6 +179,43 @@ def test_v2_refuses_texts(stack, text, message):
     )
     assert response.status_code == 400, response.text
     assert message in response.json()["error"]
+
+
+def test_of_many_texts_at_once_each_gets_its_own_vector_and_a_bad_one_its_own_error(stack):
+    """They share requests to Triton, over whichever API they came."""
+    texts = ["hello", "where is my parcel?", "", "a longer text " * 12, "\u4f60\u597d", " \n"] * 8
+
+    def vector(number: int) -> list[float] | int:
+        text = texts[number]
+        if number % 3:
+            response = httpx.post(
+                stack.url + "/v1/text_embedding",
+                json={"text": text},
+                headers=stack.headers,
+                timeout=60,
+            )
+            return response.json()["embedding"] if response.is_success else response.status_code
+        entry = {"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": [text]}
+        response = httpx.post(
+            stack.url + "/v2/models/text_embedding/infer",
+            json={"inputs": [entry], "outputs": [{"name": "sentence_embedding"}]},
+            headers=stack.headers,
+            timeout=60,
+        )
+        return (
+            response.json()["outputs"][0]["data"] if response.is_success else response.status_code
+        )
+
+    alone = [vector(number) for number in range(12)]
+    assert [type(one) for one in alone[:6]] == [list, list, int, list, list, int]
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(vector, range(len(texts))))
+    for number, result in enumerate(together):
+        expected = alone[number % len(alone)]
+        if isinstance(expected, int):
+            assert result == expected, texts[number]
+        else:
+            np.testing.assert_allclose(result, expected, atol=2e-6)
 
 
 TASK_CASES = {

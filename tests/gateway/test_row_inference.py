@@ -8,6 +8,7 @@ from tritonclient.grpc import service_pb2
 
 from gateway.errors import ReplicaLost, UpstreamError
 from gateway.models.rows import Batch
+from gateway.models.short import NOT_SHORT, Short
 from gateway.row_inference import RowInference, infer_only
 from gateway.upstream.admission import FairQueue
 from gateway.upstream.replicas import ReplicaPool
@@ -101,8 +102,8 @@ class _Losing(Connection):
 
     asked: list[str]
 
-    async def infer(self, request, timeout_s, short_bytes=0, tenant=""):
-        self.asked.append(f"{request.model_name} {short_bytes} {tenant}")
+    async def infer(self, request, timeout_s, short=NOT_SHORT, tenant=""):
+        self.asked.append(f"{request.model_name} {short.most_bytes} {tenant}")
         if len(self.asked) == 1:
             lost = ReplicaLost("gone", retry_after_s=1)
             lost.was_sent = True
@@ -123,7 +124,7 @@ async def test_the_only_batch_is_sent_again_as_others_are(may_repeat):
         replica.upstream.asked = asked
     context = context_of({"type": "http", "path": "/", "headers": []}, None, deadline_s=60)
     batch = Batch((0, 1), service_pb2.ModelInferRequest())
-    work = infer_only(context, pool, "m", batch, may_repeat=may_repeat, short_bytes=7)
+    work = infer_only(context, pool, "m", batch, may_repeat=may_repeat, short=Short(7))
     if may_repeat:
         results = await work
         assert [index for _, index in results] == [0, 1]

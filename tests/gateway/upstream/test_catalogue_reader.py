@@ -162,3 +162,14 @@ async def test_versions_that_differ_count_only_on_replicas_that_are_up(servers):
     await servers.stop_second()
     model = await servers.model()
     assert model.only_version == "2" and model.revision
+
+
+async def test_short_requests_go_together_as_many_as_the_largest_step_has_instances(servers):
+    pipeline = _pipeline("p", tokenize=1, engine=1)
+    pipeline.max_batch_size = 8
+    pipeline.parameters["tidegate.short_bytes"].string_value = "256"
+    tokenize, engine = (public(name, internal="true") for name in ("tokenize", "engine"))
+    engine.instance_group.add(count=2, gpus=[0, 1])
+    engine.instance_group.add(count=1)
+    servers.serve(pipeline, tokenize, engine)
+    assert (await servers.model()).short == (256, 8, 5)

@@ -18,6 +18,7 @@ from gateway.errors import (
     UpstreamError,
 )
 from gateway.models.catalogue import read_model
+from gateway.models.short import NOT_SHORT, Short
 from gateway.settings import Settings
 from gateway.upstream.http_messages import is_short, read_response
 from gateway.upstream.server import Upstream
@@ -27,7 +28,7 @@ from tests.gateway.fake_triton import public
 from tests.gateway.upstream.http_triton import FakeTriton, binary, head, whole
 
 OUTPUTS = [("y", "FP32", [1, 2], struct.pack("<2f", 0.5, -1)), ("s", "BYTES", [1], b"\1\0\0\0a")]
-SHORT = 8
+SHORT = Short(8)
 
 
 @pytest.fixture
@@ -68,17 +69,17 @@ def _with_classes() -> service_pb2.ModelInferRequest:
 @pytest.mark.parametrize(
     ("request_", "short_bytes", "over_http"),
     [
-        (_request(2), SHORT, True),
-        (_request(3), SHORT, False),
-        (_request(0), SHORT, True),
+        (_request(2), 8, True),
+        (_request(3), 8, False),
+        (_request(0), 8, True),
         (_request(2), 0, False),
-        (_with_parameter(), SHORT, False),
-        (_with_classes(), SHORT, False),
+        (_with_parameter(), 8, False),
+        (_with_classes(), 8, False),
     ],
     ids=["short", "longer", "empty", "undeclared", "with a parameter", "with classes"],
 )
 async def test_which_way_a_request_goes(triton, upstream, request_, short_bytes, over_http):
-    await upstream.infer(request_, 5, short_bytes)
+    await upstream.infer(request_, 5, Short(short_bytes))
     ways = len(triton.requests), len(triton.grpc_requests)
     assert ways == (int(over_http), int(not over_http))
 
@@ -91,28 +92,60 @@ def test_all_tensors_count_together():
 
 
 @pytest.mark.parametrize(
-    ("parameters", "short_bytes"),
+    ("parameters", "short"),
     [
-        ({}, 0),
-        ({"short_bytes": "256"}, 256),
-        ({"short_bytes": "256", "golden": "{}"}, 0),  # a 400 could not be asked again
-        ({"short_bytes": "many"}, 0),
-        ({"short_bytes": "256", "cancellable": "false"}, 128 * 1024),
+        ({}, Short()),
+        ({"short_bytes": "256"}, Short(256)),
+        ({"short_bytes": "256", "golden": "{}"}, Short()),  # a 400 could not be asked again
+        ({"short_bytes": "many"}, Short()),
+        ({"short_bytes": "256", "cancellable": "false"}, Short(128 * 1024)),
+        ({"short_bytes": "256", "deterministic": "true"}, Short(256, 8)),
+        ({"short_bytes": "256", "deterministic": "true", "golden": "{}"}, Short()),
     ],
-    ids=["none", "declared", "without a golden sample", "no number", "never cancellable"],
+    ids=[
+        "none",
+        "declared",
+        "without a golden sample",
+        "no number",
+        "never cancellable",
+        "deterministic",
+        "deterministic, without a golden sample",
+    ],
 )
-def test_what_a_model_declares(parameters, short_bytes):
-    assert read_model(public("m", **parameters), ("1",)).short_bytes == short_bytes
+def test_what_a_model_declares(parameters, short):
+    config = public("m", **parameters)
+    config.max_batch_size = 8
+    assert read_model(config, ("1",)).short == short
+
+
+def test_outputs_of_any_length_are_not_shared():
+    config = public("m", short_bytes="256", deterministic="true")
+    config.max_batch_size = 8
+    config.output[0].dims[:] = [-1]
+    assert read_model(config, ("1",)).short == Short(256)
+
+
+async def test_requests_with_a_trace_are_sent_alone(triton, upstream):
+    """Theirs is nobody else's."""
+    triton.http = None
+    tasks = []
+    for number in range(8):
+        upstream_metadata.set((("traceparent", f"00-{number}"),) if number else None)
+        work = upstream.infer(_request(), 0.2, SHORT._replace(most_rows=8))
+        tasks.append(asyncio.create_task(work))
+    await asyncio.gather(*tasks, return_exceptions=True)
+    traces = sorted(request.partition(b"traceparent: ")[2][:4] for request in triton.requests)
+    assert traces == [b"", *(b"00-%d" % number for number in range(1, 8))]
 
 
 async def test_a_canary_has_a_rule_of_its_own():
     gateway = Gateway(Settings(replicas=("127.0.0.1:1",)))
     model = read_model(public("m", short_bytes="256"), ("1",))
     gateway.catalogue = replace(
-        gateway.catalogue, models={"m": model, "m.canary": replace(model, short_bytes=0)}
+        gateway.catalogue, models={"m": model, "m.canary": replace(model, short=NOT_SHORT)}
     )
     names = "m", "m.canary", "gone"
-    assert [gateway._short_bytes(name) for name in names] == [256, 0, 0]
+    assert [gateway._short(name).most_bytes for name in names] == [256, 0, 0]
     await gateway.pool.close()
 
 
