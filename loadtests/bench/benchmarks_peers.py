@@ -2,18 +2,18 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from loadtests.bench.errors import BenchError
-from loadtests.bench.passes import Rounds, alternate, wrk_pass
+from loadtests.bench.passes import Pass, Rounds, alternate, wrk_pass
 from loadtests.bench.payloads import JSON, chunks, embedding_task, embedding_v2
 from loadtests.bench.report import Floor, Row, Section, rows
 from loadtests.bench.settings import ENVIRONMENTS, Effort
 from loadtests.bench.stack import BenchStack
-from loadtests.bench.wrk import LoadTarget, run
+from loadtests.bench.wrk import Figures, LoadTarget, run
 from loadtests.own_stack.cpu import ProcessTree
 from loadtests.own_stack.processes import free_ports, start
 
@@ -30,13 +30,15 @@ SAME_GRAPH = "FastAPI, our graph"
 class Peer:
     """``file`` in ``peers/`` runs in the Python of its own environment. Each takes ``{"texts":
     [...]}``; ``floors`` are connections -> the share of its throughput that our task route reaches,
-    one text a request."""
+    one text a request. One that ``polls`` takes processors while nobody asks it anything, and is
+    paused while others are measured."""
 
     name: str
     file: str
     path: str
     health: str
     floors: dict[int, float]
+    polls: bool = False
 
     @property
     def python(self) -> Path:
@@ -48,22 +50,25 @@ FASTAPI = Peer(
 )
 PEERS = (
     FASTAPI,
-    Peer("LitServe", "litserve_app", "/predict", "/health", {32: 1.0}),
+    # 0.3 of a core without a request (0.2.19).
+    Peer("LitServe", "litserve_app", "/predict", "/health", {32: 1.0}, polls=True),
     Peer("BentoML", "bentoml_app", "/embed", "/readyz", {8: 1.0, 32: 1.0}),
 )
 
 
 @dataclass(frozen=True)
 class Server:
-    """A peer that runs; ``targets`` are by texts per request."""
+    """A peer that runs; ``targets`` are by texts per request. Take passes while it is ``awake``."""
 
     peer: Peer
     name: str
     targets: dict[int, LoadTarget]
+    awake: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def same_model(stack: BenchStack, effort: Effort) -> Section:
-    """All servers run at once, but only one of them is under load at a time."""
+    """All servers run at once, but only one of them is under load at a time, and those that take
+    processors all the same are paused meanwhile."""
     with ExitStack() as open_servers:
         servers = [
             open_servers.enter_context(_serving(peer, peer.name, stack, stack.model_file))
@@ -96,22 +101,34 @@ def _measured(
     table: list[Row] = []
     floors: list[Floor] = []
     for n_texts in TEXTS_PER_REQUEST:
+        ours = embedding_task(OURS, stack, n_texts), embedding_v2(DIRECT, stack, "triton", n_texts)
         targets = [
-            embedding_task(OURS, stack, n_texts),
-            embedding_v2(DIRECT, stack, "triton", n_texts),
-            *(server.targets[n_texts] for server in servers),
+            *((target, nullcontext) for target in ours),
+            *((server.targets[n_texts], server.awake) for server in servers),
         ]
-        for target in targets:
-            run(target, WARM_CONNECTIONS, WARM_S)
+        for target, awake in targets:
+            with awake():
+                run(target, WARM_CONNECTIONS, WARM_S)
         for connections in effort.connections:
             seconds = effort.seconds if n_texts == 1 else MANY_TEXTS_S * effort.seconds
-            passes = {target.name: wrk_pass(target, connections, seconds) for target in targets}
+            passes = {
+                target.name: _awake_pass(awake, wrk_pass(target, connections, seconds))
+                for target, awake in targets
+            }
             rounds = alternate(passes, effort.rounds)
             setting = f"{connections} connections, {n_texts} text{'s' * (n_texts > 1)}"
             table += rows(rounds, OURS, setting)
             if n_texts == 1:
                 floors += _floors(rounds, servers, connections)
     return table, floors
+
+
+def _awake_pass(awake: Callable[[], AbstractContextManager[None]], work: Pass) -> Pass:
+    def run_awake() -> Figures:
+        with awake():
+            return work()
+
+    return run_awake
 
 
 def _floors(rounds: Rounds, servers: list[Server], connections: int) -> list[Floor]:
@@ -157,6 +174,10 @@ def _serving(peer: Peer, name: str, stack: BenchStack, model_file: Path) -> Iter
             )
             for n_texts in TEXTS_PER_REQUEST
         }
-        yield Server(peer, name, targets)
+        if peer.polls:
+            with server.paused():
+                yield Server(peer, name, targets, server.resumed)
+        else:
+            yield Server(peer, name, targets)
     finally:
         server.stop()
