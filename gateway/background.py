@@ -7,7 +7,7 @@ proves that the model works.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -141,10 +141,15 @@ class Background:
         ]
         deltas = await self._triton_times.read(wanted, time.monotonic())
         for queue, model, replicas in busy:
-            times_s = for_each_request(deltas, replicas, model.steps or (model.name,))
-            delay_s = model.batch_delay_s
-            waiting = ONE_BY_ONE if delay_s is None else Waiting(BATCH_SHARE, delay_s)
-            queue.measured(len(replicas), *times_s, waiting)
+            queue_s, compute_s = for_each_request(deltas, replicas, model.steps or (model.name,))
+            waited_s = _waited_s(name, replicas)
+            if compute_s > 0:
+                queue_s += waited_s
+            delay_s, is_merged = model.batch_delay_s, model.short.most_rows > 0
+            waiting = ONE_BY_ONE
+            if delay_s is not None or is_merged:
+                waiting = Waiting(BATCH_SHARE, delay_s or 0.0)
+            queue.measured(len(replicas), queue_s, compute_s, waiting)
         for name, text_queue in gateway.text_queues.items():
             text_queue.resize(*gateway.engine_share(name))
             text_queue.forget_idle()
@@ -371,6 +376,15 @@ async def _check_liveness(upstream: Upstream, model: Model) -> str:
     if model.decoupled and not await upstream.stream_ends.respond():
         return "cannot be called: its server does not respond on streams"
     return ""
+
+
+def _waited_s(model: str, replicas: Sequence[Replica]) -> float:
+    """For how long a request waited here on average, to be sent with others: it is as much a queue
+    as Triton's own, which is short because of this one."""
+    https = [replica.upstream.http_upstream for replica in replicas]
+    waits = [http.take_waits(model) for http in https if http is not None]
+    requests = sum(wait.requests for wait in waits)
+    return sum(wait.seconds for wait in waits) / requests if requests else 0.0
 
 
 async def golden_response(

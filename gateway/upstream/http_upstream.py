@@ -26,7 +26,7 @@ from gateway.models.short import NOT_SHORT, Short
 from gateway.models.v2_request import Form, V2Request, not_finite
 from gateway.render import Reply
 from gateway.upstream.http_messages import form_of, is_short, read_response
-from gateway.upstream.merging import Merging
+from gateway.upstream.merging import Merging, Waits
 from gateway.upstream.trace_context import Metadata, upstream_metadata
 from gateway.upstream.triton_errors import FOR_CLIENT, WORDS, to_gateway_error, translate
 from gateway.upstream.triton_http import Response, TritonHttp
@@ -84,6 +84,10 @@ class HttpUpstream:
         if short.most_rows and upstream_metadata.get() is None:
             return await self._merging.infer(request, timeout_s, tenant, short)
         return await self._send_message(request, timeout_s, tenant)
+
+    def take_waits(self, model: str) -> Waits:
+        """How long requests to the model waited for others, since the last call."""
+        return self._merging.take_waits(model)
 
     async def _send_message(
         self, request: service_pb2.ModelInferRequest, timeout_s: float, tenant: str

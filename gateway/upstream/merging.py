@@ -9,20 +9,23 @@ sent at once, as it is.
 
 Only for models that say that equal requests get equal responses (``tidegate.deterministic``), which
 a conversion proves for rows in a batch, and that have a golden sample, so that requests may be
-repeated: if a group fails, each of its requests is sent alone.
+repeated: if a group fails, each of its requests is sent alone, by its own caller.
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
+from copy import copy
 from itertools import pairwise
 from typing import TypeAlias
 
 from tritonclient.grpc import service_pb2
 
-from gateway.errors import DeadlineExceeded, InvalidRequest, UpstreamError
+from gateway.errors import InvalidRequest, TooLarge, UpstreamError
 from gateway.models.short import NOT_SHORT, Short
+from gateway.upstream.triton_errors import request_id, to_gateway_error
 from modelspec.dtypes import NUMERIC_TYPES
 
 Request: TypeAlias = service_pb2.ModelInferRequest
@@ -34,8 +37,9 @@ Send = Callable[[Request, float, str], Coroutine[None, None, Response | None]]
 WORTH_MERGING = 3
 # For how long others are waited for, in what a group takes; of which the last ones count so much.
 GATHER_SHARE, NEW_SHARE = 0.2, 0.2
+MOST_GATHER_S = 0.02  # one that took very long, for whatever reason, makes nobody wait as long
 KEPT_S = 1.0  # how long a lane that is empty is kept
-LATE = "the model did not answer in time: try again or send less"
+APART_S = 10.0  # for how long each is sent alone once what failed together did not fail alone
 
 
 class Merging:
@@ -44,20 +48,43 @@ class Merging:
     def __init__(self, send: Send) -> None:
         self._send = send
         self._lanes: dict[object, _Lane] = {}
+        self._waits: dict[str, Waits] = {}
 
     async def infer(
         self, request: Request, timeout_s: float, tenant: str, short: Short
     ) -> Response | None:
         """The response to this request, which may be sent with others; None if it has to go
-        another way. Raises DeadlineExceeded after ``timeout_s``, and what sending it raises."""
+        another way. Raises DeadlineExceeded after ``timeout_s``, and what sending it raises, which
+        is about this request alone."""
         rows = _rows(request)
         if not 0 < rows < short.most_rows:
             return await self._send(request, timeout_s, tenant)
         key = _key(request)
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = _Lane(self._send, lambda: self._lanes.pop(key, None))
+            waits = self._waits.setdefault(request.model_name, Waits())
+            lane = _Lane(self._send, waits, lambda: self._lanes.pop(key, None))
+            self._lanes[key] = lane
         return await lane.infer(request, rows, timeout_s, tenant, short)
+
+    def take_waits(self, model: str) -> "Waits":
+        """How long requests to the model waited before they were sent, since the last call."""
+        waits = self._waits.get(model)
+        return waits.take() if waits else Waits()
+
+
+class Waits:
+    """So many requests waited for so many seconds, all together."""
+
+    __slots__ = ("requests", "seconds")
+
+    def __init__(self, requests: int = 0, seconds: float = 0.0) -> None:
+        self.requests, self.seconds = requests, seconds
+
+    def take(self) -> "Waits":
+        taken = Waits(self.requests, self.seconds)
+        self.requests, self.seconds = 0, 0.0
+        return taken
 
 
 def _rows(request: Request) -> int:
@@ -79,16 +106,31 @@ def _key(request: Request) -> object:
 class _Waiting:
     """A request that waits for its response."""
 
-    __slots__ = ("group", "request", "response", "rows", "tenant", "until")
+    __slots__ = (
+        "group",
+        "id",
+        "is_apart",
+        "request",
+        "response",
+        "rows",
+        "since",
+        "tenant",
+        "until",
+    )
 
-    def __init__(self, request: Request, rows: int, until: float, tenant: str) -> None:
-        self.request, self.rows, self.until, self.tenant = request, rows, until, tenant
-        self.response: asyncio.Future[Response | None] = asyncio.get_running_loop().create_future()
+    def __init__(self, request: Request, rows: int, timeout_s: float, tenant: str) -> None:
+        loop = asyncio.get_running_loop()
+        self.request, self.rows, self.tenant = request, rows, tenant
+        self.since = loop.time()
+        self.until = self.since + timeout_s
+        self.id = request_id.get()
+        self.response: asyncio.Future[Response | None] = loop.create_future()
+        self.is_apart = False  # its group failed: its caller has to send it alone
         self.group: _Group | None = None  # once it was sent
 
     def expire(self) -> None:
         if not self.response.done():
-            self.response.set_exception(DeadlineExceeded(LATE))
+            self.response.set_exception(to_gateway_error(TimeoutError()))
 
     def fail(self, error: Exception) -> None:
         if not self.response.done():
@@ -98,12 +140,23 @@ class _Waiting:
         if not self.response.done():
             self.response.set_result(response)
 
+    def fall_apart(self) -> None:
+        if not self.response.done():
+            self.is_apart = True
+            self.response.set_result(None)
+
+    def forget(self) -> None:
+        """Its caller may have left as an error came, which is then nobody's."""
+        if self.response.done() and not self.response.cancelled():
+            self.response.exception()
+
 
 class _Group:
     """Requests that were sent as one."""
 
     def __init__(self, members: Sequence[_Waiting]) -> None:
         self.members = members
+        self.answered_alone = 0  # members, after it failed
         self.task: asyncio.Task[None] | None = None
 
     def left(self) -> None:
@@ -119,8 +172,8 @@ class _Lane:
     have just been sent are waited for, since they usually come back at once, but not for long.
     """
 
-    def __init__(self, send: Send, empty: Callable[[], object]) -> None:
-        self._send, self._empty = send, empty
+    def __init__(self, send: Send, waits: Waits, empty: Callable[[], object]) -> None:
+        self._send, self._waits, self._empty = send, waits, empty
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Waiting] = deque()
         self._groups = self._under_way = 0  # groups that are under way, and their requests
@@ -130,19 +183,37 @@ class _Lane:
         self._timer: asyncio.TimerHandle | None = None  # while more are waited for
         self._closing: asyncio.TimerHandle | None = None
         self._used_at = 0.0  # when it was empty last
+        self._apart_until = -math.inf
 
     async def infer(
         self, request: Request, rows: int, timeout_s: float, tenant: str, short: Short
     ) -> Response | None:
         self._short = short
         crowd = max(self._crowd, self._under_way + len(self._waiting) + 1)
-        if crowd < WORTH_MERGING * short.at_a_time and not self._waiting:
-            began = self._begin(1)
-            try:  # in the caller's own task: nothing is added to it
-                return await self._send(request, timeout_s, tenant)
-            finally:
-                self._ended(1, began)
-        waiting = _Waiting(request, rows, self._loop.time() + timeout_s, tenant)
+        are_few = crowd < WORTH_MERGING * short.at_a_time and not self._waiting
+        if are_few or self._loop.time() < self._apart_until:
+            self._waits.requests += 1
+            return await self._send_alone(request, timeout_s, tenant)
+        waiting = _Waiting(request, rows, timeout_s, tenant)
+        response = await self._sent_with_others(waiting, timeout_s)
+        if not waiting.is_apart:
+            return response
+        response = await self._send_alone(request, waiting.until - self._loop.time(), tenant)
+        if waiting.group and response is not None:
+            waiting.group.answered_alone += 1
+            if waiting.group.answered_alone == len(waiting.group.members):
+                self._apart_until = self._loop.time() + APART_S
+        return response
+
+    async def _send_alone(self, request: Request, timeout_s: float, tenant: str) -> Response | None:
+        """In the caller's own task: nothing is added to it, and errors are logged as its own."""
+        began = self._begin(1)
+        try:
+            return await self._send(request, timeout_s, tenant)
+        finally:
+            self._ended(1, began)
+
+    async def _sent_with_others(self, waiting: _Waiting, timeout_s: float) -> Response | None:
         self._waiting.append(waiting)
         self._gather()
         timer = self._loop.call_later(timeout_s, waiting.expire)
@@ -150,12 +221,13 @@ class _Lane:
             return await waiting.response
         finally:
             timer.cancel()
+            waiting.forget()
             if waiting.group:
                 waiting.group.left()
             elif waiting in self._waiting:
                 self._waiting.remove(waiting)
                 self._gather()
-                self._close_if_empty()
+            self._close_if_empty()
 
     def _close_if_empty(self) -> None:
         """Forget the lane a while after the last request: how large the crowd was is of use until
@@ -197,9 +269,11 @@ class _Lane:
         while self._waiting and self._groups < self._short.at_a_time:
             crowd = max(self._crowd, self._under_way + len(self._waiting))
             share = -(-crowd // self._short.at_a_time)
+            share = max(1, min(share, self._short.most_rows))  # each has a row at least
             if len(self._waiting) < share:
                 if self._timer is None:
-                    self._timer = self._loop.call_later(GATHER_SHARE * self._took_s, self._go)
+                    gather_s = min(GATHER_SHARE * self._took_s, MOST_GATHER_S)
+                    self._timer = self._loop.call_later(gather_s, self._go)
                 return
             self._start(share)
         self._stop_timer()
@@ -236,13 +310,17 @@ class _Lane:
         group = _Group(members)
         for member in members:
             member.group = group
-        # In no request's context: this one is nobody's own.
-        group.task = self._loop.create_task(self._answer(members, began), context=Context())
+            self._waits.seconds += began - member.since
+        self._waits.requests += len(members)
+        # In no request's context: this one is nobody's own. Its errors are logged as those of all.
+        context = Context()
+        context.run(request_id.set, " ".join(filter(None, [member.id for member in members])))
+        group.task = self._loop.create_task(self._answer(members, began), context=context)
 
     async def _answer(self, members: Sequence[_Waiting], began: float) -> None:
         try:
             if len(members) == 1:
-                await self._answer_alone(members[0])
+                await self._answer_one(members[0])
             else:
                 await self._answer_all(members)
         finally:
@@ -250,33 +328,32 @@ class _Lane:
                 member.response.cancel()
             self._ended(len(members), began)
 
+    async def _answer_one(self, member: _Waiting) -> None:
+        try:
+            left_s = member.until - self._loop.time()
+            member.answer(await self._send(member.request, left_s, member.tenant))
+        except Exception as error:
+            member.fail(error)
+
     async def _answer_all(self, members: Sequence[_Waiting]) -> None:
         left_s = max(member.until for member in members) - self._loop.time()
         try:
             whole = merged([member.request for member in members])
             response = await self._send(whole, left_s, members[0].tenant)
             parts = split(response, [member.rows for member in members]) if response else None
-        except (InvalidRequest, UpstreamError, ValueError):
+        except (InvalidRequest, TooLarge, UpstreamError, ValueError):
             parts = None
         except Exception as error:
             for member in members:
-                member.fail(error)
+                member.fail(copy(error))  # who handles it may change it
             return
         if parts is None:  # one of them may be at fault: let only that one fail
-            await asyncio.gather(*map(self._answer_alone, members))
+            for member in members:
+                member.fall_apart()
             return
         for member, part in zip(members, parts, strict=True):
             part.id = member.request.id
             member.answer(part)
-
-    async def _answer_alone(self, member: _Waiting) -> None:
-        left_s = member.until - self._loop.time()
-        if member.response.done():
-            return
-        try:
-            member.answer(await self._send(member.request, left_s, member.tenant))
-        except Exception as error:
-            member.fail(error)
 
 
 def merged(requests: Sequence[Request]) -> Request:
@@ -295,7 +372,10 @@ def merged(requests: Sequence[Request]) -> Request:
 
 
 def split(response: Response, rows: Sequence[int]) -> list[Response]:
-    """A response for so many rows each. ValueError if the outputs have another number of rows."""
+    """A response for so many rows each. ValueError if the outputs have another number of rows, or
+    the response has parameters, which are no row's own."""
+    if response.parameters:
+        raise ValueError("the response has parameters")
     parts = [
         Response(model_name=response.model_name, model_version=response.model_version) for _ in rows
     ]

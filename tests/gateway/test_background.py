@@ -10,7 +10,10 @@ from gateway.core import Gateway
 from gateway.errors import NotFound
 from gateway.settings import Settings
 from gateway.upstream import server
+from gateway.upstream.admission import FairQueue
 from gateway.upstream.catalogue_reader import REREAD, CatalogueReader
+from gateway.upstream.merging import Waits
+from gateway.upstream.triton_times import Totals
 from serving.triton.ports import free_ports
 from tests.gateway.fake_triton import FakeTriton, failing, late, public, wrong
 
@@ -372,3 +375,34 @@ async def test_a_large_catalogue_is_read_again_a_few_models_at_a_time():
     finally:
         await pool.close()
         await fake.stop()
+
+
+@pytest.mark.parametrize(("waited_s", "is_limited"), [(0.0, False), (1.0, True)])
+async def test_what_waits_here_to_be_sent_with_others_is_a_queue_too(
+    pair, gateway, waited_s, is_limited
+):
+    """Triton's own is short then, however many wait: without it the limit would only grow, and the
+    tenants' turns would mean nothing."""
+    background = Background(gateway)
+    await _round(gateway, background)
+
+    class Http:
+        def take_waits(self, model: str) -> Waits:
+            assert model == "p"
+            return Waits(10, 10 * waited_s)
+
+        def close(self) -> None:
+            pass
+
+    async def read(wanted: object, now: float) -> dict[tuple[str, str], Totals]:
+        return {(replica.address, "p"): Totals(10, 0.0, 0.1) for replica in gateway.pool.replicas}
+
+    for replica in gateway.pool.replicas:
+        replica.upstream.http_upstream = Http()
+    background._triton_times.read = read
+    queue = gateway.queues["p"] = FairQueue(2)
+    before = queue.limit.value
+    queue.peak = before
+    await background.adjust_limits()
+    assert (queue.limit.value < before) is is_limited
+    background._cancel_probes()

@@ -1,15 +1,17 @@
 """Short requests that wait together are sent as one, and no caller can tell."""
 
 import asyncio
+import gc
 import struct
 from collections.abc import Sequence
 
 import pytest
 from tritonclient.grpc import service_pb2
 
-from gateway.errors import DeadlineExceeded, InvalidRequest, NoCapacity, UpstreamError
+from gateway.errors import DeadlineExceeded, InvalidRequest, NoCapacity, TooLarge, UpstreamError
 from gateway.models.short import Short
 from gateway.upstream.merging import Merging, merged, split
+from gateway.upstream.triton_errors import request_id
 from modelspec.elements import decode, encode
 from tests.gateway.eventually import until
 
@@ -46,16 +48,18 @@ class Triton:
     def __init__(self, took_s: float = 0.02) -> None:
         self.took_s = took_s
         self.sent: list[list[str]] = []
+        self.ids: dict[tuple[str, ...], str] = {}  # texts -> whose requests they are in the log
         self.under_way = self.most_under_way = self.cancelled = 0
         self.error: Exception | None = None
         self.goes_another_way = False
-        self.cuts_rows = False
+        self.cuts_rows = self.takes_single_rows = False
 
     async def send(
         self, request: service_pb2.ModelInferRequest, timeout_s: float, tenant: str
     ) -> service_pb2.ModelInferResponse | None:
         texts = texts_of(request)
         self.sent.append(texts)
+        self.ids[tuple(texts)] = request_id.get()
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
@@ -65,7 +69,7 @@ class Triton:
             raise
         finally:
             self.under_way -= 1
-        if self.error:
+        if self.error and (len(texts) > 1 or not self.takes_single_rows):
             raise self.error
         if BAD in texts:
             raise InvalidRequest("that is bad", row=texts.index(BAD))
@@ -184,6 +188,124 @@ async def test_what_a_group_cannot_have_its_members_are_asked_for_alone(merging,
     await asyncio.gather(*before, return_exceptions=True)
 
 
+async def as_request(identifier: str, merging: Merging, text: str):
+    request_id.set(identifier)
+    return await ask(merging, text)
+
+
+async def test_what_fails_is_logged_as_the_request_of_who_sent_it(merging, triton):
+    before = await occupied(merging, triton)
+    requests = [as_request(text.upper(), merging, text) for text in ("a", BAD, "b")]
+    tasks = [asyncio.create_task(request) for request in requests]
+    await asyncio.gather(*tasks, *before, return_exceptions=True)
+    assert triton.ids["a", BAD, "b"] == "A BAD B"
+    assert [triton.ids[text,] for text in ("a", BAD, "b")] == ["A", "BAD", "B"]
+
+
+async def test_who_leaves_after_its_group_failed_ends_its_own_work_alone(merging, triton):
+    before = await occupied(merging, triton)
+    tasks = [asyncio.create_task(ask(merging, text)) for text in ("leaves", BAD, "stays")]
+    await until(lambda: ["leaves", BAD, "stays"] in triton.sent)
+    triton.took_s = 0.2
+    await until(lambda: ["leaves"] in triton.sent)
+    tasks[0].cancel()
+    check(await tasks[2], "stays")
+    assert triton.cancelled == 1
+    await asyncio.gather(*tasks, *before, return_exceptions=True)
+
+
+async def test_what_is_too_large_together_is_not_too_large_alone(merging, triton):
+    before = await occupied(merging, triton)
+    await asyncio.gather(*before)
+    before = await occupied(merging, triton)
+    triton.error, triton.takes_single_rows = TooLarge("too large"), True
+    texts = "abcdefgh"
+    for text, response in zip(
+        texts, await asyncio.gather(*(ask(merging, text) for text in texts)), strict=True
+    ):
+        check(response, text)
+    await asyncio.gather(*before)
+
+
+async def test_a_model_that_takes_no_groups_is_not_asked_twice_for_ever(merging, triton):
+    await asyncio.gather(*await occupied(merging, triton))
+    triton.cuts_rows = True
+    for _ in range(4):
+        await asyncio.gather(*(ask(merging, text) for text in "abcdefgh"))
+    groups = [texts for texts in triton.sent if len(texts) > 1]
+    assert 1 <= len(groups) <= 2
+
+
+async def test_an_error_of_a_group_is_each_callers_own(merging, triton):
+    before = await occupied(merging, triton)
+    triton.error = NoCapacity("gone", retry_after_s=3)
+    results = await asyncio.gather(
+        *(ask(merging, text) for text in "abc"), *before[1:], return_exceptions=True
+    )
+    errors = results[:3]
+    assert len(set(map(id, errors))) == 3
+    assert {(str(error), error.retry_after_s) for error in errors} == {("gone", 3)}
+    await asyncio.gather(*before, return_exceptions=True)
+
+
+async def lane_after_a_crowd(merging: Merging, triton: Triton):
+    """The lane, when nothing is under way, but many callers were there lately, and a stall."""
+    await asyncio.gather(*await occupied(merging, triton))
+    (lane,) = merging._lanes.values()
+    lane._crowd, lane._took_s = 64, 600.0
+    return lane
+
+
+async def test_what_a_stall_took_is_not_waited_for(merging, triton):
+    await lane_after_a_crowd(merging, triton)
+    async with asyncio.timeout(30):
+        check(await ask(merging, "a"), "a")
+
+
+async def test_a_full_group_waits_for_nobody(merging, triton, monkeypatch):
+    monkeypatch.setattr("gateway.upstream.merging.MOST_GATHER_S", 600.0)
+    await lane_after_a_crowd(merging, triton)
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(ask(merging, text) for text in "abcdefgh"))
+    assert triton.sent[-1] == list("abcdefgh")
+
+
+async def test_a_lane_whose_last_request_expired_just_as_it_was_due_is_forgotten(merging, triton):
+    lane = await lane_after_a_crowd(merging, triton)
+    late = asyncio.create_task(ask(merging, "late"))
+    await asyncio.sleep(0)
+    lane._waiting[0].expire()
+    lane._go()
+    with pytest.raises(DeadlineExceeded):
+        await late
+    await until(lambda: not merging._lanes)
+
+
+async def test_an_error_that_comes_as_its_caller_leaves_is_nobodys(merging, triton):
+    lane = await lane_after_a_crowd(merging, triton)
+    reports: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, report: reports.append(report))
+    leaves = asyncio.create_task(ask(merging, "late"))
+    await asyncio.sleep(0)
+    lane._waiting[0].expire()
+    leaves.cancel()
+    await asyncio.wait([leaves])
+    assert leaves.cancelled()
+    del leaves
+    gc.collect()
+    assert not reports
+
+
+async def test_what_requests_waited_for_each_other_is_measured(merging, triton):
+    """It is a queue that Triton does not see: without it, the limit would let in ever more."""
+    before = await occupied(merging, triton)
+    await asyncio.gather(*(ask(merging, text) for text in "abc"), *before)
+    waits = merging.take_waits("m")
+    assert waits.requests == len(BEFORE) + 3
+    assert waits.seconds >= 3 * 0.9 * triton.took_s
+    assert (merging.take_waits("m").requests, merging.take_waits("other").requests) == (0, 0)
+
+
 async def test_a_server_that_is_gone_is_not_asked_again_for_each(merging, triton):
     before = await occupied(merging, triton)
     triton.error = NoCapacity("gone")
@@ -266,6 +388,13 @@ async def test_a_model_that_does_not_say_so_is_sent_each_alone(triton):
     work = (merging.infer(request_of(t), 10, "tenant", SHORT.alone) for t in "abcdefgh")
     await asyncio.gather(*work)
     assert triton.most_under_way == 8
+
+
+def test_parameters_of_a_response_are_nobodys_own():
+    response = response_of(["a", "b"])
+    response.parameters["row"].int64_param = 1
+    with pytest.raises(ValueError, match="parameters"):
+        split(response, [1, 1])
 
 
 def test_an_empty_dimension_is_split_too():
