@@ -46,7 +46,7 @@ class Peer:
 
 
 FASTAPI = Peer(
-    "FastAPI + ONNX Runtime", "fastapi_onnx", "/embed", "/docs", {1: 0.7, 8: 0.85, 32: 1.0}
+    "FastAPI + ONNX Runtime", "fastapi_onnx", "/embed", "/docs", {1: 0.7, 8: 0.95, 32: 1.1}
 )
 PEERS = (
     FASTAPI,
