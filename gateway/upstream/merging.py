@@ -145,11 +145,6 @@ class _Waiting:
             self.is_apart = True
             self.response.set_result(None)
 
-    def forget(self) -> None:
-        """Its caller may have left as an error came, which is then nobody's."""
-        if self.response.done() and not self.response.cancelled():
-            self.response.exception()
-
 
 class _Group:
     """Requests that were sent as one."""
@@ -221,7 +216,6 @@ class _Lane:
             return await waiting.response
         finally:
             timer.cancel()
-            waiting.forget()
             if waiting.group:
                 waiting.group.left()
             elif waiting in self._waiting:
