@@ -228,6 +228,7 @@ def _short(declaration: Declaration, config: model_config_pb2.ModelConfig) -> Sh
         return Short(0 if declaration.is_cancellable else LARGE_BYTES)
     is_merged = (
         declaration.short_bytes
+        and declaration.is_cancellable
         and declaration.is_deterministic
         and config.max_batch_size > 1
         and not any(length < 0 for output in config.output for length in output.dims)

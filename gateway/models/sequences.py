@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 SEQUENCE_ID = "sequence_id"
 LOST = "lost"  # no server has this address
 STARTS, ENDS = "sequence_start", "sequence_end"
+# Triton sets these on every response of an ensemble; they mean nothing to a client.
+ENSEMBLE_PARAMETERS = frozenset({SEQUENCE_ID, STARTS, ENDS})
 
 
 class SequenceIds:

@@ -24,6 +24,7 @@ from typing import TypeAlias
 from tritonclient.grpc import service_pb2
 
 from gateway.errors import InvalidRequest, TooLarge, UpstreamError
+from gateway.models.sequences import ENSEMBLE_PARAMETERS
 from gateway.models.short import NOT_SHORT, Short
 from gateway.upstream.triton_errors import request_id, to_gateway_error
 from modelspec.dtypes import NUMERIC_TYPES
@@ -367,8 +368,8 @@ def merged(requests: Sequence[Request]) -> Request:
 
 def split(response: Response, rows: Sequence[int]) -> list[Response]:
     """A response for so many rows each. ValueError if the outputs have another number of rows, or
-    the response has parameters, which are no row's own."""
-    if response.parameters:
+    the response has parameters of its own, which are no row's."""
+    if response.parameters.keys() - ENSEMBLE_PARAMETERS:
         raise ValueError("the response has parameters")
     parts = [
         Response(model_name=response.model_name, model_version=response.model_version) for _ in rows

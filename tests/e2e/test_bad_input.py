@@ -2,6 +2,7 @@
 second."""
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -216,6 +217,29 @@ def test_of_many_texts_at_once_each_gets_its_own_vector_and_a_bad_one_its_own_er
             assert result == expected, texts[number]
         else:
             np.testing.assert_allclose(result, expected, atol=2e-6)
+
+
+def test_many_callers_share_requests_to_triton(stack):
+    """As long as none of them is refused."""
+    statistics = stack.url + "/v2/models/text_embedding/stats"
+
+    def requests() -> int:
+        (model,) = httpx.get(statistics, headers=stack.headers, timeout=20).json()["model_stats"]
+        return int(model["inference_stats"]["success"]["count"])
+
+    def call(number: int) -> int:
+        body = json.dumps({"text": f"text {number}"}).encode()
+        return _post(stack, "/v1/text_embedding", body).status_code
+
+    # Groups that were refused a moment ago are sent one by one for a while (APART_S).
+    deadline = time.monotonic() + 60
+    shared = 1.0
+    while shared > 0.7:
+        assert time.monotonic() < deadline, f"{shared:.2f} of the requests were sent to Triton"
+        before = requests()
+        with ThreadPoolExecutor(16) as pool:
+            assert set(pool.map(call, range(96))) == {200}
+        shared = (requests() - before) / 96
 
 
 TASK_CASES = {

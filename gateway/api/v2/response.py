@@ -9,12 +9,10 @@ from tritonclient.grpc import service_pb2
 
 from gateway.errors import InvalidRequest
 from gateway.http.json_body import LARGE_BYTES, SLICE, array_slices
+from gateway.models.sequences import ENSEMBLE_PARAMETERS
 from gateway.models.tensors import FEW, unpack
 from gateway.models.v2_request import V2Request, not_finite
 from gateway.render import Reply
-
-# Triton sets these on every response of an ensemble; they mean nothing to a client.
-_ENSEMBLE_PARAMETERS = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 
 
 def is_large(request: V2Request, response: service_pb2.ModelInferResponse) -> bool:
@@ -109,5 +107,5 @@ def _parameters(response: service_pb2.ModelInferResponse) -> dict[str, Any]:
     return {
         key: getattr(value, value.WhichOneof("parameter_choice"))
         for key, value in response.parameters.items()
-        if key not in _ENSEMBLE_PARAMETERS and not key.startswith("triton_")
+        if key not in ENSEMBLE_PARAMETERS and not key.startswith("triton_")
     }

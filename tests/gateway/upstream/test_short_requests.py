@@ -100,6 +100,10 @@ def test_all_tensors_count_together():
         ({"short_bytes": "many"}, Short()),
         ({"short_bytes": "256", "cancellable": "false"}, Short(128 * 1024)),
         ({"short_bytes": "256", "deterministic": "true"}, Short(256, 8)),
+        (
+            {"short_bytes": "256", "deterministic": "true", "cancellable": "false"},
+            Short(128 * 1024),
+        ),
         ({"short_bytes": "256", "deterministic": "true", "golden": "{}"}, Short()),
     ],
     ids=[
@@ -109,6 +113,7 @@ def test_all_tensors_count_together():
         "no number",
         "never cancellable",
         "deterministic",
+        "deterministic, never cancellable",
         "deterministic, without a golden sample",
     ],
 )
