@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -25,7 +24,6 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 from converters.proof import reference_process
 from converters.sources import booster_probe, graph_probe
 from tests.echoing import echoing
-from tests.exporter_lookups import remember
 from tests.forked_references import ForkedReferences
 from tests.marking import MARKERS, has_unit_tests, marker_of, refuse_servers
 from tests.running import (
@@ -136,13 +134,6 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     in_a_row = getattr(item.config, "workerinput", {}).get("in_a_row", True)
     if STOP_STACK in item.config.stash and in_a_row and not is_needed:
         item.config.stash[STOP_STACK]()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def exporter_lookups() -> None:
-    """Conversions in this process share what torch's exporter looks up in each."""
-    if "torch" in sys.modules:  # a test file has imported it
-        remember(sys.modules["torch"])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,7 +4,6 @@ that they import. A change of either may change the model, with the same weights
 
 import ast
 import importlib.util
-import os
 import site
 import sys
 import sysconfig
@@ -69,28 +68,16 @@ def is_installed(path: Path) -> bool:
 
 @cache
 def _installed_folders() -> tuple[Path, ...]:
-    return tuple(folder.resolve() for folder in _folders_by_name())
-
-
-@cache
-def _installed_prefixes() -> tuple[str, ...]:
-    """Of the paths of installed files, as modules have them and resolved."""
-    folders = (*_folders_by_name(), *_installed_folders())
-    return tuple(f"{folder}{os.sep}" for folder in folders)
-
-
-def _folders_by_name() -> list[Path]:
     names = ("stdlib", "platstdlib", "purelib", "platlib")
     folders = [sysconfig.get_path(name) for name in names]
-    return [Path(path) for path in (*folders, *site.getsitepackages(), site.getusersitepackages())]
+    return tuple(
+        Path(folder).resolve()
+        for folder in (*folders, *site.getsitepackages(), site.getusersitepackages())
+    )
 
 
 def _loaded_in(folder: Path) -> Iterator[str]:
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        # Most are: to resolve the thousands of torch and transformers takes half a second.
-        if isinstance(file, str) and file.startswith(_installed_prefixes()):
-            continue
+    for name in list(sys.modules):
         path = _file_of(name)
         if path is not None and path.is_relative_to(folder) and not is_installed(path):
             yield name

@@ -4,7 +4,6 @@ fault in a step or a graph does to the proof."""
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +15,7 @@ from converters.proof.reference import Reference
 from converters.task import ConversionRequest
 from converters.tasks.image_classification.checks import Graph
 from converters.tasks.image_classification.efficientnet import ImageClassification
-from converters.tasks.image_classification.samples import Sample, image_samples
+from converters.tasks.image_classification.samples import image_samples
 from ensembles.steps import decode_image
 from ensembles.steps.top_labels import TopLabels
 from modelspec.golden import Golden
@@ -49,14 +48,9 @@ SHOWN = (
 )
 
 
-@cache
-def _shown_samples() -> tuple[Sample, ...]:
-    return tuple(sample for sample in image_samples() if sample.name in SHOWN)
-
-
 class FewImages(ImageClassification):
     def default_samples(self):
-        return list(_shown_samples())
+        return [sample for sample in image_samples() if sample.name in SHOWN]
 
     def self_test(self, engine, reference, precision):
         """The faults are planted in the conversion of all samples."""
