@@ -242,7 +242,7 @@ def test_errors_disconnects_and_deadlines_leave_no_counter_behind(incidents):
         thread.join()
     statuses = collections.Counter(outcomes)
     report(statuses)
-    # Of each kind enough to show; on a busy machine more are refused with 503 before their deadline.
+    # Enough of each kind; on a busy machine more are refused with 503 before their deadline.
     assert min(statuses[-status] for status in (502, 499, 504)) > 50, statuses
     wait_until(
         lambda: [r["inflight"] for r in incidents.gateway.replicas()] == [0, 0], 30, "none is left"
