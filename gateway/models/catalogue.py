@@ -224,19 +224,17 @@ def _short(declaration: Declaration, config: model_config_pb2.ModelConfig) -> Sh
     refuses with 400 is asked again over gRPC. Likewise only then are requests sent as one, which
     are sent again if that fails; nor where an output of any length might be as long as another
     one's in the batch."""
+    if not declaration.is_cancellable:
+        return Short(LARGE_BYTES)
     if not declaration.probe:
-        return Short(0 if declaration.is_cancellable else LARGE_BYTES)
+        return NOT_SHORT
     is_merged = (
         declaration.short_bytes
-        and declaration.is_cancellable
         and declaration.is_deterministic
         and config.max_batch_size > 1
         and not any(length < 0 for output in config.output for length in output.dims)
     )
-    return Short(
-        declaration.short_bytes if declaration.is_cancellable else LARGE_BYTES,
-        config.max_batch_size if is_merged else 0,
-    )
+    return Short(declaration.short_bytes, config.max_batch_size if is_merged else 0)
 
 
 def instance_count(config: model_config_pb2.ModelConfig) -> int:

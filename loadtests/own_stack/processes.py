@@ -8,7 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,23 +36,21 @@ class Server:
     def tail(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> AbstractContextManager[None]:
         """It and its workers get no processor meanwhile."""
-        os.killpg(self.process.pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.killpg(self.process.pid, signal.SIGCONT)
+        return self._between(signal.SIGSTOP, signal.SIGCONT)
+
+    def resumed(self) -> AbstractContextManager[None]:
+        """The opposite, within ``paused``."""
+        return self._between(signal.SIGCONT, signal.SIGSTOP)
 
     @contextmanager
-    def resumed(self) -> Iterator[None]:
-        """The opposite, within ``paused``."""
-        os.killpg(self.process.pid, signal.SIGCONT)
+    def _between(self, before: signal.Signals, after: signal.Signals) -> Iterator[None]:
+        os.killpg(self.process.pid, before)
         try:
             yield
         finally:
-            os.killpg(self.process.pid, signal.SIGSTOP)
+            os.killpg(self.process.pid, after)
 
     def stop(self) -> None:
         """Terminate it, then kill whatever is left of its session."""

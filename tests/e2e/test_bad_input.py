@@ -189,20 +189,12 @@ def test_of_many_texts_at_once_each_gets_its_own_vector_and_a_bad_one_its_own_er
     def vector(number: int) -> list[float] | int:
         text = texts[number]
         if number % 3:
-            response = httpx.post(
-                stack.url + "/v1/text_embedding",
-                json={"text": text},
-                headers=stack.headers,
-                timeout=60,
-            )
+            response = _post(stack, "/v1/text_embedding", json.dumps({"text": text}).encode())
             return response.json()["embedding"] if response.is_success else response.status_code
         entry = {"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": [text]}
-        response = httpx.post(
-            stack.url + "/v2/models/text_embedding/infer",
-            json={"inputs": [entry], "outputs": [{"name": "sentence_embedding"}]},
-            headers=stack.headers,
-            timeout=60,
-        )
+        request = {"inputs": [entry], "outputs": [{"name": "sentence_embedding"}]}
+        path = "/v2/models/text_embedding/infer"
+        response = _post(stack, path, json.dumps(request).encode())
         return (
             response.json()["outputs"][0]["data"] if response.is_success else response.status_code
         )
@@ -231,7 +223,7 @@ def test_many_callers_share_requests_to_triton(stack):
         body = json.dumps({"text": f"text {number}"}).encode()
         return _post(stack, "/v1/text_embedding", body).status_code
 
-    # Groups that were refused a moment ago are sent one by one for a while (APART_S).
+    # On a busy machine the callers may come one by one for a while.
     deadline = time.monotonic() + 60
     shared = 1.0
     while shared > 0.7:

@@ -233,7 +233,8 @@ def test_errors_disconnects_and_deadlines_leave_no_counter_behind(incidents):
     kinds = [
         err,
         lambda: send(1000.2, patience_s=0.05),
-        lambda: send(1000.2, times=40, timeout=50_000),  # microseconds
+        # Microseconds. Many: on a busy machine most are refused with 503 before their deadline.
+        lambda: send(1000.2, times=80, timeout=50_000),
     ]
     threads = [threading.Thread(target=kind) for kind in kinds for _ in range(10)]
     for thread in threads:
@@ -242,8 +243,7 @@ def test_errors_disconnects_and_deadlines_leave_no_counter_behind(incidents):
         thread.join()
     statuses = collections.Counter(outcomes)
     report(statuses)
-    # Enough of each kind; on a busy machine more are refused with 503 before their deadline.
-    assert min(statuses[-status] for status in (502, 499, 504)) > 50, statuses
+    assert min(statuses[-status] for status in (502, 499, 504)) > 100, statuses
     wait_until(
         lambda: [r["inflight"] for r in incidents.gateway.replicas()] == [0, 0], 30, "none is left"
     )

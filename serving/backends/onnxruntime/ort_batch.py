@@ -26,7 +26,7 @@ from ort_jobs import (
     Tensors,
     symbol_conflict,
 )
-from ort_lengths import run_cost
+from ort_lengths import cost_of_a_run
 from ort_session import run_options
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
@@ -96,7 +96,7 @@ class Runner(JobRunner):
         except BatchError:
             return
         positions = [rows * length for rows, length in MEASURED_RUNS]
-        self._run_cost = run_cost(list(zip(positions, least, strict=True)))
+        self._run_cost = cost_of_a_run(list(zip(positions, least, strict=True)))
 
     def fix_sizes(self, config: Config, new_session: Callable[[], object]) -> None:
         """If a change of batch size is costly, from now on only run 1, 4, 16 ... ``max_batch_size``

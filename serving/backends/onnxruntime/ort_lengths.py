@@ -76,7 +76,7 @@ def row_lengths(mask: Array) -> list[int]:
     return [int(row.nonzero()[0][-1]) + 1 if row.any() else 1 for row in mask]
 
 
-def run_cost(runs: Sequence[tuple[int, float]]) -> float:
+def cost_of_a_run(runs: Sequence[tuple[int, float]]) -> float:
     """What a run costs beside its positions, in positions, by two runs: of each its positions and
     the seconds it took."""
     (few, short), (many, long) = runs

@@ -36,6 +36,15 @@ def exact() -> onnxruntime.SessionOptions:
     return options
 
 
+def check_answers(file: Path, feed: dict[str, np.ndarray]) -> None:
+    """The answers of the graph as the backend opens it are those of ONNX Runtime's defaults."""
+    answers = ort_cpu.open_on_cpu(file, exact()).run(None, feed)
+    for answer, plain in zip(
+        answers, onnxruntime.InferenceSession(file).run(None, feed), strict=True
+    ):
+        np.testing.assert_array_equal(answer, plain)
+
+
 def weight_types(model: onnx.ModelProto) -> set[int]:
     return {tensor.data_type for tensor in model.graph.initializer if tensor.data_type in (U8, S8)}
 
@@ -141,11 +150,7 @@ def test_only_weights_that_nobody_else_reads_are_shifted(tmp_path, monkeypatch, 
     feed = {"x": np.array([[1, 255, 0, 13], [255, 255, 255, 255]], np.uint8)}
     with ort_cpu._fastest(file) as path:
         assert weight_types(onnx.load_from_string(path.read_bytes())) == expected
-    answers = ort_cpu.open_on_cpu(file, exact()).run(None, feed)
-    for answer, plain in zip(
-        answers, onnxruntime.InferenceSession(file).run(None, feed), strict=True
-    ):
-        np.testing.assert_array_equal(answer, plain)
+    check_answers(file, feed)
 
 
 def test_the_weights_of_a_loop_are_left_alone(tmp_path, monkeypatch):
@@ -251,11 +256,7 @@ def test_what_only_looks_like_weights_that_may_be_shifted_is_left_alone(
     )
     with ort_cpu._fastest(file) as path:
         assert path == file
-    answers = ort_cpu.open_on_cpu(file, exact()).run(None, feed)
-    for answer, plain in zip(
-        answers, onnxruntime.InferenceSession(file).run(None, feed), strict=True
-    ):
-        np.testing.assert_array_equal(answer, plain)
+    check_answers(file, feed)
 
 
 def test_weights_of_every_channel_are_shifted_in_an_lstm_around_the_middle(tmp_path, monkeypatch):
@@ -265,8 +266,7 @@ def test_weights_of_every_channel_are_shifted_in_an_lstm_around_the_middle(tmp_p
     with ort_cpu._fastest(file) as path:
         assert weight_types(onnx.load_from_string(path.read_bytes())) == {S8}
     feed = {"x": np.random.default_rng(1).standard_normal((5, 2, 32)).astype(np.float32)}
-    (answer,) = ort_cpu.open_on_cpu(file, exact()).run(None, feed)
-    np.testing.assert_array_equal(answer, onnxruntime.InferenceSession(file).run(None, feed)[0])
+    check_answers(file, feed)
 
 
 def test_data_files_that_a_node_reads_are_found_beside_the_graph(tmp_path, monkeypatch):
